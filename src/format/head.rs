@@ -1,6 +1,12 @@
 //! The head: the one mutable object of a user, swapped by compare-and-swap.
+//!
+//! Text: JSON with one folder per line, so that `less`, `jq`, `diff` and `grep` work on it. The
+//! last member is the CRC-32C of all bytes before its line. The JSON itself is in
+//! [`super::headjson`]; here are the types and what must hold between the fields.
 
-use super::{Epoch, FolderId, ObjectId, Place, listing::Owner};
+use super::escape::is_name;
+use super::{Epoch, FolderId, FormatError, ObjectId, Place, headjson, listing::Owner};
+use std::collections::{HashMap, HashSet};
 
 /// Whether a part stands alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,4 +80,107 @@ pub struct Head {
     pub previous: Option<PartRef>,
     /// When this head was written, seconds since 1970 (for people and for history).
     pub written: i64,
+}
+
+/// The version of the head format that this code writes, and the newest it reads.
+pub const HEAD_VERSION: u32 = 1;
+/// The largest head, in bytes.
+pub const HEAD_LIMIT: u64 = 64 << 20;
+/// The most folders of a user, the root folder included. A caller that would make one more
+/// refuses: such a head would not be read again.
+pub const FOLDERS_MAX: usize = 100_000;
+/// How deep folders may lie: the root folder is at depth 0, a folder in it at 1.
+pub const DEPTH_MAX: usize = 64;
+
+pub(super) const WHAT: &str = "head";
+
+impl PartRef {
+    /// Whether these are the bytes of the range, by length and checksum.
+    ///
+    /// # Errors
+    /// [`FormatError::Malformed`] for another length, [`FormatError::Checksum`].
+    pub fn check(&self, bytes: &[u8]) -> Result<(), FormatError> {
+        let what = "part";
+        if bytes.len() as u64 != self.len {
+            let detail =
+                format!("{} bytes instead of {} of {}", bytes.len(), self.len, self.bundle);
+            return Err(FormatError::malformed(what, detail));
+        }
+        if crc32c::crc32c(bytes) != self.crc {
+            return Err(FormatError::Checksum { what });
+        }
+        Ok(())
+    }
+}
+
+impl Head {
+    /// The head as it is stored. What [`Head::decode`] would refuse must not be given: check with
+    /// [`Head::check`] where folders come from an untrusted place.
+    pub fn encode(&self) -> Vec<u8> {
+        headjson::encode(self)
+    }
+
+    /// Reads a stored head.
+    ///
+    /// # Errors
+    /// [`FormatError::TooLarge`] above [`HEAD_LIMIT`]; [`FormatError::TooNew`];
+    /// [`FormatError::Checksum`]; [`FormatError::Malformed`] for anything else that is not as
+    /// [`Head::encode`] writes it, or fails [`Head::check`].
+    pub fn decode(bytes: &[u8]) -> Result<Head, FormatError> {
+        if bytes.len() as u64 > HEAD_LIMIT {
+            return Err(FormatError::TooLarge { what: WHAT, limit: HEAD_LIMIT });
+        }
+        let head = headjson::decode(bytes)?;
+        head.check()?;
+        Ok(head)
+    }
+
+    /// What must hold of the folders: at most [`FOLDERS_MAX`], each id once, one of them the root
+    /// folder (no name, in [`Place::ROOT`]), all others with a legal name in a folder of this
+    /// head, no name twice in a place, all below the root, and at most [`DEPTH_MAX`] deep.
+    ///
+    /// # Errors
+    /// [`FormatError::Malformed`], naming the folder.
+    pub fn check(&self) -> Result<(), FormatError> {
+        let bad = |detail: String| Err(FormatError::malformed(WHAT, detail));
+        if self.folders.len() > FOLDERS_MAX {
+            return bad(format!("{} folders, more than {FOLDERS_MAX}", self.folders.len()));
+        }
+        let mut parents = HashMap::with_capacity(self.folders.len());
+        let mut names = HashSet::with_capacity(self.folders.len());
+        for folder in &self.folders {
+            let id = folder.id;
+            if parents.insert(id, folder.parent.folder).is_some() {
+                return bad(format!("folder {id} occurs twice"));
+            }
+            if id == FolderId::ROOT {
+                if folder.parent != Place::ROOT || !folder.name.is_empty() {
+                    return bad("the root folder has a name or a parent".into());
+                }
+            } else if !is_name(&folder.name) {
+                return bad(format!("folder {id} has an illegal name"));
+            } else if !names.insert((folder.parent, folder.name.as_slice())) {
+                return bad(format!("folder {id} has the name of another"));
+            }
+        }
+        if !parents.contains_key(&FolderId::ROOT) {
+            return bad("no root folder".into());
+        }
+        // DEPTH_MAX steps for each folder at most: a cycle is a folder that is too deep.
+        for folder in &self.folders {
+            let mut at = folder.id;
+            let mut depth = 0;
+            while at != FolderId::ROOT {
+                let Some(&parent) = parents.get(&at) else {
+                    return bad(format!("folder {} lies in {at}, which does not exist", folder.id));
+                };
+                depth += 1;
+                if depth > DEPTH_MAX {
+                    return bad(format!("folder {} is too deep or inside itself", folder.id));
+                }
+                at = parent;
+            }
+        }
+        Ok(())
+    }
 }

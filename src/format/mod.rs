@@ -3,12 +3,18 @@
 //! Pure: no I/O, no clock, no randomness. Whatever is decoded here came from a store or a
 //! disk and is not trusted (I9): every decoder has limits and returns [`FormatError`].
 
+pub mod bundle;
+mod content;
+pub mod escape;
+mod frame;
 pub mod head;
+mod headjson;
 pub mod ids;
 pub mod journal;
 pub mod key;
 pub mod listing;
 pub mod part;
+mod tar;
 
 pub use ids::{Epoch, FolderId, ObjectId, Place, Sub, Timestamp};
 

@@ -1,0 +1,173 @@
+//! The little of tar that parts need: regular files, with GNU's long names.
+//!
+//! Our own, because what is read is not trusted: one form only, no sparse files (whose size is
+//! whatever their header says), no links, no names that are paths of this machine.
+
+use super::FormatError;
+
+pub(super) const BLOCK: usize = 512;
+const WHAT: &str = "part";
+const NAME_LEN: usize = 100;
+/// The longest member name, in bytes, that is read: more than any path of folders.
+const LONG_NAME_MAX: u64 = 64 << 10;
+const LONG_NAME: &[u8] = b"././@LongLink";
+const OCTAL_MAX: u64 = (1 << 33) - 1;
+
+/// What `tar -tv` shows of a member; not read back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Show {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime: u64,
+}
+
+/// Octal with a final NUL, or GNU's big-endian binary for what does not fit.
+fn put_number(field: &mut [u8], value: u64) {
+    let digits = field.len() - 1;
+    if digits < 21 && value >> (3 * digits) != 0 {
+        let bytes = value.to_be_bytes();
+        let from = field.len().saturating_sub(bytes.len());
+        let width = field.len() - from;
+        field[from..].copy_from_slice(&bytes[bytes.len() - width..]);
+        field[0] |= 0x80;
+        return;
+    }
+    for (index, byte) in field[..digits].iter_mut().enumerate() {
+        let shift = 3 * (digits - 1 - index);
+        *byte = b'0' + (value.checked_shr(shift as u32).unwrap_or(0) & 7) as u8;
+    }
+}
+
+fn header(name: &[u8], kind: u8, size: u64, show: Show) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
+    let short = name.len().min(NAME_LEN);
+    block[..short].copy_from_slice(&name[..short]);
+    put_number(&mut block[100..108], u64::from(show.mode & 0o7777));
+    put_number(&mut block[108..116], u64::from(show.uid));
+    put_number(&mut block[116..124], u64::from(show.gid));
+    put_number(&mut block[124..136], size);
+    put_number(&mut block[136..148], show.mtime.min(OCTAL_MAX));
+    block[148..156].fill(b' ');
+    block[156] = kind;
+    block[257..265].copy_from_slice(b"ustar  \0");
+    let sum: u64 = block.iter().map(|&b| u64::from(b)).sum();
+    put_number(&mut block[148..155], sum);
+    block
+}
+
+fn pad(out: &mut Vec<u8>) {
+    out.resize(out.len().next_multiple_of(BLOCK), 0);
+}
+
+/// Appends a member.
+pub(super) fn put(out: &mut Vec<u8>, name: &[u8], content: &[u8], show: Show) {
+    if name.len() > NAME_LEN {
+        let root = Show { mode: 0o644, uid: 0, gid: 0, mtime: 0 };
+        out.extend_from_slice(&header(LONG_NAME, b'L', name.len() as u64 + 1, root));
+        out.extend_from_slice(name);
+        out.push(0);
+        pad(out);
+    }
+    out.extend_from_slice(&header(name, b'0', content.len() as u64, show));
+    out.extend_from_slice(content);
+    pad(out);
+}
+
+/// Appends the end mark: two blocks of zeros.
+pub(super) fn finish(out: &mut Vec<u8>) {
+    out.resize(out.len() + 2 * BLOCK, 0);
+}
+
+fn take_number(field: &[u8]) -> Option<u64> {
+    if field[0] & 0x80 != 0 {
+        let (head, low) = field.split_at(field.len() - 8);
+        if head[0] != 0x80 || head[1..].iter().any(|&b| b != 0) {
+            return None;
+        }
+        return Some(u64::from_be_bytes(low.try_into().ok()?));
+    }
+    let text = std::str::from_utf8(field).ok()?.trim_matches(['\0', ' ']);
+    if text.is_empty() || !text.bytes().all(|b| (b'0'..=b'7').contains(&b)) {
+        return None;
+    }
+    u64::from_str_radix(text, 8).ok()
+}
+
+/// The members of a tar, as ranges of its bytes.
+#[derive(Debug)]
+pub(super) struct Members<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    done: bool,
+}
+
+impl<'a> Members<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Members<'a> {
+        Members { bytes, at: 0, done: false }
+    }
+
+    fn block(&mut self) -> Option<&'a [u8]> {
+        let block = self.bytes.get(self.at..self.at.checked_add(BLOCK)?)?;
+        self.at += BLOCK;
+        Some(block)
+    }
+
+    fn content(&mut self, size: u64) -> Option<&'a [u8]> {
+        let size = usize::try_from(size).ok()?;
+        let content = self.bytes.get(self.at..self.at.checked_add(size)?)?;
+        self.at = self.at.checked_add(size.checked_next_multiple_of(BLOCK)?)?;
+        (self.at <= self.bytes.len()).then_some(content)
+    }
+
+    /// Kind, short name and size; `None` inside for the end mark.
+    fn header(&mut self) -> Option<Option<(u8, &'a [u8], u64)>> {
+        let block = self.block()?;
+        if block.iter().all(|&b| b == 0) {
+            let rest = &self.bytes[self.at..];
+            return (rest.len() == BLOCK && rest.iter().all(|&b| b == 0)).then_some(None);
+        }
+        let blank = 8 * u64::from(b' ');
+        let sum: u64 = block.iter().map(|&b| u64::from(b)).sum();
+        let field: u64 = block[148..156].iter().map(|&b| u64::from(b)).sum();
+        if take_number(&block[148..156])? != sum - field + blank {
+            return None;
+        }
+        let name = &block[..NAME_LEN];
+        let len = name.iter().position(|&b| b == 0).unwrap_or(NAME_LEN);
+        Some(Some((block[156], &name[..len], take_number(&block[124..136])?)))
+    }
+
+    fn member(&mut self) -> Option<Option<(&'a [u8], &'a [u8])>> {
+        let Some((kind, short, size)) = self.header()? else { return Some(None) };
+        match kind {
+            b'0' => Some(Some((short, self.content(size)?))),
+            b'L' if size <= LONG_NAME_MAX => {
+                let long = self.content(size)?.strip_suffix(b"\0")?;
+                match self.header()?? {
+                    (b'0', _, size) => Some(Some((long, self.content(size)?))),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<'a> Iterator for Members<'a> {
+    /// Name and content.
+    type Item = Result<(&'a [u8], &'a [u8]), FormatError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let at = self.at;
+        let result = self.member();
+        self.done = !matches!(result, Some(Some(_)));
+        match result {
+            Some(member) => member.map(Ok),
+            None => Some(Err(FormatError::malformed(WHAT, format!("bad tar member at byte {at}")))),
+        }
+    }
+}
