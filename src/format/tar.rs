@@ -80,11 +80,7 @@ pub(super) fn finish(out: &mut Vec<u8>) {
 }
 
 fn take_number(field: &[u8]) -> Option<u64> {
-    if field[0] & 0x80 != 0 {
-        let (head, low) = field.split_at(field.len() - 8);
-        if head[0] != 0x80 || head[1..].iter().any(|&b| b != 0) {
-            return None;
-        }
+    if let [0x80, 0, 0, 0, low @ ..] = field {
         return Some(u64::from_be_bytes(low.try_into().ok()?));
     }
     let text = std::str::from_utf8(field).ok()?.trim_matches(['\0', ' ']);
@@ -168,6 +164,28 @@ impl<'a> Iterator for Members<'a> {
         match result {
             Some(member) => member.map(Ok),
             None => Some(Err(FormatError::malformed(WHAT, format!("bad tar member at byte {at}")))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        for value in [0, 1, 0o7777, OCTAL_MAX, OCTAL_MAX + 1, u64::MAX] {
+            let mut field = [0; 12];
+            put_number(&mut field, value);
+            assert_eq!(take_number(&field), Some(value));
+        }
+        let mut field = [0; 8];
+        put_number(&mut field, 0o7654321);
+        assert_eq!(&field, b"7654321\0");
+        put_number(&mut field, u64::from(u32::MAX));
+        assert_eq!(field, [0x80, 0, 0, 0, 255, 255, 255, 255]);
+        for bad in [&[0x80; 8][..], &[0xff; 12], b"\0\0\0\0", b"12 4\0", b"8\0", b""] {
+            assert_eq!(take_number(bad), None);
         }
     }
 }
