@@ -1,1 +1,5 @@
-//! (module root)
+//! Local disk: the caches, staging, and the disk itself as the heart sees it.
+
+pub mod disk;
+pub mod fscache;
+pub mod staging;

@@ -39,6 +39,9 @@ pub struct HeadFolder {
     pub parts: Vec<PartRef>,
     /// next-UID stays at or below this (I2). `None`: no UID of this folder is known.
     pub uid_ceiling: Option<u32>,
+    /// UIDs below this may have been given by a session whose changes are lost: next-UID is
+    /// raised to it before the folder is used, and then this is said no more.
+    pub burnt_below: Option<u32>,
 }
 
 /// Who writes the user now.
@@ -73,6 +76,11 @@ pub struct Head {
     pub folders: Vec<HeadFolder>,
     /// Ceiling of Dovecot's uidvalidity counter.
     pub uidvalidity_ceiling: Option<u32>,
+    /// Values up to this may have been given by a session whose changes are lost.
+    pub uidvalidity_burnt: Option<u32>,
+    /// Ids above the watermark that are nevertheless named or on the dropped list: a PUT with a
+    /// smaller id was still unanswered.
+    pub known_above: Vec<ObjectId>,
     /// Tables that grow, as base and diffs: objects with more than one name, dropped objects.
     pub names: Vec<PartRef>,
     pub dropped: Vec<PartRef>,

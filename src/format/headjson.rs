@@ -38,6 +38,7 @@ struct JsonFolder {
     sub: String,
     name: String,
     uid_ceiling: Option<u32>,
+    burnt_below: Option<u32>,
     parts: Vec<JsonPart>,
 }
 
@@ -83,6 +84,8 @@ struct JsonHead {
     closed: Vec<JsonClosed>,
     root: JsonRoot,
     uidvalidity_ceiling: Option<u32>,
+    uidvalidity_burnt: Option<u32>,
+    known_above: Vec<String>,
     names: Vec<JsonPart>,
     dropped: Vec<JsonPart>,
     previous: Option<JsonPart>,
@@ -136,6 +139,7 @@ fn put_folder(folder: &HeadFolder) -> JsonFolder {
         sub: folder.parent.sub.as_str().to_string(),
         name: escape(&folder.name),
         uid_ceiling: folder.uid_ceiling,
+        burnt_below: folder.burnt_below,
         parts: folder.parts.iter().map(put_part).collect(),
     }
 }
@@ -147,6 +151,7 @@ fn take_folder(folder: JsonFolder) -> Result<HeadFolder, FormatError> {
         name: unescape(&folder.name)?,
         parts: take_parts(folder.parts)?,
         uid_ceiling: folder.uid_ceiling,
+        burnt_below: folder.burnt_below,
     })
 }
 
@@ -188,6 +193,9 @@ pub(super) fn encode(head: &Head) -> Vec<u8> {
     let Owner { uid, gid } = head.root_owner;
     put("root", json(&JsonRoot { uid, gid, mode: format!("{:04o}", head.root_mode & 0o7777) }));
     put("uidvalidity_ceiling", json(&head.uidvalidity_ceiling));
+    put("uidvalidity_burnt", json(&head.uidvalidity_burnt));
+    let above: Vec<String> = head.known_above.iter().map(ToString::to_string).collect();
+    put("known_above", json(&above));
     put("previous", json(&head.previous.as_ref().map(put_part)));
     let closed = |c: &ClosedEpoch| JsonClosed { epoch: c.epoch.0, end: c.end.to_string() };
     list(&mut out, "closed", head.closed.iter().map(closed));
@@ -235,6 +243,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Head, FormatError> {
         root_mode: mode,
         folders: json.folders.into_iter().map(take_folder).collect::<Result<_, _>>()?,
         uidvalidity_ceiling: json.uidvalidity_ceiling,
+        uidvalidity_burnt: json.uidvalidity_burnt,
+        known_above: json.known_above.iter().map(|id| id.parse()).collect::<Result<_, _>>()?,
         names: take_parts(json.names)?,
         dropped: take_parts(json.dropped)?,
         previous: json.previous.map(take_part).transpose()?,

@@ -1,0 +1,140 @@
+//! The one place where what went wrong becomes an errno.
+//!
+//! Mail servers act on errnos: Postfix bounces mail on EIO, EDQUOT, EFBIG and EROFS and defers
+//! on ENOSPC, EAGAIN and ESTALE; Dovecot takes ENOENT for an expunge. So an outage is never
+//! ENOENT, and on the way of a delivery never one of the bouncing ones (I4).
+
+use crate::format::FormatError;
+use crate::fs::api::FsError;
+use crate::store::StoreError;
+use std::io;
+
+/// An ordinary answer of a file system, nothing that anybody must be told about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plain {
+    NotFound,
+    Exists,
+    NotDir,
+    IsDir,
+    NotEmpty,
+    Invalid,
+    CrossDevice,
+    NameTooLong,
+    Access,
+    BadHandle,
+    NotSupported,
+    TooManyLinks,
+}
+
+/// What was being done when the store failed: it decides what the caller may be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum During {
+    /// Loading a user or folder, or anything on the way of a delivery.
+    Delivery,
+    /// Reading a mail.
+    Reading,
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error("{0:?}")]
+    Plain(Plain),
+    /// Refused by policy, with what to do instead.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{what}: {source}")]
+    Store { what: String, during: During, source: StoreError },
+    /// Head, bundle or journal do not decode: this user (or folder) cannot be served.
+    #[error("{what}: {source}")]
+    Corrupt { what: String, source: FormatError },
+    /// State that contradicts itself, or an object that is named but gone.
+    #[error("{what}")]
+    Damaged { what: String },
+    /// The local disk failed.
+    #[error("{what}: {detail}")]
+    Disk { what: String, full: bool, detail: String },
+    /// Another session writes this user now.
+    #[error("user {user} belongs to another session now")]
+    Lost { user: String },
+    /// Another backend owns the user and is alive.
+    #[error("user {user} is owned by backend {backend}, which is alive")]
+    Foreign { user: String, backend: String },
+    /// Space is reserved for others, or a bound is reached.
+    #[error("{0}")]
+    Full(String),
+    /// The session is ending.
+    #[error("the mount is going away")]
+    Closing,
+    /// A mistake of ours; the call is refused and nothing is changed.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<Plain> for Error {
+    fn from(plain: Plain) -> Error {
+        Error::Plain(plain)
+    }
+}
+
+impl Error {
+    pub fn store(what: impl Into<String>, during: During, source: StoreError) -> Error {
+        Error::Store { what: what.into(), during, source }
+    }
+
+    pub fn disk(what: impl Into<String>, error: &io::Error) -> Error {
+        let full = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        Error::Disk { what: what.into(), full, detail: error.to_string() }
+    }
+
+    pub fn corrupt(what: impl Into<String>, source: FormatError) -> Error {
+        Error::Corrupt { what: what.into(), source }
+    }
+
+    /// The errno table. Exhaustive: a new error cannot be forgotten here.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Error::Plain(plain) => match plain {
+                Plain::NotFound => libc::ENOENT,
+                Plain::Exists => libc::EEXIST,
+                Plain::NotDir => libc::ENOTDIR,
+                Plain::IsDir => libc::EISDIR,
+                Plain::NotEmpty => libc::ENOTEMPTY,
+                Plain::Invalid => libc::EINVAL,
+                Plain::CrossDevice => libc::EXDEV,
+                Plain::NameTooLong => libc::ENAMETOOLONG,
+                Plain::Access => libc::EACCES,
+                Plain::BadHandle => libc::EBADF,
+                Plain::NotSupported => libc::EOPNOTSUPP,
+                Plain::TooManyLinks => libc::EMLINK,
+            },
+            Error::Refused(_) => libc::EPERM,
+            Error::Store { during, source, .. } => match (during, source) {
+                (During::Delivery, StoreError::Full { .. }) => libc::ENOSPC,
+                (During::Delivery, _) => libc::EAGAIN,
+                (During::Reading, _) => libc::EIO,
+            },
+            Error::Corrupt { .. } | Error::Damaged { .. } | Error::Internal(_) => libc::EIO,
+            // ENOSPC is what every server takes for "later"; a broken disk is not the mail's
+            // fault either, and EIO would bounce it.
+            Error::Disk { full: true, .. } | Error::Full(_) => libc::ENOSPC,
+            Error::Disk { full: false, .. } => libc::EAGAIN,
+            Error::Lost { .. } => libc::ESTALE,
+            Error::Foreign { .. } | Error::Closing => libc::EAGAIN,
+        }
+    }
+
+    /// For whoever called.
+    pub fn answer(&self) -> FsError {
+        FsError {
+            errno: self.errno(),
+            text: self.to_string(),
+            quiet: matches!(self, Error::Plain(_)),
+        }
+    }
+}

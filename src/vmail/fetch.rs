@@ -1,0 +1,265 @@
+//! Fetching: a published object comes back to the local disk.
+//!
+//! What arrives is checked against the key's checksum before anybody sees it. An object that
+//! the listing names and the store says it does not have is an error (EIO), never an absent or
+//! an empty mail.
+
+use super::error::{During, Error, Plain, Result};
+use super::need::NodeRef;
+use super::node::Kind;
+use super::publish::blocking;
+use super::session::Session;
+use crate::cache::disk::How;
+use crate::cache::fscache::{Cached, Reservation};
+use crate::format::ObjectId;
+use crate::format::key::{KeyTail, mail_key};
+use crate::store::{Reason, StoreError};
+use bytes::Bytes;
+use std::io;
+use std::sync::Arc;
+
+/// How much of a mail that does not fit the cache is read at a time.
+const WINDOW: u64 = 1024 * 1024;
+
+fn failed(user: &str, key: &KeyTail, error: StoreError) -> Error {
+    match error {
+        StoreError::NotFound { .. } => Error::Damaged {
+            what: format!("user {user}: object {key} is named but gone from the store"),
+        },
+        error => Error::store(format!("reading a mail of {user}"), During::Reading, error),
+    }
+}
+
+/// Brings an object into fscache; `None` if there is no room for it.
+async fn to_cache(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    size: u64,
+) -> Result<Option<Arc<Cached>>> {
+    let id = key.id();
+    if let Some(copy) = session.fscache.get(user, id, size) {
+        return Ok(Some(copy));
+    }
+    let Some(room) = session.fscache.reserve(size) else { return Ok(None) };
+    let local = |e: io::Error| Error::disk("fscache", &e);
+    let room = download(session, user, key, size, room).await?;
+    session.fscache.commit(room, user, id).map(Some).map_err(local)
+}
+
+async fn download(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    size: u64,
+    room: Reservation,
+) -> Result<Reservation> {
+    let local = |e: io::Error| Error::disk("fscache", &e);
+    let file = session.disk().open(&room.path, How::CreateNew).map_err(local)?;
+    let store_key = mail_key(user, key);
+    match file.real() {
+        Some(real) => {
+            let got = session.env.store.download(&store_key, &real, Reason("fetch")).await;
+            got.map_err(|e| failed(user, key, e))?;
+        }
+        None => {
+            let got = session.env.store.get(&store_key, None, size, Reason("fetch")).await;
+            let (_, bytes) = got.map_err(|e| failed(user, key, e))?;
+            file.write_all_at(&bytes, 0).map_err(local)?;
+        }
+    }
+    let want = key.decode().crc;
+    let (len, crc) = blocking(move || -> io::Result<(u64, u32)> {
+        let len = file.len()?;
+        let mut crc = 0;
+        let mut at = 0;
+        let mut buf = vec![0; 128 * 1024];
+        loop {
+            let n = file.read_at(&mut buf, at)?;
+            if n == 0 {
+                return Ok((len, crc));
+            }
+            crc = crc32c::crc32c_append(crc, &buf[..n]);
+            at += n as u64;
+        }
+    })
+    .await?
+    .map_err(local)?;
+    if len != size || crc != want {
+        return Err(Error::Damaged {
+            what: format!("user {user}: object {key} does not hold what was published"),
+        });
+    }
+    Ok(room)
+}
+
+/// Keeps bytes that were just published as the object's cached copy. Best effort.
+pub fn keep(session: &Arc<Session>, user: &Arc<str>, id: ObjectId, bytes: &Bytes) {
+    let Some(room) = session.fscache.reserve(bytes.len() as u64) else { return };
+    let kept = session
+        .disk()
+        .open(&room.path, How::CreateNew)
+        .and_then(|file| file.write_all_at(bytes, 0))
+        .and_then(|()| session.fscache.commit(room, user, id));
+    if let Err(error) = kept {
+        tracing::warn!(%user, %error, "published bytes not kept in fscache");
+    }
+}
+
+/// For an open: brings a mail's copy, or notes that it must be read through memory.
+pub async fn fetch(node: &NodeRef) -> Result<()> {
+    let cell = &node.cell;
+    let wanted = cell.open_user(|user| {
+        let found = user.node(node.ix)?;
+        match &found.kind {
+            Kind::Mail(mail) if mail.staged.is_none() => {
+                let key = mail.object.clone().ok_or(Plain::BadHandle)?;
+                Ok(Some((key, mail.published_size)))
+            }
+            _ => Ok(None),
+        }
+    })?;
+    let Some((key, size)) = wanted else { return Ok(()) };
+    let copy = to_cache(&cell.session, &cell.name, &key, size).await?;
+    cell.if_open(|user| {
+        if let Ok(found) = user.node_mut(node.ix)
+            && let Kind::Mail(mail) = &mut found.kind
+            && mail.object.as_ref() == Some(&key)
+        {
+            mail.through = copy.is_none();
+            mail.fetched = copy;
+        }
+    });
+    Ok(())
+}
+
+/// Brings one extent of a growing file.
+pub async fn fetch_extent(node: &NodeRef, index: usize) -> Result<()> {
+    let cell = &node.cell;
+    let wanted = cell.open_user(|user| match &user.node(node.ix)?.kind {
+        Kind::Growing(grow) => Ok(grow.extents.get(index).cloned()),
+        _ => Ok(None),
+    })?;
+    let Some(extent) = wanted else { return Ok(()) };
+    let id = extent.object.id();
+    match to_cache(&cell.session, &cell.name, &extent.object, extent.len).await? {
+        Some(copy) => {
+            cell.if_open(|user| {
+                if let Ok(found) = user.node_mut(node.ix)
+                    && let Kind::Growing(grow) = &mut found.kind
+                {
+                    grow.open.insert(id, copy);
+                }
+            });
+            Ok(())
+        }
+        None => Err(Error::Full("fscache: everything in it is in use".into())),
+    }
+}
+
+/// Reads a piece of a mail that the cache has no room for.
+pub async fn through(node: &NodeRef, offset: u64) -> Result<()> {
+    let cell = &node.cell;
+    let wanted = cell.open_user(|user| match &user.node(node.ix)?.kind {
+        Kind::Mail(mail) => Ok(mail.object.clone().map(|key| (key, mail.published_size))),
+        _ => Ok(None),
+    })?;
+    let Some((key, size)) = wanted.filter(|(_, size)| offset < *size) else { return Ok(()) };
+    let range = offset..size.min(offset + WINDOW);
+    let limit = range.end - range.start;
+    let store = &cell.session.env.store;
+    let got = store
+        .get(&mail_key(&cell.name, &key), Some(range), limit, Reason("fetch"))
+        .await
+        .map_err(|e| failed(&cell.name, &key, e))?;
+    cell.if_open(|user| {
+        if let Ok(found) = user.node_mut(node.ix)
+            && let Kind::Mail(mail) = &mut found.kind
+        {
+            mail.window = Some((offset, got.1));
+        }
+    });
+    Ok(())
+}
+
+/// All bytes of an object, checked. For small or rare reads.
+pub async fn whole(session: &Arc<Session>, user: &Arc<str>, key: &KeyTail, size: u64) -> Result<Bytes> {
+    if let Some(copy) = session.fscache.get(user, key.id(), size) {
+        let len = usize::try_from(size).unwrap_or(usize::MAX);
+        let read = copy.file.read_exact_at(0, len);
+        return read.map(Bytes::from).map_err(|e| Error::disk("fscache", &e));
+    }
+    let store = &session.env.store;
+    let got = store.get(&mail_key(user, key), None, size, Reason("fetch")).await;
+    let (_, bytes) = got.map_err(|e| failed(user, key, e))?;
+    if bytes.len() as u64 != size || crc32c::crc32c(&bytes) != key.decode().crc {
+        return Err(Error::Damaged {
+            what: format!("user {user}: object {key} does not hold what was published"),
+        });
+    }
+    Ok(bytes)
+}
+
+/// Brings a published file back to staging, from `offset` on, so that it can be written.
+pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
+    let cell = &node.cell;
+    let session = &cell.session;
+    enum What {
+        Mail(KeyTail, u64),
+        Growing(u64, Vec<crate::format::listing::Extent>),
+    }
+    let wanted = cell.open_user(|user| match &user.node(node.ix)?.kind {
+        Kind::Mail(mail) if mail.staged.is_none() => {
+            Ok(mail.object.clone().map(|key| What::Mail(key, mail.published_size)))
+        }
+        Kind::Growing(grow) if offset < grow.published => {
+            let from = grow.rewrite_from(offset);
+            let again = grow.extents.iter().filter(|e| e.offset >= from && e.offset < grow.published);
+            Ok(Some(What::Growing(from, again.cloned().collect())))
+        }
+        _ => Ok(None),
+    })?;
+    let local = |e: io::Error| Error::disk("staging", &e);
+    match wanted {
+        None => Ok(()),
+        Some(What::Mail(key, size)) => {
+            let bytes = whole(session, &cell.name, &key, size).await?;
+            let staged = session.staging.create().map_err(local)?;
+            staged.write(&bytes, 0).map_err(local)?;
+            cell.open_user(|user| {
+                if let Kind::Mail(mail) = &mut user.node_mut(node.ix)?.kind
+                    && mail.staged.is_none()
+                {
+                    mail.staged = Some(Arc::new(staged));
+                }
+                Ok(())
+            })
+        }
+        Some(What::Growing(from, extents)) => {
+            let mut pieces = Vec::new();
+            for extent in extents {
+                let bytes = whole(session, &cell.name, &extent.object, extent.len).await?;
+                pieces.push((extent.offset, bytes));
+            }
+            cell.open_user(|user| {
+                let staging = user.session.staging.clone();
+                let Kind::Growing(grow) = &mut user.node_mut(node.ix)?.kind else { return Ok(()) };
+                if from >= grow.published {
+                    return Ok(());
+                }
+                let tail = match &grow.tail {
+                    Some(tail) => tail.clone(),
+                    None => Arc::new(staging.create().map_err(local)?),
+                };
+                for (at, bytes) in &pieces {
+                    tail.write_sparse(bytes, *at, from).map_err(local)?;
+                }
+                grow.tail = Some(tail);
+                grow.published = from;
+                grow.dirty = true;
+                grow.writes += 1;
+                Ok(())
+            })
+        }
+    }
+}

@@ -1,0 +1,530 @@
+//! The bytes of files: open, read, write, truncate, and what close and fsync must wait for.
+
+use super::error::{Error, Plain, Result};
+use super::need::{Need, NodeRef, Op, Stop};
+use super::node::{Growing, Kind, Mail, Node, NodeIx, Tracker};
+use super::user::User;
+use crate::cache::fscache::Cached;
+use crate::dovecot::classes::{Class, IndexKind};
+use crate::format::journal::Change;
+use crate::format::listing::Owner;
+use crate::format::{ObjectId, Timestamp};
+use crate::fs::api::OpenMode;
+use crate::dovecot::index_log;
+use std::sync::Arc;
+
+fn disk(e: &std::io::Error) -> Error {
+    Error::disk("local file", e)
+}
+
+impl User {
+    pub fn node(&self, ix: NodeIx) -> Result<&Node> {
+        self.tree.nodes.get(ix).ok_or_else(|| Plain::BadHandle.into())
+    }
+
+    pub fn node_mut(&mut self, ix: NodeIx) -> Result<&mut Node> {
+        self.tree.nodes.get_mut(ix).ok_or_else(|| Plain::BadHandle.into())
+    }
+
+    pub fn node_ref(&self, ix: NodeIx) -> Result<NodeRef> {
+        Ok(NodeRef { cell: self.cell(), ix, ino: self.node(ix)?.ino })
+    }
+
+    /// A published mail that is opened gets room for what an open mail needs.
+    fn unpack(&mut self, ix: NodeIx) -> Result<&mut Node> {
+        let node = self.node_mut(ix)?;
+        if let Kind::Published(object) = &node.kind {
+            let mail = Mail {
+                object: Some(object.clone()),
+                published_size: node.size,
+                ..Mail::default()
+            };
+            node.kind = Kind::Mail(Box::new(mail));
+        }
+        Ok(node)
+    }
+
+    /// Opens a file and counts the handle. For a published mail the cached copy comes with it,
+    /// unless the cache has no room for it.
+    pub fn open(&mut self, ix: NodeIx, how: OpenMode) -> Op<Option<Arc<Cached>>> {
+        if how.write {
+            self.may_write()?;
+        }
+        let name = self.name.clone();
+        let fscache = self.session.fscache.clone();
+        let reference = self.node_ref(ix)?;
+        let node = self.unpack(ix)?;
+        let (class, size) = (node.class, node.size);
+        let mut copy = None;
+        match &mut node.kind {
+            Kind::Mail(mail) if mail.staged.is_some() => {}
+            Kind::Mail(mail) => {
+                if how.write {
+                    if class != Class::MailTemp {
+                        return Err(Plain::Access.into());
+                    }
+                    return Err(Stop::Wait(Need::Stage(reference, 0)));
+                }
+                let object = mail.object.as_ref().map(|o| o.id());
+                let object = object
+                    .ok_or_else(|| Error::Internal("mail without object or bytes".into()))?;
+                copy = mail.fetched.take().or_else(|| mail.cached.upgrade());
+                if copy.is_none() && !mail.through {
+                    copy = fscache.get(&name, object, size);
+                    if copy.is_none() {
+                        return Err(Stop::Wait(Need::Fetch(reference)));
+                    }
+                }
+                if let Some(copy) = &copy {
+                    mail.cached = Arc::downgrade(copy);
+                }
+            }
+            Kind::Growing(_) => {}
+            Kind::Local(_) => self.open_local(ix)?,
+            Kind::Symlink(_) => return Err(Plain::Invalid.into()),
+            Kind::Published(_) => return Err(Error::Internal("mail not unpacked".into()).into()),
+        }
+        if how.truncate && how.write {
+            self.truncate(ix, 0)?;
+        }
+        let node = self.node_mut(ix)?;
+        node.handles += 1;
+        node.writers += u32::from(how.write);
+        self.used = self.boot();
+        Ok(copy)
+    }
+
+    /// The last use of a handle.
+    pub fn release(&mut self, ix: NodeIx, wrote: bool) {
+        let name = self.name.clone();
+        let fscache = self.session.fscache.clone();
+        let Some(node) = self.tree.nodes.get_mut(ix) else { return };
+        node.handles = node.handles.saturating_sub(1);
+        node.writers = node.writers.saturating_sub(u32::from(wrote));
+        let idle = node.handles == 0;
+        let closed = node.writers == 0;
+        let named = node.nlink > 0;
+        let mut retry = false;
+        let size = node.size;
+        match &mut node.kind {
+            Kind::Mail(mail) => {
+                if closed && mail.dirty && named {
+                    // Its close failed and said so; it is tried again behind the scenes.
+                    retry = true;
+                } else if closed
+                    && !mail.dirty
+                    && let (Some(staged), Some(object)) = (mail.staged.take(), &mail.object)
+                    && named
+                {
+                    match fscache.take_over(&staged.path(), &name, object.id(), size) {
+                        Ok(Some(copy)) => mail.cached = Arc::downgrade(&copy),
+                        Ok(None) => {}
+                        Err(error) => {
+                            tracing::warn!(user = %name, %error, "fresh mail not taken into fscache");
+                        }
+                    }
+                }
+                if idle && mail.staged.is_none() {
+                    mail.fetched = None;
+                    mail.window = None;
+                    mail.through = false;
+                    if let Some(object) = mail.object.take() {
+                        node.kind = Kind::Published(object);
+                    }
+                }
+            }
+            Kind::Growing(grow) => {
+                retry = closed && grow.dirty && named;
+                if idle {
+                    grow.open.clear();
+                    if !grow.dirty {
+                        grow.tail = None;
+                    }
+                }
+            }
+            Kind::Local(local) if idle => local.file = None,
+            Kind::Local(_) | Kind::Published(_) | Kind::Symlink(_) => {}
+        }
+        if retry {
+            let ino = node.ino;
+            self.session.retry_publish(&self.cell(), ix, ino);
+        }
+        self.drop_if_unused(ix);
+    }
+
+    // ---- reading
+
+    /// Bytes of a file; `copy` is what the handle was given at open.
+    pub fn read(
+        &mut self,
+        ix: NodeIx,
+        copy: Option<&Arc<Cached>>,
+        offset: u64,
+        size: u32,
+    ) -> Op<Vec<u8>> {
+        let reference = self.node_ref(ix)?;
+        let name = self.name.clone();
+        let fscache = self.session.fscache.clone();
+        let node = self.node_mut(ix)?;
+        let end = node.size.min(offset.saturating_add(u64::from(size)));
+        if offset >= end {
+            return Ok(Vec::new());
+        }
+        let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
+        match &mut node.kind {
+            Kind::Local(local) => {
+                let file = local.file.clone().ok_or(Plain::BadHandle)?;
+                let mut buf = vec![0; len];
+                let n = file.read_at(&mut buf, offset).map_err(|e| disk(&e))?;
+                buf.truncate(n);
+                Ok(buf)
+            }
+            Kind::Mail(mail) => {
+                if let Some(staged) = &mail.staged {
+                    return Ok(staged.file.read_exact_at(offset, len).map_err(|e| disk(&e))?);
+                }
+                let copy = copy.cloned().or_else(|| mail.cached.upgrade());
+                let copy = copy.or_else(|| {
+                    fscache.get(&name, mail.object.as_ref()?.id(), mail.published_size)
+                });
+                if let Some(copy) = copy {
+                    return Ok(copy.file.read_exact_at(offset, len).map_err(|e| disk(&e))?);
+                }
+                if let Some((start, bytes)) = &mail.window {
+                    let from = offset.checked_sub(*start).and_then(|n| usize::try_from(n).ok());
+                    if let Some(found) = from.and_then(|n| bytes.get(n..)).filter(|b| !b.is_empty())
+                    {
+                        return Ok(found[..found.len().min(len)].to_vec());
+                    }
+                }
+                Err(Stop::Wait(Need::Through(reference, offset)))
+            }
+            Kind::Growing(grow) => {
+                let mut out = Vec::with_capacity(len);
+                while out.len() < len {
+                    let at = offset + out.len() as u64;
+                    let want = len - out.len();
+                    if at >= grow.published {
+                        match &grow.tail {
+                            Some(tail) => {
+                                let mut buf = vec![0; want];
+                                let n = tail.file.read_at(&mut buf, at).map_err(|e| disk(&e))?;
+                                // What was never written reads as zeros.
+                                let _ = n;
+                                out.extend(buf);
+                            }
+                            None => out.extend(std::iter::repeat_n(0, want)),
+                        }
+                        continue;
+                    }
+                    let i = grow.extents.partition_point(|e| e.offset <= at).saturating_sub(1);
+                    let Some(extent) = grow.extents.get(i) else {
+                        return Err(Error::Internal("hole in a growing file".into()).into());
+                    };
+                    let id = extent.object.id();
+                    let open = match grow.open.get(&id) {
+                        Some(open) => open.clone(),
+                        None => match fscache.get(&name, id, extent.len) {
+                            Some(open) => {
+                                grow.open.insert(id, open.clone());
+                                open
+                            }
+                            None => return Err(Stop::Wait(Need::FetchExtent(reference, i))),
+                        },
+                    };
+                    let stop = (extent.offset + extent.len).min(grow.published);
+                    let n = usize::try_from(stop - at).unwrap_or(usize::MAX).min(want);
+                    let bytes =
+                        open.file.read_exact_at(at - extent.offset, n).map_err(|e| disk(&e))?;
+                    out.extend(bytes);
+                }
+                Ok(out)
+            }
+            Kind::Published(_) | Kind::Symlink(_) => Err(Plain::BadHandle.into()),
+        }
+    }
+
+    // ---- writing
+
+    /// Writes; the kernel has chosen the offset, also for O_APPEND.
+    pub fn write(&mut self, ix: NodeIx, offset: u64, data: &[u8]) -> Op<()> {
+        self.may_write()?;
+        let end = offset
+            .checked_add(data.len() as u64)
+            .filter(|end| *end < MAX_FILE)
+            .ok_or(Plain::Invalid)?;
+        let now = self.now();
+        let class = self.node(ix)?.class;
+        let mut tracker = None;
+        match &self.node(ix)?.kind {
+            Kind::Mail(_) => self.write_mail(ix, offset, data)?,
+            Kind::Growing(_) => self.write_growing(ix, offset, data)?,
+            Kind::Local(local) => {
+                let file = local.file.clone().ok_or(Plain::BadHandle)?;
+                tracker = self.probe_uids(ix, offset, data)?;
+                self.first_write(ix)?;
+                file.write_all_at(data, offset).map_err(|e| disk(&e))?;
+            }
+            Kind::Published(_) | Kind::Symlink(_) => return Err(Plain::BadHandle.into()),
+        }
+        let node = self.node_mut(ix)?;
+        node.mtime = now;
+        node.ctime = now;
+        node.size = node.size.max(end);
+        if let Kind::Local(local) = &mut node.kind {
+            local.since.wrote(offset, data.len() as u64);
+            local.writes += 1;
+            if let Some(tracker) = tracker {
+                local.tracker = tracker;
+            }
+            self.mark_local(ix);
+            match class {
+                Class::Index(IndexKind::Log) if !index_log::important(data) => self.unimportant(),
+                c if c.is_cache() || c.is_local_only() => self.unimportant(),
+                Class::Index(
+                    IndexKind::UidList
+                    | IndexKind::ListLog
+                    | IndexKind::ListSnapshot
+                    | IndexKind::Snapshot
+                    | IndexKind::MapLog
+                    | IndexKind::MapSnapshot
+                    | IndexKind::Backup
+                    | IndexKind::LogRotated,
+                ) => self.unimportant(),
+                _ => self.important(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Before the first write since the last flush the journal notes that the file is about to
+    /// change, so that a restart knows what the head lacks.
+    fn first_write(&mut self, ix: NodeIx) -> Result<()> {
+        let node = self.node(ix)?;
+        if node.class.is_local_only() {
+            return Ok(());
+        }
+        let noted = |name: &super::node::Name| {
+            let bytes = self.tree.name_bytes(*name);
+            let folder = self.tree.folders.get(&name.at.folder);
+            bytes.zip(folder).is_some_and(|(bytes, folder)| {
+                folder.unflushed.names.contains(&(name.at.sub, bytes.clone()))
+            })
+        };
+        if node.names.all().iter().all(noted) {
+            return Ok(());
+        }
+        let lines = self.node_lines(ix);
+        self.commit(lines)
+    }
+
+    fn write_mail(&mut self, ix: NodeIx, offset: u64, data: &[u8]) -> Op<()> {
+        let node = self.node_mut(ix)?;
+        let Kind::Mail(mail) = &mut node.kind else { return Err(Plain::BadHandle.into()) };
+        let Some(staged) = mail.staged.clone() else { return Err(Plain::Access.into()) };
+        staged.write(data, offset).map_err(|e| Error::disk("staging", &e))?;
+        mail.dirty = true;
+        mail.writes += 1;
+        Ok(())
+    }
+
+    fn write_growing(&mut self, ix: NodeIx, offset: u64, data: &[u8]) -> Op<()> {
+        let reference = self.node_ref(ix)?;
+        let staging = self.session.staging.clone();
+        let node = self.node_mut(ix)?;
+        let Kind::Growing(grow) = &mut node.kind else { return Err(Plain::BadHandle.into()) };
+        if offset < grow.published {
+            return Err(Stop::Wait(Need::Stage(reference, offset)));
+        }
+        let tail = match &grow.tail {
+            Some(tail) => tail.clone(),
+            None => {
+                let tail = Arc::new(staging.create().map_err(|e| Error::disk("staging", &e))?);
+                grow.tail = Some(tail.clone());
+                tail
+            }
+        };
+        tail.write_sparse(data, offset, grow.published)
+            .map_err(|e| Error::disk("staging", &e))?;
+        grow.dirty = true;
+        grow.writes += 1;
+        Ok(())
+    }
+
+    /// What a file's tracker will know after a write, once the ceilings allow it.
+    fn probe_uids(&mut self, ix: NodeIx, offset: u64, data: &[u8]) -> Op<Option<Tracker>> {
+        let node = self.node(ix)?;
+        let Kind::Local(local) = &node.kind else { return Ok(None) };
+        let probe = match &local.tracker {
+            Tracker::None => return Ok(None),
+            Tracker::UidList(t) => {
+                let mut t = t.clone();
+                t.fed(offset, data);
+                Tracker::UidList(t)
+            }
+            Tracker::Log(t) => {
+                let mut t = t.clone();
+                t.feed(offset, data);
+                Tracker::Log(t)
+            }
+        };
+        if let (Some(next), Some(name)) = (User::tracker_next_uid(&probe), node.names.first()) {
+            self.await_ceiling(name.at.folder, next)?;
+        }
+        Ok(Some(probe))
+    }
+
+    pub fn truncate(&mut self, ix: NodeIx, len: u64) -> Op<()> {
+        self.may_write()?;
+        if len >= MAX_FILE {
+            return Err(Plain::Invalid.into());
+        }
+        let now = self.now();
+        let reference = self.node_ref(ix)?;
+        let staging = self.session.staging.clone();
+        let node = self.unpack(ix)?;
+        if node.size == len && !matches!(node.kind, Kind::Local(_)) {
+            return Ok(());
+        }
+        let class = node.class;
+        match &mut node.kind {
+            Kind::Mail(mail) => match &mail.staged {
+                Some(staged) => {
+                    staged.set_len(len).map_err(|e| Error::disk("staging", &e))?;
+                    mail.dirty = true;
+                    mail.writes += 1;
+                }
+                None if class == Class::MailTemp => {
+                    return Err(Stop::Wait(Need::Stage(reference, 0)));
+                }
+                None => return Err(Plain::Access.into()),
+            },
+            Kind::Growing(grow) => {
+                if len < grow.published {
+                    return Err(Stop::Wait(Need::Stage(reference, len)));
+                }
+                if grow.tail.is_none() {
+                    let tail = staging.create().map_err(|e| Error::disk("staging", &e))?;
+                    grow.tail = Some(Arc::new(tail));
+                }
+                if let Some(tail) = &grow.tail {
+                    tail.set_len_sparse(len, grow.published)
+                        .map_err(|e| Error::disk("staging", &e))?;
+                }
+                grow.dirty = true;
+                grow.writes += 1;
+            }
+            Kind::Local(_) => {
+                let file = self.local_file(ix)?;
+                self.first_write(ix)?;
+                file.set_len(len).map_err(|e| disk(&e))?;
+                if let Kind::Local(local) = &mut self.node_mut(ix)?.kind {
+                    local.since.cut_to(len);
+                    local.writes += 1;
+                }
+                self.mark_local(ix);
+                if !class.is_local_only() {
+                    self.important();
+                }
+            }
+            Kind::Published(_) | Kind::Symlink(_) => return Err(Plain::Invalid.into()),
+        }
+        let node = self.node_mut(ix)?;
+        node.size = len;
+        node.mtime = now;
+        node.ctime = now;
+        Ok(())
+    }
+
+    /// Attributes other than the size.
+    pub fn set_attrs(
+        &mut self,
+        ix: NodeIx,
+        mode: Option<u32>,
+        owner: Option<Owner>,
+        mtime: Option<Timestamp>,
+    ) -> Op<()> {
+        self.may_write()?;
+        let now = self.now();
+        let deviation = owner.map(|o| self.deviation(o));
+        let node = self.node_mut(ix)?;
+        let before = (node.mode, node.owner, node.mtime);
+        node.mode = mode.map_or(node.mode, |m| m & 0o7777);
+        node.owner = deviation.unwrap_or(node.owner);
+        node.mtime = mtime.unwrap_or(node.mtime);
+        node.ctime = now;
+        if (node.mode, node.owner, node.mtime) == before {
+            return Ok(());
+        }
+        let lines = self.node_lines(ix);
+        if let Err(error) = self.commit(lines) {
+            if let Ok(node) = self.node_mut(ix) {
+                (node.mode, node.owner, node.mtime) = before;
+            }
+            return Err(error.into());
+        }
+        self.important();
+        Ok(())
+    }
+
+    // ---- what close and fsync wait for
+
+    /// A descriptor was closed: a mail that nobody synced is made safe now.
+    pub fn close(&mut self, ix: NodeIx, wrote: bool) -> Op<()> {
+        let reference = self.node_ref(ix)?;
+        let node = self.node(ix)?;
+        if wrote && node.nlink > 0 && is_dirty(&node.kind) {
+            return Err(Stop::Wait(Need::Publish(reference)));
+        }
+        Ok(())
+    }
+
+    pub fn fsync(&mut self, ix: NodeIx) -> Op<()> {
+        let reference = self.node_ref(ix)?;
+        let node = self.node(ix)?;
+        match &node.kind {
+            // A file without a name is lost with its last descriptor: nothing to make safe.
+            _ if node.nlink == 0 => Ok(()),
+            kind if is_dirty(kind) => Err(Stop::Wait(Need::Publish(reference))),
+            Kind::Local(local) if local.synced < local.writes => {
+                Err(Stop::Wait(Need::SyncLocal(reference)))
+            }
+            _ => self.sync_journal(),
+        }
+    }
+
+    pub fn sync_journal(&mut self) -> Op<()> {
+        match self.journal.sync_point() {
+            None => Ok(()),
+            Some(_) => Err(Stop::Wait(Need::SyncJournal(self.cell()))),
+        }
+    }
+
+    /// Notes on record that an object was put in vain, or lost its last name.
+    pub fn drop_object(&mut self, key: crate::format::key::KeyTail) -> Result<()> {
+        let id: ObjectId = key.id();
+        self.commit(vec![Change::Drop { object: key }])?;
+        self.answered(id);
+        Ok(())
+    }
+}
+
+/// Whether a file has bytes that no object holds.
+pub fn is_dirty(kind: &Kind) -> bool {
+    match kind {
+        Kind::Mail(mail) => mail.dirty,
+        Kind::Growing(grow) => grow.dirty,
+        Kind::Published(_) | Kind::Local(_) | Kind::Symlink(_) => false,
+    }
+}
+
+/// Files stay below this size.
+pub const MAX_FILE: u64 = 1 << 40;
+
+impl Growing {
+    /// Where a rewrite from `offset` must start: at the beginning of the extent it lies in.
+    pub fn rewrite_from(&self, offset: u64) -> u64 {
+        let i = self.extents.partition_point(|e| e.offset <= offset);
+        i.checked_sub(1).and_then(|i| self.extents.get(i)).map_or(0, |e| e.offset)
+    }
+}

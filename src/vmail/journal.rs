@@ -1,0 +1,101 @@
+//! The journal of a user on the local disk.
+//!
+//! A record is written before what it says is answered, so that the death of this process
+//! loses nothing; it is synced before an fsync of anything of the user is answered, so that a
+//! power cut loses nothing that was synced. A record that cannot be written whole is taken
+//! back; should even that fail, the journal takes no more records, because a record after a
+//! torn one would never be read.
+
+use super::error::{Error, Result};
+use crate::cache::disk::{Disk, DiskFile, How};
+use crate::format::journal::{Change, Record, encode_journal_header, encode_record};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Debug)]
+pub struct Journal {
+    file: Arc<dyn DiskFile>,
+    len: u64,
+    /// Number of the last record.
+    seq: u64,
+    synced: Arc<AtomicU64>,
+    broken: bool,
+}
+
+/// What a sync needs, without the user's lock.
+#[derive(Debug, Clone)]
+pub struct SyncPoint {
+    file: Arc<dyn DiskFile>,
+    seq: u64,
+    synced: Arc<AtomicU64>,
+}
+
+impl Journal {
+    /// Starts a new journal at `path` (which must not exist) whose next record is `seq + 1`.
+    pub fn create(disk: &dyn Disk, path: &Path, seq: u64) -> Result<Journal> {
+        let what = || format!("journal {}", path.display());
+        let header = encode_journal_header(seq + 1);
+        let file = disk.open(path, How::CreateNew).map_err(|e| Error::disk(what(), &e))?;
+        file.write_all_at(&header, 0).map_err(|e| Error::disk(what(), &e))?;
+        Ok(Journal {
+            file,
+            len: header.len() as u64,
+            seq,
+            synced: Arc::new(AtomicU64::new(0)),
+            broken: false,
+        })
+    }
+
+    /// Goes on with a journal whose last whole record is `seq` and ends at `len`.
+    pub fn resume(disk: &dyn Disk, path: &Path, seq: u64, len: u64) -> Result<Journal> {
+        let what = || format!("journal {}", path.display());
+        let file = disk.open(path, How::ReadWrite).map_err(|e| Error::disk(what(), &e))?;
+        file.set_len(len).map_err(|e| Error::disk(what(), &e))?;
+        Ok(Journal { file, len, seq, synced: Arc::new(AtomicU64::new(0)), broken: false })
+    }
+
+    pub fn append(&mut self, changes: Vec<Change>) -> Result<Record> {
+        if self.broken {
+            return Err(Error::Damaged { what: "the user's journal cannot be written".into() });
+        }
+        let record = Record { seq: self.seq + 1, changes };
+        let bytes = encode_record(&record);
+        if let Err(error) = self.file.write_all_at(&bytes, self.len) {
+            self.broken = self.file.set_len(self.len).is_err();
+            return Err(Error::disk("journal", &error));
+        }
+        self.len += bytes.len() as u64;
+        self.seq = record.seq;
+        Ok(record)
+    }
+
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// What to sync so that everything written up to now is durable; `None` if it is.
+    pub fn sync_point(&self) -> Option<SyncPoint> {
+        (self.synced.load(Ordering::Acquire) < self.seq).then(|| SyncPoint {
+            file: self.file.clone(),
+            seq: self.seq,
+            synced: self.synced.clone(),
+        })
+    }
+}
+
+impl SyncPoint {
+    /// Blocks until the disk says so.
+    pub fn sync(&self) -> Result<()> {
+        if self.synced.load(Ordering::Acquire) >= self.seq {
+            return Ok(());
+        }
+        self.file.sync_data().map_err(|e| Error::disk("sync of journal", &e))?;
+        self.synced.fetch_max(self.seq, Ordering::AcqRel);
+        Ok(())
+    }
+}

@@ -1,0 +1,427 @@
+//! Publishing: a mail's bytes go to the store, and only then is its fsync or close answered.
+//!
+//! # The rule (I1)
+//!
+//! A call that makes a mail safe returns success only after (1) the PUT of its bytes was
+//! answered with success, under a key that tells folder, name, size, mtime and mode, and
+//! (2) the record that names the object is in the journal, and the journal is synced.
+//!
+//! # Order, and what a death in between leaves
+//!
+//! 1. An id is taken; it counts as unanswered, so the watermark stays below it.
+//! 2. PUT. A death before its answer leaves perhaps an object that nothing names, above the
+//!    watermark: the next start with local state puts it on the dropped list (nobody was told
+//!    that it is safe), a start without local state takes it for a mail (it cannot know).
+//! 3. Under the user's lock: the names of the file are recorded with the object, an object that
+//!    this one replaces is put on the dropped list, and the id is answered.
+//!
+//! A PUT that failed may still have happened, or happen later: its id goes on the dropped list
+//! before the watermark may pass it.
+//!
+//! No directory is locked while this goes on, neither here nor in the kernel: fsync and close
+//! lock none. Publishes of one user run side by side.
+//!
+//! Rejected: publishing at link or rename (the kernel holds a mutex of the whole mount across
+//! cross-directory renames, so one slow PUT would stop everybody's deliveries).
+
+use super::error::{During, Error, Result};
+use super::need::NodeRef;
+use super::node::{Kind, Node};
+use super::user::User;
+use crate::cache::staging::Staged;
+use crate::dovecot::classes::Class;
+use crate::format::journal::Change;
+use crate::format::key::{KeyTail, META_FOLDER, META_NAME, META_USER, MailKey, Piece, mail_key, meta_folder};
+use crate::format::listing::Extent;
+use crate::format::{ObjectId, Timestamp};
+use crate::store::{Body, PutMode, Reason};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One attempt to publish, taken under the user's lock.
+struct Job {
+    id: ObjectId,
+    staged: Arc<Staged>,
+    /// Where the piece begins in the file, and its length.
+    offset: u64,
+    len: u64,
+    growing: bool,
+    predecessor: Option<ObjectId>,
+    writes: u64,
+    folder: crate::format::FolderId,
+    folder_path: String,
+    name: Vec<u8>,
+    /// Maildir: complete the name by what readers of the mail want to know.
+    maildir: bool,
+    mtime: Timestamp,
+    mode: u32,
+}
+
+/// What was found out about the bytes.
+struct Digest {
+    crc: u32,
+    /// Size with CRLF line ends.
+    virtual_size: u64,
+    bytes: Option<Bytes>,
+}
+
+fn digest(job: &Job) -> Result<Digest> {
+    let disk = |e: std::io::Error| Error::disk("staging", &e);
+    let mut crc = 0;
+    let mut bare = 0;
+    let mut last = 0;
+    let mut kept = Vec::new();
+    let keep = job.growing || job.staged.file.real().is_none();
+    let mut at = 0;
+    let mut buf = vec![0; 128 * 1024];
+    while at < job.len {
+        let want = usize::try_from(job.len - at).unwrap_or(usize::MAX).min(buf.len());
+        let n = job.staged.file.read_at(&mut buf[..want], job.offset + at).map_err(disk)?;
+        if n < want && !job.growing {
+            return Err(Error::Damaged { what: "staged file is shorter than what was written".into() });
+        }
+        // Beyond what was ever written a file reads as zeros.
+        buf[n..want].fill(0);
+        let piece = &buf[..want];
+        crc = crc32c::crc32c_append(crc, piece);
+        for &byte in piece {
+            bare += u64::from(byte == b'\n' && last != b'\r');
+            last = byte;
+        }
+        if keep {
+            kept.extend_from_slice(piece);
+        }
+        at += want as u64;
+    }
+    let bytes = keep.then(|| Bytes::from(kept));
+    Ok(Digest { crc, virtual_size: job.len + bare, bytes })
+}
+
+impl Job {
+    fn key(&self, digest: &Digest) -> (KeyTail, bool) {
+        let name = if self.maildir {
+            maildir_name(&self.name, self.len, digest.virtual_size)
+        } else {
+            self.name.clone()
+        };
+        let piece = if self.growing {
+            Piece::Extent { offset: self.offset, predecessor: self.predecessor }
+        } else {
+            Piece::Whole
+        };
+        let key = MailKey {
+            id: self.id,
+            folder: self.folder,
+            mtime: self.mtime,
+            mode: self.mode,
+            crc: digest.crc,
+            piece,
+            name: Some(name),
+        };
+        key.encode()
+    }
+}
+
+/// A mail's name without flags, with sizes: what it is called when nothing but the key is left.
+fn maildir_name(name: &[u8], size: u64, virtual_size: u64) -> Vec<u8> {
+    let base = name.split(|b| *b == b':').next().unwrap_or(name);
+    let mut full = base.to_vec();
+    if !base.windows(3).any(|w| w == b",S=") {
+        let tail = format!(",S={size},W={virtual_size}");
+        if full.len() + tail.len() <= super::names::NAME_MAX {
+            full.extend_from_slice(tail.as_bytes());
+        }
+    }
+    full
+}
+
+impl User {
+    /// Begins a publish of a file; `None` if nothing needs to be put.
+    fn begin_publish(&mut self, node: &NodeRef) -> Result<Option<Job>> {
+        self.may_write()?;
+        let Some(found) = self.tree.nodes.get(node.ix).filter(|n| n.ino == node.ino) else {
+            return Ok(None);
+        };
+        if !super::io::is_dirty(&found.kind) || found.nlink == 0 {
+            return Ok(None);
+        }
+        let Some(name) = found.names.first() else { return Ok(None) };
+        let bytes = self.tree.name_bytes(name).cloned().unwrap_or_else(|| Arc::from(&b"?"[..]));
+        let path = self.tree.path(crate::format::Place::own(name.at.folder));
+        let mut job = Job {
+            id: ObjectId::ZERO,
+            staged: match &found.kind {
+                Kind::Mail(mail) => match &mail.staged {
+                    Some(staged) => staged.clone(),
+                    None => return Err(Error::Internal("dirty mail without bytes".into())),
+                },
+                Kind::Growing(grow) => match &grow.tail {
+                    Some(tail) => tail.clone(),
+                    None => Arc::new(
+                        self.session.staging.create().map_err(|e| Error::disk("staging", &e))?,
+                    ),
+                },
+                _ => return Ok(None),
+            },
+            offset: 0,
+            len: found.size,
+            growing: false,
+            predecessor: None,
+            writes: 0,
+            folder: name.at.folder,
+            folder_path: meta_folder(path.iter().map(|p| &**p)),
+            name: bytes.to_vec(),
+            maildir: name.at.sub != crate::format::Sub::Own
+                && matches!(found.class, Class::Mail | Class::MailTemp),
+            mtime: found.mtime,
+            mode: found.mode,
+        };
+        match &found.kind {
+            Kind::Mail(mail) => job.writes = mail.writes,
+            Kind::Growing(grow) => {
+                job.growing = true;
+                job.writes = grow.writes;
+                job.offset = grow.published;
+                job.len = found.size.saturating_sub(grow.published);
+                let before = |e: &&Extent| e.offset < grow.published;
+                job.predecessor = grow.extents.iter().filter(before).next_back().map(|e| e.object.id());
+            }
+            _ => return Ok(None),
+        }
+        job.id = self.new_id();
+        Ok(Some(job))
+    }
+
+    /// The bytes are in the store: says so, and returns whether nothing changed meanwhile.
+    fn end_publish(&mut self, node: &NodeRef, job: &Job, key: &KeyTail) -> Result<bool> {
+        let alive = self.tree.nodes.get(node.ix).filter(|n| n.ino == node.ino && n.nlink > 0);
+        let Some(found) = alive else {
+            self.drop_object(key.clone())?;
+            return Ok(true);
+        };
+        let mut changes = Vec::new();
+        let (mut names, class) = (found.nlink, found.class);
+        let mut extents = Vec::new();
+        match &found.kind {
+            Kind::Mail(mail) => {
+                changes.extend(mail.object.iter().map(|o| Change::Drop { object: o.clone() }));
+            }
+            Kind::Growing(grow) => {
+                names = 1;
+                extents = grow.extents.clone();
+                let cut = extents.partition_point(|e| e.offset < job.offset);
+                for old in extents.split_off(cut) {
+                    changes.push(Change::Drop { object: old.object });
+                }
+                if job.len > 0 {
+                    let object = key.clone();
+                    extents.push(Extent { offset: job.offset, len: job.len, object });
+                }
+            }
+            _ => return Err(Error::Internal("published what is no mail".into())),
+        }
+        let old_object = found.object().map(KeyTail::id);
+        let published_size = job.offset + job.len;
+        let entry = match &found.kind {
+            Kind::Growing(_) => crate::format::listing::Entry::Extents {
+                size: published_size,
+                attrs: found.attrs(),
+                extents: extents.clone(),
+            },
+            _ => crate::format::listing::Entry::Mail {
+                size: published_size,
+                attrs: found.attrs(),
+                object: key.clone(),
+            },
+        };
+        for name in found.names.all() {
+            if let Some(bytes) = self.tree.name_bytes(*name) {
+                changes.push(Change::Line {
+                    folder: name.at.folder,
+                    line: crate::format::listing::Line::Set {
+                        sub: name.at.sub,
+                        name: bytes.to_vec(),
+                        entry: entry.clone(),
+                    },
+                });
+            }
+        }
+        if names > 1 {
+            changes.push(Change::Names { object: job.id, count: names });
+        }
+        if job.growing && job.len == 0 {
+            changes.push(Change::Drop { object: key.clone() });
+        }
+        self.commit(changes)?;
+        self.answered(job.id);
+        if names > 1 {
+            if let Some(old) = old_object {
+                self.tree.links.remove(&old);
+                self.tree.shared.remove(&old);
+            }
+            self.tree.links.insert(job.id, names);
+            self.tree.shared.insert(job.id, node.ix);
+        }
+        let Some(found) = self.tree.nodes.get_mut(node.ix) else { return Ok(true) };
+        let unchanged = match &mut found.kind {
+            Kind::Mail(mail) => {
+                mail.object = Some(key.clone());
+                mail.published_size = published_size;
+                mail.dirty = mail.writes != job.writes;
+                !mail.dirty
+            }
+            Kind::Growing(grow) => {
+                grow.extents = extents;
+                grow.published = published_size;
+                grow.dirty = grow.writes != job.writes;
+                if !grow.dirty {
+                    grow.tail = None;
+                }
+                !grow.dirty
+            }
+            _ => true,
+        };
+        if class == Class::Mail || class == Class::Growing {
+            self.note_new_mail();
+        }
+        Ok(unchanged)
+    }
+}
+
+/// Makes a file safe: after success everything written before the call is in the store, and
+/// the journal says so on disk.
+///
+/// Tries for as long as a delivery may wait; then the error is one that servers defer on.
+pub async fn publish(node: &NodeRef) -> Result<()> {
+    let session = node.cell.session.clone();
+    let clock = session.env.clock.clone();
+    let start = clock.boot();
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match publish_once(node).await {
+            Err(error @ Error::Store { .. })
+                if clock.boot().saturating_sub(start) + pause < session.settings.delivery_timeout =>
+            {
+                tracing::warn!(user = %node.cell.name, %error, "publish is tried again");
+                clock.sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(5));
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn publish_once(node: &NodeRef) -> Result<()> {
+    let session = node.cell.session.clone();
+    let Some(job) = node.cell.open_user(|user| user.begin_publish(node))? else {
+        return sync_journal(node).await;
+    };
+    let (job, found) = blocking(move || {
+        let found = digest(&job);
+        (job, found)
+    })
+    .await?;
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => {
+            // Nothing was put under this id.
+            node.cell.if_open(|user| user.answered(job.id));
+            return Err(error);
+        }
+    };
+    let (key, name_apart) = job.key(&found);
+    let mut metadata = vec![
+        (META_FOLDER.to_string(), job.folder_path.clone()),
+        (META_USER.to_string(), crate::format::escape::escape_key(node.cell.name.as_bytes())),
+    ];
+    if name_apart {
+        let name = crate::format::escape::escape_key(&job.name);
+        metadata.push((META_NAME.to_string(), name));
+    }
+    let body = match &found.bytes {
+        Some(bytes) => Body::Bytes(bytes.clone()),
+        None => Body::File { path: job.staged.path(), len: job.len },
+    };
+    if !(job.growing && job.len == 0) {
+        let put = session.env.store.put(
+            &mail_key(&node.cell.name, &key),
+            body,
+            PutMode::Overwrite,
+            &metadata,
+            Reason("publish"),
+        );
+        if let Err(error) = put.await {
+            node.cell.open_user(|user| user.drop_object(key.clone()))?;
+            return Err(Error::store(format!("publishing a mail of {}", node.cell.name), During::Delivery, error));
+        }
+    }
+    if job.growing
+        && let Some(bytes) = &found.bytes
+        && !bytes.is_empty()
+    {
+        super::fetch::keep(&session, &node.cell.name, job.id, bytes);
+    }
+    node.cell.open_user(|user| user.end_publish(node, &job, &key))?;
+    sync_journal(node).await
+}
+
+async fn sync_journal(node: &NodeRef) -> Result<()> {
+    let point = node.cell.open_user(|user| Ok(user.journal.sync_point()))?;
+    match point {
+        Some(point) => blocking(move || point.sync()).await?,
+        None => Ok(()),
+    }
+}
+
+/// Runs what blocks on a disk away from the tasks.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::Internal(format!("a disk task ended early: {e}")))
+}
+
+/// Puts a local file and the journal on disk.
+pub async fn sync_local(node: &NodeRef) -> Result<()> {
+    let start = node.cell.open_user(|user| {
+        let point = user.journal.sync_point();
+        let file = user.local_file(node.ix)?;
+        match &user.node(node.ix)?.kind {
+            Kind::Local(local) => Ok((file, local.writes, point)),
+            _ => Err(Error::Internal("not a local file".into())),
+        }
+    });
+    let (file, writes, point) = start?;
+    blocking(move || {
+        file.sync_data().map_err(|e| Error::disk("sync of a metacache file", &e))?;
+        point.map_or(Ok(()), |point| point.sync())
+    })
+    .await??;
+    node.cell.if_open(|user| {
+        if let Some(Node { kind: Kind::Local(local), .. }) = user.tree.nodes.get_mut(node.ix) {
+            local.synced = local.synced.max(writes);
+        }
+    });
+    Ok(())
+}
+
+/// Puts the journal on disk.
+pub async fn sync_user(cell: &Arc<super::session::UserCell>) -> Result<()> {
+    match cell.open_user(|user| Ok(user.journal.sync_point()))? {
+        Some(point) => blocking(move || point.sync()).await?,
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::maildir_name;
+
+    #[test]
+    fn names_get_their_sizes_once_and_lose_their_flags() {
+        assert_eq!(maildir_name(b"1.M2P3.host", 10, 12), b"1.M2P3.host,S=10,W=12");
+        assert_eq!(maildir_name(b"1.M2P3.host,S=10,W=12:2,S", 10, 12), b"1.M2P3.host,S=10,W=12");
+        let long = [b'x'; 250];
+        assert_eq!(maildir_name(&long, 10, 12), long);
+    }
+}

@@ -1,0 +1,295 @@
+//! A mount session: what all users of a mount share, and the users themselves.
+
+use super::env::Env;
+use super::error::{Error, Result};
+use super::lease::Lease;
+use super::need::{Need, Op, Stop};
+use super::node::NodeIx;
+use super::user::User;
+use crate::cache::disk::Disk;
+use crate::cache::fscache::Fscache;
+use crate::cache::staging::Staging;
+use crate::dovecot::template::Layout;
+use crate::format::listing::Owner;
+use crate::format::{FolderId, Place};
+use crate::fs::api::{Ino, Invalidate};
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+/// What the configuration says to the heart.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub state_dir: PathBuf,
+    pub metacache_dir: PathBuf,
+    pub fscache_dir: PathBuf,
+    pub fscache_max: u64,
+    pub staging_dir: PathBuf,
+    pub staging_max: u64,
+    pub metacache_max: u64,
+    pub layout: Layout,
+    pub backend: String,
+    pub single_backend: bool,
+    pub lease: Duration,
+    /// Whom all files below users' roots belong to, whatever is stored.
+    pub owner: Option<Owner>,
+    /// Whom users' roots and what lies above them belong to.
+    pub root_owner: Option<Owner>,
+    pub root_mode: u32,
+    pub allow_root_delete: bool,
+    pub upload_interval: Duration,
+    pub max_rescan_mail_count: u32,
+    /// A change of folders is flushed once nothing changed for so long,
+    pub quiet: Duration,
+    /// and at the latest after this.
+    pub quiet_max: Duration,
+    /// Changes that a listing could bring back are flushed after so long without use.
+    pub idle_upload: Duration,
+    /// How long a delivery waits for a store that fails.
+    pub delivery_timeout: Duration,
+    /// Flushes that may run at once.
+    pub max_flushes: usize,
+    /// How an absent user looks: asked for, or always there.
+    pub ask_for_users: bool,
+}
+
+/// What an inode number stands for.
+#[derive(Debug, Clone)]
+pub enum InoTarget {
+    /// A directory above the users' level: the path components below the mount.
+    Above(Arc<Vec<Vec<u8>>>),
+    Dir(Arc<UserCell>, Place),
+    Node(Arc<UserCell>, NodeIx),
+}
+
+/// What is known of a user's existence without opening it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Exists {
+    #[default]
+    Unknown,
+    Yes,
+    /// The store said no; good for the call that asked.
+    No,
+}
+
+#[derive(Debug, Default)]
+pub struct RootInfo {
+    pub exists: Exists,
+    /// Who made the directory here, for a user that has no head yet.
+    pub maker: Option<(Owner, u32)>,
+    pub lookups: u64,
+}
+
+#[derive(Debug, Default)]
+pub enum CellState {
+    #[default]
+    Closed,
+    Open(Box<User>),
+}
+
+/// A user, open or not.
+#[derive(Debug)]
+pub struct UserCell {
+    pub name: Arc<str>,
+    /// Path components below the mount.
+    pub path: Vec<String>,
+    pub ino: Ino,
+    pub session: Arc<Session>,
+    pub state: Mutex<CellState>,
+    pub root: Mutex<RootInfo>,
+    /// One opening at a time, one load, one flush.
+    pub opening: tokio::sync::Mutex<()>,
+    pub loading: tokio::sync::Mutex<()>,
+    pub flushing: tokio::sync::Mutex<()>,
+}
+
+impl UserCell {
+    /// Calls `f` with the open user, or says that it must be opened first.
+    pub fn with<T>(self: &Arc<Self>, f: impl FnOnce(&mut User) -> Op<T>) -> Op<T> {
+        match &mut *self.state.lock() {
+            CellState::Open(user) => f(user),
+            CellState::Closed => Err(Stop::Wait(Need::Open(self.clone()))),
+        }
+    }
+
+    /// Calls `f` with the user if it is open. For work behind the scenes, which never waits.
+    pub fn if_open<T>(&self, f: impl FnOnce(&mut User) -> T) -> Option<T> {
+        match &mut *self.state.lock() {
+            CellState::Open(user) => Some(f(user)),
+            CellState::Closed => None,
+        }
+    }
+
+    /// Like [`UserCell::if_open`], for work on a user that must be open.
+    pub fn open_user<T>(&self, f: impl FnOnce(&mut User) -> Result<T>) -> Result<T> {
+        self.if_open(f).unwrap_or(Err(Error::Closing))
+    }
+}
+
+type InvalidateFn = Box<dyn Fn(Invalidate) + Send + Sync>;
+
+/// Work on a publish that failed at close.
+pub type Retry = (Weak<UserCell>, NodeIx, Ino);
+
+pub struct Session {
+    pub env: Env,
+    pub settings: Settings,
+    pub staging: Arc<Staging>,
+    pub fscache: Arc<Fscache>,
+    pub lease: Lease,
+    /// Random name of this session.
+    pub id: String,
+    pub started: Duration,
+    next_ino: AtomicU64,
+    pub inos: RwLock<HashMap<Ino, InoTarget>>,
+    users: Mutex<HashMap<Arc<str>, Arc<UserCell>>>,
+    pub wake: tokio::sync::Notify,
+    pub retries: Mutex<Vec<Retry>>,
+    invalidate: OnceLock<InvalidateFn>,
+    pub closing: std::sync::atomic::AtomicBool,
+    pub flushes: tokio::sync::Semaphore,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Opens the local directories. Nothing is asked of the store yet.
+    pub fn open(env: Env, settings: Settings) -> Result<Arc<Session>> {
+        let disk = |what: &str, e: std::io::Error| Error::disk(what.to_string(), &e);
+        for dir in [&settings.state_dir, &settings.metacache_dir] {
+            env.disk.create_dirs(dir).map_err(|e| disk(&dir.display().to_string(), e))?;
+        }
+        let staging = Staging::open(env.disk.clone(), &settings.staging_dir, settings.staging_max)
+            .map_err(|e| disk("staging", e))?;
+        let fscache = Fscache::open(env.disk.clone(), &settings.fscache_dir, settings.fscache_max)
+            .map_err(|e| disk("fscache", e))?;
+        // Inode numbers are not given twice within a run, nor, by starting from the clock, in
+        // the next one: Postfix writes them into the names of mails.
+        let base = u64::try_from(env.clock.wall().secs).unwrap_or(1) << 20;
+        let id = format!("{:016x}", env.random.u64());
+        let flushes = settings.max_flushes.max(1);
+        Ok(Arc::new(Session {
+            lease: Lease::new(&settings),
+            started: env.clock.boot(),
+            env,
+            settings,
+            staging,
+            fscache,
+            id,
+            next_ino: AtomicU64::new(base.max(2)),
+            inos: RwLock::new(HashMap::new()),
+            users: Mutex::new(HashMap::new()),
+            wake: tokio::sync::Notify::new(),
+            retries: Mutex::new(Vec::new()),
+            invalidate: OnceLock::new(),
+            closing: std::sync::atomic::AtomicBool::new(false),
+            flushes: tokio::sync::Semaphore::new(flushes),
+        }))
+    }
+
+    pub fn new_ino(&self) -> Ino {
+        self.next_ino.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn new_folder_id(&self) -> FolderId {
+        loop {
+            let id = FolderId(self.env.random.u64());
+            if id != FolderId::ROOT {
+                return id;
+            }
+        }
+    }
+
+    pub fn forget_ino(&self, ino: Ino) {
+        self.inos.write().remove(&ino);
+    }
+
+    pub fn register(&self, ino: Ino, target: impl FnOnce() -> InoTarget) {
+        if !self.inos.read().contains_key(&ino) {
+            self.inos.write().insert(ino, target());
+        }
+    }
+
+    pub fn target(&self, ino: Ino) -> Option<InoTarget> {
+        self.inos.read().get(&ino).cloned()
+    }
+
+    /// The cell of a user, made at its first mention.
+    pub fn user(self: &Arc<Self>, name: &str, path: &[&[u8]]) -> Arc<UserCell> {
+        let mut users = self.users.lock();
+        if let Some(cell) = users.get(name) {
+            return cell.clone();
+        }
+        let name: Arc<str> = name.into();
+        let cell = Arc::new(UserCell {
+            name: name.clone(),
+            path: path.iter().map(|c| String::from_utf8_lossy(c).into_owned()).collect(),
+            ino: self.new_ino(),
+            session: self.clone(),
+            state: Mutex::new(CellState::Closed),
+            root: Mutex::new(RootInfo::default()),
+            opening: tokio::sync::Mutex::new(()),
+            loading: tokio::sync::Mutex::new(()),
+            flushing: tokio::sync::Mutex::new(()),
+        });
+        users.insert(name, cell.clone());
+        cell
+    }
+
+    /// A user by name, with its path made from the layout.
+    pub fn user_by_name(self: &Arc<Self>, name: &str) -> Arc<UserCell> {
+        let path = self.settings.layout.path_of(name);
+        let parts: Vec<&[u8]> = path.iter().map(|c| c.as_bytes()).collect();
+        self.user(name, &parts)
+    }
+
+    pub fn known_user(&self, name: &str) -> Option<Arc<UserCell>> {
+        self.users.lock().get(name).cloned()
+    }
+
+    /// All users mentioned so far, in the order of their names.
+    pub fn all_users(&self) -> Vec<Arc<UserCell>> {
+        let mut all: Vec<_> = self.users.lock().values().cloned().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    pub fn wake_scheduler(&self) {
+        self.wake.notify_one();
+    }
+
+    pub fn retry_publish(&self, cell: &Arc<UserCell>, ix: NodeIx, ino: Ino) {
+        self.retries.lock().push((Arc::downgrade(cell), ix, ino));
+        self.wake_scheduler();
+    }
+
+    pub fn set_invalidator(&self, send: InvalidateFn) {
+        // Set once per mount; a second driver of the same session would be a mistake.
+        if self.invalidate.set(send).is_err() {
+            tracing::error!("a second driver tried to attach to this session");
+        }
+    }
+
+    pub fn invalidate(&self, what: Invalidate) {
+        if let Some(send) = self.invalidate.get() {
+            send(what);
+        }
+    }
+
+    pub fn disk(&self) -> &dyn Disk {
+        &*self.env.disk
+    }
+
+    /// Directory of a user's head, journal and snapshots.
+    pub fn state_dir_of(&self, user: &str) -> PathBuf {
+        self.settings.state_dir.join("users").join(crate::format::key::user_dir(user))
+    }
+}
