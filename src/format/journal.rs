@@ -168,7 +168,8 @@ fn checksum(seq: u64, payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(format!("{seq}\n").as_bytes()), payload)
 }
 
-/// The first line of a journal whose first record will be `first_seq`.
+/// The first line of a journal whose first record will be `first_seq`. The number has no
+/// checksum: in a journal without records, a reader compares it with what it knows.
 pub fn encode_journal_header(first_seq: u64) -> Vec<u8> {
     format!("{HEADER}{JOURNAL_VERSION} {first_seq}\n").into_bytes()
 }

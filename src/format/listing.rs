@@ -87,8 +87,14 @@ fn put_attrs(attrs: &Attrs, out: &mut String) {
 }
 
 /// Appends the line to `out`, without a line end. What cannot be decoded again (an illegal name,
-/// extents with gaps, a target above [`TARGET_MAX`]) must not be given.
+/// extents with gaps, a target above [`TARGET_MAX`]) must not be given; debug builds panic.
 pub fn encode_line(line: &Line, out: &mut String) {
+    let start = out.len();
+    put_line(line, out);
+    debug_assert!(parse_line(&out[start..]).is_some(), "cannot be decoded: {}", &out[start..]);
+}
+
+fn put_line(line: &Line, out: &mut String) {
     match line {
         Line::Dir { sub, attrs } => {
             put!(out, "dir\t{}", sub.as_str());
