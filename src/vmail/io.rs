@@ -270,8 +270,10 @@ impl User {
         let node = self.node_mut(ix)?;
         node.mtime = now;
         node.ctime = now;
+        let inside = offset < node.size;
         node.size = node.size.max(end);
         if let Kind::Local(local) = &mut node.kind {
+            local.inplace += u64::from(inside);
             local.since.wrote(offset, data.len() as u64);
             local.writes += 1;
             if let Some(tracker) = tracker {
@@ -420,6 +422,7 @@ impl User {
                 file.set_len(len).map_err(|e| disk(&e))?;
                 if let Kind::Local(local) = &mut self.node_mut(ix)?.kind {
                     local.since.cut_to(len);
+                    local.inplace += 1;
                     local.writes += 1;
                 }
                 self.mark_local(ix);

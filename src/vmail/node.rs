@@ -140,6 +140,8 @@ pub struct Local {
     pub since: Since,
     /// Whether the parts made so far hold this file under its name.
     pub shipped: bool,
+    /// Counts changes inside what the file held already.
+    pub inplace: u64,
     /// Counts writes, and the writes that are known to be on disk.
     pub writes: u64,
     pub synced: u64,

@@ -53,6 +53,8 @@ pub struct Settings {
     pub delivery_timeout: Duration,
     /// Flushes that may run at once.
     pub max_flushes: usize,
+    /// Which boot of the machine this is.
+    pub boot_id: String,
     /// How an absent user looks: asked for, or always there.
     pub ask_for_users: bool,
 }

@@ -57,6 +57,8 @@ pub struct User {
     pub flushed_seq: u64,
     pub dropped: Vec<KeyTail>,
     pub links_changed: HashSet<ObjectId>,
+    /// Whether the table of links was loaded.
+    pub links_known: bool,
     pub folders_changed: bool,
     pub changes: Changes,
     /// Folders that have a listing snapshot on the local disk.

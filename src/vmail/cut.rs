@@ -1,0 +1,497 @@
+//! A cut: what a flush copies.
+//!
+//! It freezes nothing. Under the user's lock it takes the journal's position, the lines of what
+//! changed, and of every changed index file an open descriptor and its length; the copying
+//! follows without the lock. Every write comes through this process in the order in which it
+//! was made, so the lengths taken at one moment are a state in which the files were together.
+//! Only a write inside what is being copied would break it: then the cut is taken again.
+//!
+//! Locks and temporary files never travel. A cache travels only when asked for; a cut that
+//! leaves it out says that it is absent, because an old cache under a newer log shows one
+//! mail's headers for another.
+
+use super::error::{Error, Result};
+use super::node::{Kind, NodeIx, Since};
+use super::tree::{Layer, NameBytes, Target, Unflushed};
+use super::user::{Changes, User};
+use crate::cache::disk::DiskFile;
+use crate::dovecot::classes::Class;
+use crate::format::head::{HeadFolder, PartKind, PartRef};
+use crate::format::key::KeyTail;
+use crate::format::listing::{Entry, Line};
+use crate::format::part::{Content, Member, Part};
+use crate::format::{FolderId, ObjectId, Place, Sub};
+use bytes::Bytes;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Ordinary files above this size become objects of their own.
+pub const LARGE: u64 = 4 * 1024 * 1024;
+/// Folders whose content is at most this much are written again with each flush, so that what
+/// leads to the mails lies together.
+const LIGHT: u64 = 4096;
+const LIGHT_FOLDERS: usize = 64;
+
+/// A file to copy.
+pub struct CutFile {
+    pub at: Place,
+    pub name: NameBytes,
+    pub ix: NodeIx,
+    pub file: Arc<dyn DiskFile>,
+    pub len: u64,
+    /// What changed of it since the part before.
+    pub since: Since,
+    /// What is taken from the node, to give back if the flush fails.
+    taken: Since,
+    inplace: u64,
+    /// The object that is to hold it.
+    pub large: Option<ObjectId>,
+}
+
+pub struct CutFolder {
+    pub id: FolderId,
+    pub path: Vec<u8>,
+    pub kind: PartKind,
+    /// How many of the parts before stay under this one.
+    pub keep: usize,
+    pub lines: Vec<Line>,
+    pub files: Vec<CutFile>,
+    pub layer: Layer,
+    unflushed: Unflushed,
+    absent_caches: Vec<NodeIx>,
+}
+
+pub struct Cut {
+    pub seq: u64,
+    pub bundle: ObjectId,
+    pub watermark: ObjectId,
+    pub known_above: Vec<ObjectId>,
+    pub folders: Vec<CutFolder>,
+    /// All folders, with the parts of before.
+    pub tree: Vec<HeadFolder>,
+    pub dropped: Vec<KeyTail>,
+    pub links: Vec<(ObjectId, u32)>,
+    /// All links, where a new base of that table is due.
+    pub all_links: Option<Vec<(ObjectId, u32)>>,
+    pub next_uids: HashMap<FolderId, u32>,
+    pub uidvalidity: Option<u32>,
+    links_changed: HashSet<ObjectId>,
+    folders_changed: bool,
+    changes: Changes,
+}
+
+/// What a flush takes along.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Extent {
+    pub caches: bool,
+}
+
+impl User {
+    /// Folders with changes that are not in memory.
+    pub fn unloaded_changes(&self) -> Vec<FolderId> {
+        let changed = |f: &&super::tree::Folder| !f.loaded && !f.unflushed.is_empty();
+        self.tree.folders.values().filter(changed).map(|f| f.id).collect()
+    }
+
+    fn unshipped_cache(&self, id: FolderId) -> bool {
+        let Some(dir) = self.tree.dir(Place::own(id)) else { return false };
+        dir.entries.after(0).take(4096).any(|(_, _, target)| match target {
+            Target::Node(ix) => self.tree.nodes.get(ix).is_some_and(|n| {
+                n.class.is_cache() && matches!(&n.kind, Kind::Local(l) if !l.shipped)
+            }),
+            _ => false,
+        })
+    }
+
+    /// Takes a cut. All changed folders are loaded.
+    pub fn cut(&mut self, extent: Extent) -> Result<Cut> {
+        let in_head: HashSet<FolderId> = self.head.folders.iter().map(|f| f.id).collect();
+        let mut ids = Vec::new();
+        let mut light = Vec::new();
+        for folder in self.tree.folders.values().filter(|f| f.loaded) {
+            let small = folder.parts.iter().map(|p| p.raw_len).sum::<u64>() <= LIGHT;
+            if !folder.unflushed.is_empty()
+                || !in_head.contains(&folder.id)
+                || folder.parts.is_empty()
+                || extent.caches && self.unshipped_cache(folder.id)
+            {
+                ids.push((folder.id, small));
+            } else if small {
+                light.push(folder.id);
+            }
+        }
+        light.sort();
+        light.truncate(LIGHT_FOLDERS);
+        ids.extend(light.into_iter().map(|id| (id, true)));
+        // Small ones first and a mailbox's two folders side by side: what is read together
+        // lies together.
+        let mut order: Vec<_> = ids
+            .into_iter()
+            .map(|(id, small)| {
+                let path = self.tree.path(Place::own(id));
+                let rest: Vec<NameBytes> = path.get(1..).unwrap_or_default().to_vec();
+                (!small, rest, path, id)
+            })
+            .collect();
+        order.sort();
+        let mut folders = Vec::new();
+        for (_, _, _, id) in order {
+            match self.cut_folder(id, extent) {
+                Ok(folder) => folders.push(folder),
+                Err(error) => {
+                    for folder in folders {
+                        self.give_back(folder);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let links_changed = std::mem::take(&mut self.links_changed);
+        let count = |id: &ObjectId| (*id, self.tree.links.get(id).copied().unwrap_or(0));
+        let mut links: Vec<_> = links_changed.iter().map(count).collect();
+        links.sort();
+        let all_links = (self.head.names.len() > 8).then(|| {
+            let mut all: Vec<_> = self.tree.links.iter().map(|(id, n)| (*id, *n)).collect();
+            all.sort();
+            all
+        });
+        let watermark = self.watermark();
+        let known_above = (watermark.counter + 1..=self.last_counter)
+            .filter(|counter| !self.unanswered.contains(counter))
+            .map(|counter| ObjectId { epoch: self.epoch, counter })
+            .collect();
+        self.last_counter += 1;
+        let bundle = ObjectId { epoch: self.epoch, counter: self.last_counter };
+        Ok(Cut {
+            seq: self.journal.seq(),
+            bundle,
+            watermark,
+            known_above,
+            folders,
+            tree: self.head_folders(),
+            dropped: std::mem::take(&mut self.dropped),
+            links,
+            all_links,
+            next_uids: self
+                .tree
+                .folders
+                .values()
+                .filter_map(|f| Some((f.id, f.next_uid?)))
+                .collect(),
+            uidvalidity: self.uidvalidity,
+            links_changed,
+            folders_changed: std::mem::take(&mut self.folders_changed),
+            changes: std::mem::take(&mut self.changes),
+        })
+    }
+
+    /// The folders as a head names them, with their present parts and ceilings.
+    pub fn head_folders(&self) -> Vec<HeadFolder> {
+        let mut all: Vec<HeadFolder> = self
+            .tree
+            .folders
+            .values()
+            .map(|f| HeadFolder {
+                id: f.id,
+                parent: f.parent,
+                name: f.name.to_vec(),
+                parts: f.parts.clone(),
+                uid_ceiling: f.uid_ceiling,
+                burnt_below: if f.loaded { None } else { f.burnt_below },
+            })
+            .collect();
+        all.sort_by_key(|f| f.id);
+        all
+    }
+
+    fn cut_folder(&mut self, id: FolderId, extent: Extent) -> Result<CutFolder> {
+        let missing = || Error::Internal("cut of a folder that is not there".into());
+        let path: Vec<NameBytes> = self.tree.path(Place::own(id));
+        let path: Vec<&[u8]> = path.iter().map(|n| &**n).collect();
+        let path = path.join(&b'/');
+        let folder = self.tree.folders.get_mut(&id).ok_or_else(missing)?;
+        let unflushed = std::mem::take(&mut folder.unflushed);
+        let (kind, keep) = chain(&folder.parts, &folder.layers);
+        let mut layer = Layer { names: unflushed.names.clone(), members: HashMap::new() };
+        if kind == PartKind::Diff {
+            for older in folder.layers.iter().skip(keep.saturating_sub(1)).flatten() {
+                layer.names.extend(older.names.iter().cloned());
+            }
+        }
+        let older: Vec<Layer> =
+            folder.layers.iter().skip(keep.saturating_sub(1)).flatten().cloned().collect();
+        let folder = self.tree.folders.get(&id).ok_or_else(missing)?;
+        let mut lines = Vec::new();
+        for sub in Sub::ALL {
+            match folder.dir(sub) {
+                Some(dir) => lines.push(Line::Dir { sub, attrs: dir.attrs() }),
+                None if kind == PartKind::Diff && sub != Sub::Own => {
+                    lines.push(Line::NoDir { sub });
+                }
+                None => {}
+            }
+        }
+        // Every name of a base; of a diff those that changed, and the caches.
+        let mut names: Vec<(Sub, NameBytes)> = Vec::new();
+        for (sub, dir) in folder.dirs() {
+            for (_, name, target) in dir.entries.after(0) {
+                let Target::Node(ix) = target else { continue };
+                let cache = self.tree.nodes.get(ix).is_some_and(|n| n.class.is_cache());
+                let known = kind == PartKind::Base || cache;
+                if known || layer.names.contains(&(sub, name.clone())) {
+                    names.push((sub, name.clone()));
+                }
+            }
+        }
+        if kind == PartKind::Diff {
+            let here: HashSet<_> = names.iter().cloned().collect();
+            for (sub, name) in layer.names.iter().filter(|n| !here.contains(*n)) {
+                lines.push(Line::Unset { sub: *sub, name: name.to_vec() });
+            }
+        }
+        let mut cut = CutFolder {
+            id,
+            path,
+            kind,
+            keep,
+            lines,
+            files: Vec::new(),
+            layer,
+            unflushed,
+            absent_caches: Vec::new(),
+        };
+        for (sub, name) in names {
+            if let Err(error) = self.cut_name(&mut cut, Place { folder: id, sub }, name, extent, &older)
+            {
+                self.give_back(cut);
+                return Err(error);
+            }
+        }
+        Ok(cut)
+    }
+
+    fn cut_name(
+        &mut self,
+        cut: &mut CutFolder,
+        at: Place,
+        name: NameBytes,
+        extent: Extent,
+        older: &[Layer],
+    ) -> Result<()> {
+        let sub = at.sub;
+        let Some((_, Target::Node(ix))) = self.tree.dir(at).and_then(|d| d.entries.get(&name)) else {
+            return Ok(());
+        };
+        let node = self.node(ix)?;
+        let class = node.class;
+        let base = cut.kind == PartKind::Base;
+        let gone = Line::Unset { sub, name: name.to_vec() };
+        let Some(entry) = node.entry() else {
+            // Unpublished, a lock, or temporary: what an earlier part says of the name is over.
+            if !base {
+                cut.lines.push(gone);
+            }
+            return Ok(());
+        };
+        let Kind::Local(local) = &node.kind else {
+            cut.lines.push(Line::Set { sub, name: name.to_vec(), entry });
+            return Ok(());
+        };
+        if class.is_cache() && !extent.caches {
+            if !base && (local.shipped || cut.layer.names.contains(&(sub, name.clone()))) {
+                cut.layer.names.insert((sub, name.clone()));
+                cut.lines.push(gone);
+            }
+            cut.absent_caches.push(ix);
+            return Ok(());
+        }
+        let (len, inplace, shipped) = (node.size, local.inplace, local.shipped);
+        let mut since = local.since.clone();
+        let taken = since.clone();
+        if base || !shipped {
+            since = Since::everything();
+        } else {
+            for layer in older.iter().rev() {
+                if let Some(old) = layer.members.get(&(sub, name.clone())) {
+                    since.merge_older(old);
+                } else if layer.names.contains(&(sub, name.clone())) {
+                    since = Since::everything();
+                }
+            }
+        }
+        let file = self.local_file(ix)?;
+        let mut large = None;
+        if len > LARGE && class == Class::Other {
+            self.last_counter += 1;
+            large = Some(ObjectId { epoch: self.epoch, counter: self.last_counter });
+        }
+        let entry = match entry {
+            Entry::Local { size, attrs, .. } => Entry::Local { size, attrs, object: large },
+            other => other,
+        };
+        cut.lines.push(Line::Set { sub, name: name.to_vec(), entry });
+        cut.layer.names.insert((sub, name.clone()));
+        if large.is_none() {
+            cut.layer.members.insert((sub, name.clone()), since.clone());
+        }
+        if let Kind::Local(local) = &mut self.node_mut(ix)?.kind {
+            local.since = Since::nothing(len);
+        }
+        cut.files.push(CutFile { at, name, ix, file, len, since, taken, inplace, large });
+        Ok(())
+    }
+
+    /// Whether nothing was written inside what the cut copied.
+    pub fn unchanged(&self, cut: &Cut) -> bool {
+        cut.folders.iter().flat_map(|f| &f.files).all(|file| {
+            match self.tree.nodes.get(file.ix).map(|n| &n.kind) {
+                Some(Kind::Local(local)) => local.inplace == file.inplace,
+                // Replaced meanwhile: its bytes were read from the descriptor.
+                _ => true,
+            }
+        })
+    }
+
+    fn give_back(&mut self, cut: CutFolder) {
+        for file in &cut.files {
+            if let Some(node) = self.tree.nodes.get_mut(file.ix)
+                && let Kind::Local(local) = &mut node.kind
+            {
+                local.since.merge_older(&file.taken);
+            }
+        }
+        if let Some(folder) = self.tree.folders.get_mut(&cut.id) {
+            folder.unflushed.merge(cut.unflushed);
+        }
+    }
+
+    /// The flush failed: everything counts as unflushed again.
+    pub fn undo_cut(&mut self, cut: Cut) {
+        for folder in cut.folders {
+            self.give_back(folder);
+        }
+        self.dropped.splice(0..0, cut.dropped);
+        self.links_changed.extend(cut.links_changed);
+        self.folders_changed |= cut.folders_changed;
+        let now = std::mem::replace(&mut self.changes, cut.changes);
+        self.changes.important = earlier(self.changes.important, now.important);
+        self.changes.unimportant = earlier(self.changes.unimportant, now.unimportant);
+        self.changes.new_since = earlier(self.changes.new_since, now.new_since);
+        self.changes.new_mails += now.new_mails;
+        // What was urgent is tried again with the important.
+        self.changes.urgent = now.urgent;
+    }
+
+    /// The flush succeeded: what it carried is what the parts hold.
+    pub fn settle_cut(&mut self, cut: Cut, parts: &HashMap<FolderId, PartRef>) {
+        for folder in cut.folders {
+            for file in &folder.files {
+                if let Some(node) = self.tree.nodes.get_mut(file.ix)
+                    && let Kind::Local(local) = &mut node.kind
+                {
+                    local.shipped = true;
+                    local.object = file.large;
+                }
+            }
+            for ix in folder.absent_caches {
+                if let Some(node) = self.tree.nodes.get_mut(ix)
+                    && let Kind::Local(local) = &mut node.kind
+                {
+                    local.shipped = false;
+                    local.since = Since::everything();
+                }
+            }
+            let (Some(found), Some(part)) =
+                (self.tree.folders.get_mut(&folder.id), parts.get(&folder.id))
+            else {
+                continue;
+            };
+            found.parts.truncate(folder.keep);
+            found.parts.push(part.clone());
+            found.layers.truncate(folder.keep.saturating_sub(1));
+            if folder.kind == PartKind::Diff {
+                found.layers.push(Some(folder.layer));
+            }
+            found.burnt_below = None;
+        }
+    }
+}
+
+fn earlier<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Whether the next part is a base or a diff, and how many parts stay under it.
+///
+/// A chain is a base and at most two diffs, so a folder is read from at most three bundles; a
+/// diff is folded into the next one while it is small or there are two, and everything becomes
+/// a base when the diffs have grown to half of it.
+fn chain(parts: &[PartRef], layers: &[Option<Layer>]) -> (PartKind, usize) {
+    let Some((base, diffs)) = parts.split_first() else { return (PartKind::Base, 0) };
+    let grown: u64 = diffs.iter().map(|p| p.raw_len).sum();
+    if grown > base.raw_len / 2 + 16 * 1024 || base.raw_len <= LIGHT {
+        return (PartKind::Base, 0);
+    }
+    let keep = match diffs {
+        [] => 1,
+        [one] if one.raw_len < 32 * 1024 => 1,
+        [_] => 2,
+        [first, second, ..] if second.raw_len < first.raw_len / 2 && diffs.len() == 2 => 2,
+        _ => 1,
+    };
+    // What is folded must be known; after a restart it may not be.
+    if layers.iter().skip(keep.saturating_sub(1)).any(Option::is_none) {
+        return if base.raw_len < 1024 * 1024 || parts.len() > 6 {
+            (PartKind::Base, 0)
+        } else {
+            (PartKind::Diff, parts.len())
+        };
+    }
+    (PartKind::Diff, keep)
+}
+
+/// Copies a folder's files and makes its part. `None` if a file became shorter meanwhile.
+pub fn copy(folder: &CutFolder) -> Result<Option<Part>> {
+    let mut members = Vec::new();
+    for file in folder.files.iter().filter(|f| f.large.is_none()) {
+        let read = |offset: u64, len: u64| -> Result<Option<Bytes>> {
+            let mut buf = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+            let n = file.file.read_at(&mut buf, offset).map_err(|e| Error::disk("cut", &e))?;
+            Ok((n == buf.len()).then(|| Bytes::from(buf)))
+        };
+        let since = &file.since;
+        let content = if since.whole || since.base_len > file.len {
+            read(0, file.len)?.map(Content::Whole)
+        } else if since.blocks.is_empty() {
+            let offset = since.base_len;
+            read(offset, file.len - offset)?.map(|bytes| Content::Tail { offset, bytes })
+        } else {
+            let last = file.len.div_ceil(Since::BLOCK);
+            let grown = since.base_len / Since::BLOCK..last;
+            let mut numbers: Vec<u64> =
+                since.blocks.iter().copied().filter(|b| *b < last).chain(grown).collect();
+            numbers.sort_unstable();
+            numbers.dedup();
+            let mut blocks = Vec::new();
+            for number in numbers {
+                let at = number * Since::BLOCK;
+                match read(at, Since::BLOCK.min(file.len - at))? {
+                    Some(bytes) => blocks.push((number, bytes)),
+                    None => return Ok(None),
+                }
+            }
+            let block_size = u32::try_from(Since::BLOCK).unwrap_or(u32::MAX);
+            Some(Content::Blocks { size: file.len, block_size, blocks })
+        };
+        match content {
+            Some(content) => {
+                members.push(Member { sub: file.at.sub, name: file.name.to_vec(), content });
+            }
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(Part { lines: folder.lines.clone(), members }))
+}

@@ -1,0 +1,425 @@
+//! Flushing: a user's changes go to the store as one bundle, and the head is swapped.
+//!
+//! # Order, and what a death in between leaves
+//!
+//! 1. The cut (see [`super::cut`]).
+//! 2. Large files are put, then the bundle. A death here leaves objects that no head names;
+//!    their ids are of our epoch and gc knows them by it.
+//! 3. `head.next` is written locally, the head is swapped by compare-and-swap, `head` is
+//!    written. A death around the swap leaves both candidates here, and the store tells by the
+//!    write id which one holds.
+//!
+//! The head names only what is up already, so no reader ever meets a part that is missing. One
+//! swap makes the changes of any number of folders visible at once: a MOVE is in both or in
+//! neither. A swap that does not hold means that another session has taken the user: from
+//! then on nothing is written here (ESTALE).
+//!
+//! A flush costs two requests, and one more for each large file.
+
+use super::ceilings::{self, UID_ROOM, VALIDITY_ROOM};
+use super::cut::{Cut, Extent, copy};
+use super::error::{During, Error, Result};
+use super::local::encode_stamped;
+use super::open::{intend, swap_head};
+use super::publish::blocking;
+use super::session::{CellState, UserCell};
+use super::{load, need};
+use crate::format::head::{Head, PartKind, PartRef};
+use crate::format::key::{bundle_key, file_key};
+use crate::format::part::{
+    BundleWriter, Dropped, decode_dropped, encode_dropped, encode_head_part, encode_names,
+    encode_part,
+};
+use crate::format::{FolderId, ObjectId};
+use crate::store::{Body, PutMode, Reason};
+use bytes::Bytes;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// What a flush is for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Caches travel, too.
+    pub caches: bool,
+    /// The user is handed over: the head says that nobody owns it.
+    pub release: bool,
+    /// Only if something important waits.
+    pub important_only: bool,
+}
+
+/// What a flush did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    pub flushed: bool,
+    pub folders: usize,
+    pub bytes: u64,
+}
+
+/// A cut that keeps being disturbed is given up after so many tries, until the next flush.
+const TRIES: usize = 5;
+/// Segments of the dropped list before they are written anew as one.
+const DROPPED_CHAIN: usize = 64;
+
+/// Flushes a user that is open.
+pub async fn flush(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
+    let _one = cell.flushing.lock().await;
+    let Some(wanted) = cell.if_open(|user| {
+        if user.lost {
+            return Err(Error::Lost { user: user.name.to_string() });
+        }
+        let changed = if options.important_only {
+            user.changes.important.is_some() && user.has_unflushed()
+        } else {
+            user.has_unflushed() || options.caches && user.caches_wait()
+        };
+        Ok(changed || options.release)
+    }) else {
+        return Ok(Report::default());
+    };
+    if !wanted? {
+        return Ok(Report::default());
+    }
+    for _ in 0..TRIES {
+        for folder in cell.open_user(|user| Ok(user.unloaded_changes()))? {
+            load::load(cell, folder).await?;
+        }
+        if let Some(report) = attempt(cell, options).await? {
+            return Ok(report);
+        }
+    }
+    Err(Error::Full(format!("user {}: index files change faster than they can be copied", cell.name)))
+}
+
+async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report>> {
+    let extent = Extent { caches: options.caches };
+    let cut = cell.open_user(|user| {
+        user.may_write()?;
+        user.cut(extent)
+    })?;
+    let (cut, done) = send(cell, cut, options).await;
+    match done {
+        Ok(Some((head, tag, parts, report))) => {
+            let stamped = cell.open_user(|user| {
+                user.flushed_seq = cut.seq;
+                user.settle_cut(cut, &parts);
+                user.take_head(head, tag);
+                let clean = options.release && !user.has_unflushed();
+                let stamp = user.stamp(user.flushed_seq, clean);
+                Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
+            });
+            let (bytes, path) = stamped?;
+            let disk = cell.session.env.disk.clone();
+            blocking(move || disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e)))
+                .await??;
+            compact_journal(cell)?;
+            Ok(Some(report))
+        }
+        Ok(None) => {
+            cell.if_open(|user| user.undo_cut(cut));
+            Ok(None)
+        }
+        Err(error) => {
+            cell.if_open(|user| {
+                user.lost |= matches!(error, Error::Lost { .. });
+                user.undo_cut(cut);
+            });
+            Err(error)
+        }
+    }
+}
+
+/// A journal longer than this is begun anew after a flush.
+const JOURNAL_LIMIT: u64 = 8 * 1024 * 1024;
+
+fn compact_journal(cell: &Arc<UserCell>) -> Result<()> {
+    cell.open_user(|user| {
+        let listed: usize = user
+            .tree
+            .folders
+            .values()
+            .filter(|f| f.loaded && f.snapshot_stale)
+            .flat_map(|f| f.dirs().map(|(_, d)| d.entries.len()))
+            .sum();
+        // Writing snapshots costs their size: worth it once the journal has as much.
+        let worth = JOURNAL_LIMIT.max(listed as u64 * 200);
+        if user.journal.len() > worth { user.checkpoint() } else { Ok(()) }
+    })
+}
+
+type Sent = (Head, crate::store::ETag, HashMap<FolderId, PartRef>, Report);
+
+async fn send(cell: &Arc<UserCell>, cut: Cut, options: Options) -> (Cut, Result<Option<Sent>>) {
+    let cut = Arc::new(cut);
+    let result = send_cut(cell, &cut, options).await;
+    match Arc::try_unwrap(cut) {
+        Ok(cut) => (cut, result),
+        // Every task that shared it has ended.
+        Err(shared) => {
+            let cut = wait_alone(shared).await;
+            (cut, result)
+        }
+    }
+}
+
+async fn wait_alone(mut shared: Arc<Cut>) -> Cut {
+    loop {
+        match Arc::try_unwrap(shared) {
+            Ok(cut) => return cut,
+            Err(again) => {
+                shared = again;
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Result<Option<Sent>> {
+    let session = &cell.session;
+    let store = &session.env.store;
+    let failed = |e| Error::store(format!("flushing {}", cell.name), During::Delivery, e);
+    for file in cut.folders.iter().flat_map(|f| &f.files) {
+        let Some(id) = file.large else { continue };
+        let (reader, len) = (file.file.clone(), file.len);
+        let bytes = blocking(move || reader.read_exact_at(0, usize::try_from(len).unwrap_or(usize::MAX)))
+            .await?;
+        let Ok(bytes) = bytes else { return Ok(None) };
+        let body = Body::Bytes(Bytes::from(bytes));
+        let key = file_key(&cell.name, id);
+        store.put(&key, body, PutMode::Overwrite, &[], Reason("flush")).await.map_err(failed)?;
+    }
+    let (old, tag) = cell.open_user(|user| Ok((user.head.clone(), user.etag.clone())))?;
+    let old_dropped = if old.dropped.len() >= DROPPED_CHAIN {
+        Some(read_dropped(cell, &old.dropped).await?)
+    } else {
+        None
+    };
+    let now = session.env.clock.wall().secs;
+    let built = {
+        let (cut, old) = (cut.clone(), old.clone());
+        blocking(move || build(&cut, &old, now, old_dropped)).await??
+    };
+    let Some((bundle, mut head, parts)) = built else { return Ok(None) };
+    if !cell.open_user(|user| Ok(user.unchanged(cut)))? {
+        return Ok(None);
+    }
+    let report = Report { flushed: true, folders: parts.len(), bytes: bundle.len() as u64 };
+    let body = Body::Bytes(bundle);
+    let key = bundle_key(&cell.name, cut.bundle);
+    store.put(&key, body, PutMode::Overwrite, &[], Reason("flush")).await.map_err(failed)?;
+    head.write_id = new_write_id(cell);
+    if options.release {
+        head.owner = None;
+    }
+    let dir = cell.open_user(|user| Ok(user.state_dir.clone()))?;
+    intend(cell, &dir, &head, cut.seq).await?;
+    match swap_head(cell, &head, Some(tag), Reason("flush")).await? {
+        Some(tag) => Ok(Some((head, tag, parts, report))),
+        None => Err(lost(cell)),
+    }
+}
+
+fn lost(cell: &UserCell) -> Error {
+    tracing::error!(user = %cell.name, "another session has taken this user; nothing is written any more");
+    Error::Lost { user: cell.name.to_string() }
+}
+
+fn new_write_id(cell: &UserCell) -> String {
+    let random = &cell.session.env.random;
+    format!("{:016x}{:016x}", random.u64(), random.u64())
+}
+
+async fn read_dropped(cell: &Arc<UserCell>, parts: &[PartRef]) -> Result<Vec<(i64, Dropped)>> {
+    let refs: Vec<&PartRef> = parts.iter().collect();
+    let frames = load::fetch_ranges(cell, &refs).await?;
+    let what = || format!("user {}: dropped list", cell.name);
+    let mut rows = Vec::new();
+    for (part, frame) in parts.iter().zip(frames) {
+        part.check(&frame).map_err(|e| Error::corrupt(what(), e))?;
+        let limit = part.raw_len.saturating_add(4096).min(load::PART_LIMIT);
+        rows.extend(decode_dropped(&frame, limit).map_err(|e| Error::corrupt(what(), e))?);
+    }
+    Ok(rows)
+}
+
+type Built = (Bytes, Head, HashMap<FolderId, PartRef>);
+
+/// Makes the bundle and the head that names it. `None`: a file changed under the cut.
+fn build(
+    cut: &Cut,
+    old: &Head,
+    now: i64,
+    old_dropped: Option<Vec<(i64, Dropped)>>,
+) -> Result<Option<Built>> {
+    let mut bundle = BundleWriter::new(cut.bundle);
+    let mut parts = HashMap::new();
+    for folder in &cut.folders {
+        let Some(part) = copy(folder)? else { return Ok(None) };
+        let frame = encode_part(&part, &folder.path);
+        parts.insert(folder.id, bundle.add(folder.kind, &frame));
+    }
+    let mut head = old.clone();
+    head.folders = cut.tree.clone();
+    for folder in &cut.folders {
+        if let (Some(named), Some(part)) =
+            (head.folders.iter_mut().find(|f| f.id == folder.id), parts.get(&folder.id))
+        {
+            named.parts.truncate(folder.keep);
+            named.parts.push(part.clone());
+        }
+    }
+    raise(&mut head, &cut.next_uids, cut.uidvalidity);
+    if cut.uidvalidity >= old.uidvalidity_burnt {
+        head.uidvalidity_burnt = None;
+    }
+    if let Some(all) = &cut.all_links {
+        head.names = vec![bundle.add(PartKind::Base, &encode_names(all))];
+    } else if !cut.links.is_empty() {
+        let kind = if head.names.is_empty() { PartKind::Base } else { PartKind::Diff };
+        head.names.push(bundle.add(kind, &encode_names(&cut.links)));
+    }
+    head.watermark = cut.watermark;
+    head.known_above = cut.known_above.clone();
+    head.written = now;
+    let mut rows: Vec<(i64, Dropped)> =
+        cut.dropped.iter().map(|tail| (now, Dropped::Mail(tail.clone()))).collect();
+    rows.extend(no_longer_named(old, &head, cut.bundle).into_iter().map(|d| (now, d)));
+    if let Some(mut all) = old_dropped {
+        all.append(&mut rows);
+        head.dropped = vec![bundle.add(PartKind::Base, &encode_dropped(&all))];
+    } else if !rows.is_empty() {
+        let kind = if head.dropped.is_empty() { PartKind::Base } else { PartKind::Diff };
+        head.dropped.push(bundle.add(kind, &encode_dropped(&rows)));
+    }
+    head.previous = Some(bundle.add(PartKind::Base, &encode_head_part(&old.encode())));
+    Ok(Some((bundle.finish(), head, parts)))
+}
+
+/// Bundles of the old head that the new one has no use for.
+fn no_longer_named(old: &Head, new: &Head, bundle: ObjectId) -> Vec<Dropped> {
+    let used = |head: &Head| -> HashSet<ObjectId> {
+        let folders = head.folders.iter().flat_map(|f| &f.parts);
+        folders.chain(&head.names).chain(&head.dropped).map(|p| p.bundle).collect()
+    };
+    let mut still = used(new);
+    still.insert(bundle);
+    // The dropped list is not written yet; its old segments stay named unless all are folded,
+    // and then their bundles are found by the next flush.
+    let mut gone: Vec<ObjectId> = used(old).difference(&still).copied().collect();
+    gone.extend(old.previous.as_ref().map(|p| p.bundle).filter(|b| !still.contains(b)));
+    gone.sort();
+    gone.dedup();
+    gone.into_iter().map(Dropped::Bundle).collect()
+}
+
+/// Raises the ceilings that are too near.
+fn raise(head: &mut Head, next: &HashMap<FolderId, u32>, uidvalidity: Option<u32>) {
+    for folder in &mut head.folders {
+        if let Some(next) = next.get(&folder.id) {
+            folder.uid_ceiling = ceilings::raised(folder.uid_ceiling, *next, UID_ROOM);
+        }
+    }
+    if let Some(value) = uidvalidity {
+        head.uidvalidity_ceiling = ceilings::raised(head.uidvalidity_ceiling, value, VALIDITY_ROOM);
+    }
+}
+
+/// Raises ceilings by a swap of the head alone, at least for the value somebody waits for.
+pub async fn raise_ceilings(
+    cell: &Arc<UserCell>,
+    wanted: Option<(FolderId, u32)>,
+    uidvalidity: Option<u32>,
+) -> Result<()> {
+    let _one = cell.flushing.lock().await;
+    let (mut head, tag, dir, seq) = cell.open_user(|user| {
+        user.may_write()?;
+        user.ceiling_wanted = false;
+        let mut next: HashMap<FolderId, u32> =
+            user.tree.folders.values().filter_map(|f| Some((f.id, f.next_uid?))).collect();
+        if let Some((folder, value)) = wanted {
+            let entry = next.entry(folder).or_insert(value);
+            *entry = value.max(*entry);
+        }
+        let mut head = user.head.clone();
+        // A folder whose ceiling the head does not hold gets one with its first flush.
+        next.retain(|id, _| head.folders.iter().any(|f| f.id == *id && f.uid_ceiling.is_some()));
+        raise(&mut head, &next, uidvalidity.max(user.uidvalidity));
+        Ok((head, user.etag.clone(), user.state_dir.clone(), user.flushed_seq))
+    })?;
+    head.write_id = new_write_id(cell);
+    head.written = cell.session.env.clock.wall().secs;
+    intend(cell, &dir, &head, seq).await?;
+    match swap_head(cell, &head, Some(tag), Reason("ceiling")).await? {
+        Some(tag) => cell.open_user(|user| {
+            user.take_head(head, tag);
+            user.write_head(false)
+        }),
+        None => {
+            cell.if_open(|user| user.lost = true);
+            Err(lost(cell))
+        }
+    }
+}
+
+impl super::user::User {
+    /// The head in the store is this one now.
+    fn take_head(&mut self, head: Head, tag: crate::store::ETag) {
+        for named in &head.folders {
+            if let Some(folder) = self.tree.folders.get_mut(&named.id) {
+                folder.uid_ceiling = named.uid_ceiling;
+            }
+        }
+        self.uidvalidity_ceiling = head.uidvalidity_ceiling;
+        self.uidvalidity_burnt = head.uidvalidity_burnt;
+        self.head = head;
+        self.etag = tag;
+    }
+
+    fn write_head(&self, clean: bool) -> Result<()> {
+        let stamp = self.stamp(self.flushed_seq, clean);
+        let bytes = encode_stamped(&stamp, &self.head)?;
+        let path = self.state_dir.join("head");
+        let written = self.session.disk().replace(&path, &bytes, false);
+        written.map_err(|e| Error::disk(path.display().to_string(), &e))
+    }
+
+    /// Whether a cache is not in any part.
+    pub fn caches_wait(&self) -> bool {
+        self.tree.nodes.iter().any(|(_, n)| {
+            n.class.is_cache()
+                && n.nlink > 0
+                && matches!(&n.kind, super::node::Kind::Local(l) if !l.shipped)
+        })
+    }
+}
+
+/// Hands a user over: everything is flushed, nobody owns it, local state says so. After this the
+/// user is closed.
+pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
+    if matches!(*cell.state.lock(), CellState::Closed) {
+        return Ok(());
+    }
+    let options = Options { caches: true, release: true, important_only: false };
+    flush(cell, options).await?;
+    let more = cell.open_user(|user| {
+        user.checkpoint()?;
+        let clean = !user.has_unflushed();
+        user.write_head(clean)?;
+        Ok(!clean)
+    })?;
+    if more {
+        return Err(Error::Internal(format!("user {} changed while it was closed", cell.name)));
+    }
+    *cell.state.lock() = CellState::Closed;
+    Ok(())
+}
+
+/// Waits that end in a head swap.
+pub async fn await_ceiling(need: need::Need) -> Result<()> {
+    match need {
+        need::Need::Ceiling(cell, folder, next) => {
+            raise_ceilings(&cell, Some((folder, next)), None).await
+        }
+        need::Need::UidValidity(cell, value) => raise_ceilings(&cell, None, Some(value)).await,
+        other => Err(Error::Internal(format!("not a ceiling: {other:?}"))),
+    }
+}

@@ -1,0 +1,572 @@
+//! Opening a user: who owns it, what is known of it here, and what was lost.
+//!
+//! 1. The head is read. Another backend that lives keeps its user.
+//! 2. Local state is good if the head in the store is the one it goes with (or the one whose
+//!    swap was under way when we died). Otherwise it is obsolete: put aside if it holds changes,
+//!    removed if not.
+//! 3. The head is swapped: a new epoch, our name. After a session that did not end cleanly the
+//!    same swap burns every UID below the old ceilings and raises them, so no UID can be given
+//!    again whatever happens next.
+//! 4. Only then is the store listed from the watermark (I5): objects that nothing names are
+//!    mails that were made safe after the last flush. With our own journal at hand they were
+//!    promised to nobody and are dropped; without it they are put into their folders.
+//!
+//! A swap whose answer is lost is read back and known by its write id.
+
+use super::error::{During, Error, Result};
+use super::journal::Journal;
+use super::local::{self, LocalState, Stamp, encode_stamped};
+use super::publish::blocking;
+use super::session::{CellState, Exists, UserCell};
+use super::tree::{Dir, Folder, Target, Tree};
+use super::user::{Changes, User};
+use super::{ceilings, load, recover};
+use crate::format::head::{ClosedEpoch, HEAD_LIMIT, Head, HeadFolder, HeadOwner};
+use crate::format::journal::{Change, DiskOp};
+use crate::format::key::head_key;
+use crate::format::listing::{Entry, Line, Owner};
+use crate::format::{Epoch, FolderId, ObjectId, Place, Sub};
+use crate::store::{Body, ETag, PutMode, Reason, StoreError};
+use bytes::Bytes;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Opens a user unless it is open, trying for as long as a delivery may wait.
+pub async fn open(cell: &Arc<UserCell>) -> Result<()> {
+    let session = &cell.session;
+    let clock = session.env.clock.clone();
+    let start = clock.boot();
+    let mut pause = Duration::from_millis(100);
+    let _one = cell.opening.lock().await;
+    loop {
+        if matches!(*cell.state.lock(), CellState::Open(_)) {
+            return Ok(());
+        }
+        if session.closing.load(std::sync::atomic::Ordering::Acquire) {
+            return Err(Error::Closing);
+        }
+        match open_once(cell).await {
+            Err(error @ (Error::Store { .. } | Error::Foreign { .. }))
+                if clock.boot().saturating_sub(start) + pause < session.settings.delivery_timeout =>
+            {
+                tracing::warn!(user = %cell.name, %error, "opening is tried again");
+                clock.sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(5));
+            }
+            done => return done,
+        }
+    }
+}
+
+/// The head as the store has it.
+pub async fn read_head(cell: &UserCell, why: Reason) -> Result<Option<(Head, ETag)>> {
+    let what = || format!("head of {}", cell.name);
+    match cell.session.env.store.get(&head_key(&cell.name), None, HEAD_LIMIT, why).await {
+        Ok((meta, bytes)) => {
+            let head = Head::decode(&bytes).map_err(|e| Error::corrupt(what(), e))?;
+            if head.user != *cell.name {
+                return Err(Error::Damaged { what: format!("{} names {}", what(), head.user) });
+            }
+            let etag = meta.etag.ok_or_else(|| {
+                Error::Internal("the store gives no tag for an object".into())
+            })?;
+            Ok(Some((head, etag)))
+        }
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(e) => Err(Error::store(what(), During::Delivery, e)),
+    }
+}
+
+/// Swaps the head. `Ok(None)`: somebody else has swapped it.
+pub async fn swap_head(
+    cell: &UserCell,
+    head: &Head,
+    old: Option<ETag>,
+    why: Reason,
+) -> Result<Option<ETag>> {
+    let mode = match old {
+        Some(tag) => PutMode::Update(tag),
+        None => PutMode::Create,
+    };
+    head.check().map_err(|e| Error::corrupt(format!("new head of {}", cell.name), e))?;
+    let body = Body::Bytes(Bytes::from(head.encode()));
+    match cell.session.env.store.put(&head_key(&cell.name), body, mode, &[], why).await {
+        Ok(tag) => Ok(Some(tag)),
+        Err(first @ (StoreError::Precondition { .. } | StoreError::Unavailable { .. })) => {
+            // Perhaps our own write, its answer lost.
+            match read_head(cell, why).await? {
+                Some((now, tag)) if now.write_id == head.write_id => Ok(Some(tag)),
+                _ if matches!(first, StoreError::Precondition { .. }) => Ok(None),
+                _ => Err(Error::store(format!("head of {}", cell.name), During::Delivery, first)),
+            }
+        }
+        Err(e) => Err(Error::store(format!("head of {}", cell.name), During::Delivery, e)),
+    }
+}
+
+/// How the new session follows the last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    /// There was none, or it handed over.
+    Clean,
+    /// Ours died, the machine lives: disk and journal tell everything.
+    OwnCrash,
+    /// Something may be missing.
+    Loss,
+}
+
+async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
+    let session = cell.session.clone();
+    let remote = read_head(cell, Reason("open")).await?;
+    let state_dir = session.state_dir_of(&cell.name);
+    let cache_dir = cell.path.iter().fold(session.settings.metacache_dir.clone(), |d, c| d.join(c));
+    let found = {
+        let (disk, dir, name) = (session.env.disk.clone(), state_dir.clone(), cell.name.clone());
+        blocking(move || local::read(&*disk, &dir, &name)).await??
+    };
+    let local = match (&remote, found) {
+        (_, None) => None,
+        (None, Some(_)) => {
+            return Err(Error::Damaged {
+                what: format!("user {}: its head is gone from the store, but known here", cell.name),
+            });
+        }
+        (Some((head, _)), Some(local)) => usable(cell, head, local),
+    };
+    if local.is_none() {
+        let (disk, dir, cache) = (session.env.disk.clone(), state_dir.clone(), cache_dir.clone());
+        let keep = unflushed_leftovers(&*disk, &dir, &cell.name)?.then(|| {
+            let name = format!("{}-{}", cell.path.join("_"), session.id);
+            session.settings.state_dir.join("lost").join(name)
+        });
+        if let Some(keep) = &keep {
+            tracing::error!(
+                user = %cell.name, kept = %keep.display(),
+                "another session has written this user since; local changes that were not flushed are kept here"
+            );
+        }
+        blocking(move || local::put_aside(&*disk, &dir, &cache, keep.as_deref())).await??;
+        session.env.disk.create_dirs(&state_dir).map_err(|e| Error::disk("state", &e))?;
+    }
+    let follows = match (&remote, &local) {
+        (None, _) => Follows::Clean,
+        (Some((head, _)), _) if head.owner.is_none() => Follows::Clean,
+        (_, Some(local)) if local.stamp.boot == session.settings.boot_id => Follows::OwnCrash,
+        _ => Follows::Loss,
+    };
+    if let Some((head, _)) = &remote
+        && let Some(owner) = &head.owner
+        && owner.backend != session.settings.backend
+        && !session.lease.is_over(&session, &owner.backend).await?
+    {
+        return Err(Error::Foreign {
+            user: cell.name.to_string(),
+            backend: owner.backend.clone(),
+        });
+    }
+    let old_tag = remote.as_ref().map(|(_, tag)| tag.clone());
+    let old_watermark = remote.as_ref().map(|(head, _)| head.watermark);
+    let head = next_head(cell, remote.as_ref().map(|(head, _)| head), follows);
+    let flushed = local.as_ref().map_or(0, |l| l.stamp.flushed_seq);
+    intend(cell, &state_dir, &head, flushed).await?;
+    let Some(tag) = swap_head(cell, &head, old_tag, Reason("open")).await? else {
+        return Err(Error::Foreign { user: cell.name.to_string(), backend: "(a rival)".into() });
+    };
+    let user = {
+        let (cell, head, follows) = (cell.clone(), head, follows);
+        blocking(move || build(&cell, head, tag, local, follows, state_dir, cache_dir)).await??
+    };
+    let named = user.named_above.clone();
+    *cell.state.lock() = CellState::Open(Box::new(user.user));
+    cell.root.lock().exists = Exists::Yes;
+    let finished = finish(cell, follows, old_watermark, named).await;
+    if finished.is_err() {
+        // Not ready to be served: the next call starts again, and finds our own epoch.
+        *cell.state.lock() = CellState::Closed;
+    }
+    finished
+}
+
+async fn finish(
+    cell: &Arc<UserCell>,
+    follows: Follows,
+    watermark: Option<ObjectId>,
+    named: HashSet<ObjectId>,
+) -> Result<()> {
+    load_links(cell).await?;
+    if follows != Follows::Clean
+        && let Some(watermark) = watermark
+    {
+        let adopt = follows == Follows::Loss;
+        recover::after_crash(cell, watermark, &named, adopt).await?;
+    }
+    load::load(cell, FolderId::ROOT).await?;
+    cell.session.invalidate(crate::fs::api::Invalidate::Inode { ino: cell.ino });
+    Ok(())
+}
+
+/// The table of objects with more than one name, unless it came from the local disk.
+async fn load_links(cell: &Arc<UserCell>) -> Result<()> {
+    let parts = cell.open_user(|user| {
+        Ok(if user.links_known { Vec::new() } else { user.head.names.clone() })
+    })?;
+    if !parts.is_empty() {
+        let refs: Vec<_> = parts.iter().collect();
+        let frames = load::fetch_ranges(cell, &refs).await?;
+        let mut links = HashMap::new();
+        for (part, frame) in parts.iter().zip(frames) {
+            let what = || format!("user {}: bundle {}", cell.name, part.bundle);
+            part.check(&frame).map_err(|e| Error::corrupt(what(), e))?;
+            let limit = part.raw_len.saturating_add(4096).min(load::PART_LIMIT);
+            let rows = crate::format::part::decode_names(&frame, limit);
+            for (id, count) in rows.map_err(|e| Error::corrupt(what(), e))? {
+                if count > 1 {
+                    links.insert(id, count);
+                } else {
+                    links.remove(&id);
+                }
+            }
+        }
+        cell.if_open(|user| {
+            // What the journal said since is newer.
+            for id in &user.links_changed {
+                links.remove(id);
+            }
+            user.tree.links.extend(links);
+        });
+    }
+    cell.if_open(|user| user.links_known = true);
+    Ok(())
+}
+
+/// Local state that goes with the head in the store.
+fn usable(cell: &UserCell, head: &Head, mut local: LocalState) -> Option<LocalState> {
+    if local.head.write_id == head.write_id {
+        return Some(local);
+    }
+    match local.next.take() {
+        Some((stamp, next)) if next.write_id == head.write_id => {
+            local.stamp = stamp;
+            local.head = next;
+            Some(local)
+        }
+        _ => {
+            tracing::info!(user = %cell.name, "local state is older than the store's and not used");
+            None
+        }
+    }
+}
+
+/// Whether obsolete local state holds changes that no head has.
+fn unflushed_leftovers(
+    disk: &dyn crate::cache::disk::Disk,
+    dir: &std::path::Path,
+    user: &str,
+) -> Result<bool> {
+    Ok(match local::read(disk, dir, user)? {
+        Some(local) => local.last_seq > local.stamp.flushed_seq && !local.stamp.clean,
+        None => disk.exists(&dir.join("journal")).map_err(|e| Error::disk("state", &e))?,
+    })
+}
+
+fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
+    let session = &cell.session;
+    let settings = &session.settings;
+    let owner = HeadOwner { backend: settings.backend.clone(), session: session.id.clone() };
+    let write_id = format!("{:016x}{:016x}", session.env.random.u64(), session.env.random.u64());
+    let written = session.env.clock.wall().secs;
+    let Some(old) = old else {
+        let made = cell.root.lock().maker;
+        let (root_owner, root_mode) = made
+            .or(settings.root_owner.map(|o| (o, settings.root_mode)))
+            .unwrap_or((Owner { uid: 0, gid: 0 }, settings.root_mode));
+        return Head {
+            user: cell.name.to_string(),
+            epoch: Epoch(1),
+            write_id,
+            owner: Some(owner),
+            watermark: ObjectId { epoch: Epoch(1), counter: 0 },
+            closed: Vec::new(),
+            root_owner,
+            root_mode,
+            folders: vec![HeadFolder {
+                id: FolderId::ROOT,
+                parent: Place::ROOT,
+                name: Vec::new(),
+                parts: Vec::new(),
+                uid_ceiling: None,
+                burnt_below: None,
+            }],
+            uidvalidity_ceiling: None,
+            uidvalidity_burnt: None,
+            known_above: Vec::new(),
+            names: Vec::new(),
+            dropped: Vec::new(),
+            previous: None,
+            written,
+        };
+    };
+    let mut head = old.clone();
+    head.epoch = Epoch(old.epoch.0.saturating_add(1));
+    head.write_id = write_id;
+    head.owner = Some(owner);
+    head.written = written;
+    head.closed.push(ClosedEpoch { epoch: old.epoch, end: old.watermark });
+    let excess = head.closed.len().saturating_sub(8);
+    head.closed.drain(..excess);
+    if follows == Follows::Loss {
+        for folder in &mut head.folders {
+            if let Some(ceiling) = folder.uid_ceiling {
+                folder.burnt_below = folder.burnt_below.max(Some(ceiling));
+                folder.uid_ceiling =
+                    ceilings::raised(folder.uid_ceiling, ceiling, ceilings::UID_ROOM);
+            }
+        }
+        if let Some(ceiling) = head.uidvalidity_ceiling {
+            head.uidvalidity_burnt = head.uidvalidity_burnt.max(Some(ceiling));
+            head.uidvalidity_ceiling =
+                ceilings::raised(head.uidvalidity_ceiling, ceiling, ceilings::VALIDITY_ROOM);
+        }
+    }
+    head
+}
+
+/// Notes on the local disk that a head is about to be swapped in.
+pub async fn intend(
+    cell: &Arc<UserCell>,
+    state_dir: &std::path::Path,
+    head: &Head,
+    flushed_seq: u64,
+) -> Result<()> {
+    let session = &cell.session;
+    let stamp =
+        Stamp { version: 1, flushed_seq, boot: session.settings.boot_id.clone(), clean: false };
+    let bytes = encode_stamped(&stamp, head)?;
+    let (disk, path) = (session.env.disk.clone(), state_dir.join("head.next"));
+    blocking(move || disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e)))
+        .await?
+}
+
+struct Built {
+    user: User,
+    /// Ids that the journal names or drops, though the head does not.
+    named_above: HashSet<ObjectId>,
+}
+
+fn build(
+    cell: &Arc<UserCell>,
+    head: Head,
+    etag: ETag,
+    local: Option<LocalState>,
+    follows: Follows,
+    state_dir: std::path::PathBuf,
+    cache_dir: std::path::PathBuf,
+) -> Result<Built> {
+    let session = cell.session.clone();
+    let disk = session.env.disk.clone();
+    let mut tree = Tree::default();
+    build_folders(cell, &head, &mut tree)?;
+    let resumed = local.is_some();
+    let local = local.unwrap_or_else(|| LocalState {
+        stamp: Stamp { version: 1, flushed_seq: 0, boot: String::new(), clean: true },
+        head: head.clone(),
+        next: None,
+        records: Vec::new(),
+        journal_len: 0,
+        last_seq: 0,
+        snapshots: HashSet::new(),
+        links: HashMap::new(),
+    });
+    let journal_path = state_dir.join("journal");
+    let journal = if resumed {
+        Journal::resume(&*disk, &journal_path, local.last_seq, local.journal_len)?
+    } else {
+        Journal::create(&*disk, &journal_path, 0)?
+    };
+    tree.links = local.links;
+    let mut named_above: HashSet<ObjectId> = head.known_above.iter().copied().collect();
+    let mut user = User {
+        name: cell.name.clone(),
+        session: session.clone(),
+        tree,
+        journal,
+        epoch: head.epoch,
+        last_counter: 0,
+        unanswered: BTreeSet::new(),
+        owner: head.root_owner,
+        flushed_seq: local.stamp.flushed_seq,
+        dropped: Vec::new(),
+        links_changed: HashSet::new(),
+        links_known: resumed,
+        folders_changed: false,
+        changes: Changes::default(),
+        snapshots: local.snapshots,
+        cache_dir,
+        state_dir: state_dir.clone(),
+        lost: false,
+        used: session.env.clock.boot(),
+        cell: Arc::downgrade(cell),
+        uidvalidity: None,
+        uidvalidity_ceiling: head.uidvalidity_ceiling,
+        uidvalidity_burnt: head.uidvalidity_burnt,
+        ceiling_wanted: false,
+        head,
+        etag,
+    };
+    let last = local.records.last().map(|r| r.seq);
+    for record in local.records {
+        let fresh = record.seq > user.flushed_seq;
+        for change in &record.changes {
+            user.replay(change, fresh, &mut named_above);
+        }
+        if Some(record.seq) == last {
+            user.redo(&record.changes);
+        }
+    }
+    if user.has_unflushed() {
+        user.important();
+    }
+    let clean = follows == Follows::Clean && !user.has_unflushed();
+    let stamp = user.stamp(user.flushed_seq, clean);
+    let bytes = encode_stamped(&stamp, &user.head)?;
+    let path = state_dir.join("head");
+    disk.replace(&path, &bytes, true).map_err(|e| Error::disk(path.display().to_string(), &e))?;
+    Ok(Built { user, named_above })
+}
+
+fn build_folders(cell: &UserCell, head: &Head, tree: &mut Tree) -> Result<()> {
+    let session = &cell.session;
+    for found in &head.folders {
+        let mut folder = Folder::new(found.id, found.parent, &found.name);
+        folder.parts = found.parts.clone();
+        folder.layers = vec![None; found.parts.len().saturating_sub(1)];
+        folder.uid_ceiling = found.uid_ceiling;
+        folder.burnt_below = found.burnt_below;
+        let (ino, attrs) = if found.id == FolderId::ROOT {
+            let mut attrs = load::UNKNOWN;
+            attrs.mode = head.root_mode;
+            (cell.ino, attrs)
+        } else {
+            (session.new_ino(), load::UNKNOWN)
+        };
+        folder.set_dir(Sub::Own, Some(Dir::new(ino, attrs)));
+        tree.folders.insert(found.id, folder);
+    }
+    for found in head.folders.iter().filter(|f| f.id != FolderId::ROOT) {
+        hang(cell, tree, found.id, found.parent, &found.name);
+    }
+    Ok(())
+}
+
+/// Puts a folder's name into its parent.
+fn hang(cell: &UserCell, tree: &mut Tree, id: FolderId, parent: Place, name: &[u8]) {
+    let ino = cell.session.new_ino();
+    let Some(above) = tree.folders.get_mut(&parent.folder) else { return };
+    if above.dir(parent.sub).is_none() {
+        above.set_dir(parent.sub, Some(Dir::new(ino, load::UNKNOWN)));
+        if let Some(own) = above.dir_mut(Sub::Own) {
+            own.entries
+                .insert(parent.sub.as_str().as_bytes().into(), Target::Sub(parent.sub));
+        }
+    }
+    if let Some(dir) = above.dir_mut(parent.sub) {
+        dir.entries.remove(name);
+        dir.entries.insert(name.into(), Target::Folder(id));
+    }
+}
+
+impl User {
+    /// Takes a change from the journal. Only folders are put into the tree; lines wait until
+    /// their folder is loaded.
+    fn replay(&mut self, change: &Change, fresh: bool, named: &mut HashSet<ObjectId>) {
+        let cell = self.cell();
+        match change {
+            Change::Folder { id, parent, name } => {
+                if let Some(old) = self.tree.folders.get(id) {
+                    let (old_parent, old_name) = (old.parent, old.name.clone());
+                    if let Some(dir) = self.tree.dir_mut(old_parent)
+                        && dir.entries.get(&old_name).is_some_and(|(_, t)| t == Target::Folder(*id))
+                    {
+                        dir.entries.remove(&old_name);
+                    }
+                } else {
+                    let mut folder = Folder::new(*id, *parent, name);
+                    let ino = self.session.new_ino();
+                    folder.set_dir(Sub::Own, Some(Dir::new(ino, load::UNKNOWN)));
+                    self.tree.folders.insert(*id, folder);
+                }
+                if let Some(folder) = self.tree.folders.get_mut(id) {
+                    folder.parent = *parent;
+                    folder.name = name.as_slice().into();
+                }
+                hang(&cell, &mut self.tree, *id, *parent, name);
+            }
+            Change::NoFolder { id } => {
+                if let Some(folder) = self.tree.folders.remove(id)
+                    && let Some(dir) = self.tree.dir_mut(folder.parent)
+                    && dir.entries.get(&folder.name).is_some_and(|(_, t)| t == Target::Folder(*id))
+                {
+                    dir.entries.remove(&folder.name);
+                }
+            }
+            Change::Line { folder, line } => {
+                if let Line::Set { entry, .. } = line {
+                    match entry {
+                        Entry::Mail { object, .. } => _ = named.insert(object.id()),
+                        Entry::Extents { extents, .. } => {
+                            named.extend(extents.iter().map(|e| e.object.id()));
+                        }
+                        Entry::Local { .. } | Entry::Symlink { .. } => {}
+                    }
+                }
+                if let Some(folder) = self.tree.folders.get_mut(folder) {
+                    folder.pending.push(line.clone());
+                }
+            }
+            Change::Names { object, count } => {
+                if *count > 1 {
+                    self.tree.links.insert(*object, *count);
+                } else {
+                    self.tree.links.remove(object);
+                }
+            }
+            Change::Drop { object } => _ = named.insert(object.id()),
+            Change::User { owner, mode } => {
+                self.owner = *owner;
+                if let Some(dir) = self.tree.dir_mut(Place::ROOT) {
+                    dir.mode = *mode;
+                }
+            }
+            Change::Disk(_) => {}
+        }
+        if fresh {
+            self.mark(change);
+        }
+    }
+
+    /// The last record's work on the disk may not have been done.
+    fn redo(&self, changes: &[Change]) {
+        for change in changes {
+            let Change::Disk(op) = change else { continue };
+            let due = match op {
+                // Making a file anew would empty it; it is missing only if it was never made.
+                DiskOp::Create { at, name } => {
+                    !self.session.disk().exists(&self.file_path(*at, name)).unwrap_or(true)
+                }
+                DiskOp::Link { to, new_name, .. } => {
+                    !self.session.disk().exists(&self.file_path(*to, new_name)).unwrap_or(true)
+                }
+                DiskOp::Rename { from, name, .. } => {
+                    self.session.disk().exists(&self.file_path(*from, name)).unwrap_or(false)
+                }
+                DiskOp::Unlink { .. } => true,
+                // Whether it was done cannot be seen; mail servers do not exchange files.
+                DiskOp::Exchange { .. } => false,
+            };
+            if due && let Err(error) = self.run(op) {
+                tracing::error!(user = %self.name, %error, "the last change cannot be finished");
+            }
+        }
+    }
+}
