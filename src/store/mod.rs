@@ -11,6 +11,19 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub mod counted;
+pub mod dir;
+mod dir_io;
+pub mod faulty;
+mod key;
+pub mod mem;
+pub mod probe;
+pub mod retry;
+pub mod s3;
+mod s3_body;
+mod s3_error;
+pub mod url;
+
 /// The tag of one version of an object, as the store gave it; only compared for equality.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ETag(pub String);
@@ -97,7 +110,8 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     fn describe(&self) -> String;
 
     /// The object's bytes, or those of `range` (which must not be empty). The body's length is
-    /// checked; a body above `limit` bytes is refused as [`StoreError::BadBody`].
+    /// checked; a body above `limit` bytes, and a range that the object does not wholly have,
+    /// is refused as [`StoreError::BadBody`]. The size told is that of the whole object.
     async fn get(
         &self,
         key: &str,
@@ -115,7 +129,10 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
         why: Reason,
     ) -> StoreResult<ObjectMeta>;
 
-    /// Stores an object. On success it is durable in the store.
+    /// Stores an object. On success it is durable in the store. Metadata is what [`ObjectMeta`]
+    /// can hold: values printable ASCII without a space at either end or two in a row, 2 KiB in
+    /// all (others are refused as [`StoreError::Unsupported`]). An update of an object that does
+    /// not exist fails its condition.
     async fn put(
         &self,
         key: &str,
@@ -143,6 +160,48 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
 
     /// Deletes objects; one that is already gone is no error.
     async fn delete(&self, keys: &[String], why: Reason) -> StoreResult<()>;
+
+    /// How many requests went over the wire so far, each page of a listing and each retry
+    /// included; `None` where there is no wire.
+    fn wire_requests(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// The kinds of requests, for counters and for injected faults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Op {
+    Get,
+    Download,
+    Put,
+    Head,
+    List,
+    ListDirs,
+    Delete,
+}
+
+impl Op {
+    pub const ALL: [Op; 7] =
+        [Op::Get, Op::Download, Op::Put, Op::Head, Op::List, Op::ListDirs, Op::Delete];
+
+    /// The word for logs and counters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Get => "get",
+            Op::Download => "download",
+            Op::Put => "put",
+            Op::Head => "head",
+            Op::List => "list",
+            Op::ListDirs => "list_dirs",
+            Op::Delete => "delete",
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Limits on one request and on its retries; the configuration fills them.
