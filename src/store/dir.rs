@@ -144,7 +144,8 @@ impl ObjectStore for DirStore {
     ) -> StoreResult<ETag> {
         check_metadata(metadata)?;
         let key = key.to_owned();
-        let metadata = metadata.to_vec();
+        let mut metadata = metadata.to_vec();
+        metadata.sort_unstable();
         self.blocking(move |inner| inner.put(&key, &body, &mode, &metadata)).await
     }
 
@@ -388,10 +389,13 @@ impl Inner {
         let mut tries = 0;
         loop {
             match name(path) {
-                Err(e) if is_missing(&e) && tries < 10 => {
+                Err(e) if e.kind() == io::ErrorKind::NotFound && tries < 100 => {
                     tries += 1;
                     self.durable.lock().remove(parent);
-                    self.make_dirs(parent)?;
+                    match self.make_dirs(parent) {
+                        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                        _ => {}
+                    }
                 }
                 Err(e) => return Err(e),
                 Ok(()) => break,

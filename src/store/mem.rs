@@ -160,6 +160,8 @@ impl ObjectStore for MemStore {
                 bytes.into()
             }
         };
+        let mut metadata = metadata.to_vec();
+        metadata.sort_unstable();
         let modified = (self.clock)();
         let mut state = self.state.lock();
         let present = state.objects.get(key).map(|object| &object.etag);
@@ -173,7 +175,7 @@ impl ObjectStore for MemStore {
         }
         state.writes += 1;
         let etag = ETag(format!("\"{}\"", state.writes));
-        let object = Object { bytes, etag: etag.clone(), modified, metadata: metadata.to_vec() };
+        let object = Object { bytes, etag: etag.clone(), modified, metadata };
         state.objects.insert(key.to_owned(), object);
         Ok(etag)
     }

@@ -64,7 +64,7 @@ pub struct ObjectMeta {
     pub etag: Option<ETag>,
     /// Seconds since 1970 by the store's clock.
     pub modified: Option<i64>,
-    /// User metadata (HEAD and GET only). Keys are lower case ASCII, values ASCII.
+    /// User metadata (HEAD and GET only), sorted. Keys are lower case ASCII, values ASCII.
     pub metadata: Vec<(String, String)>,
 }
 

@@ -180,10 +180,13 @@ mod tests {
     #[tokio::test]
     async fn gives_up_after_the_attempts_and_at_once_on_final_errors() {
         let n = AtomicU32::new(0);
-        let failing = |failure: fn(StoreError) -> Failure| {
-            retry::<(), _, _>(&policy(), "t", move |_| async move { Err(failure(unavailable())) })
-        };
-        assert!(failing(Failure::last).await.is_err());
+        let end = retry::<(), _, _>(&policy(), "t", |_| async {
+            n.fetch_add(1, Ordering::Relaxed);
+            Err(Failure::last(unavailable()))
+        })
+        .await;
+        assert!(end.is_err());
+        assert_eq!(n.swap(0, Ordering::Relaxed), 1);
         let end = retry::<(), _, _>(&policy(), "t", |_| async {
             n.fetch_add(1, Ordering::Relaxed);
             Err(Failure::passing(unavailable()))
@@ -217,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_deadline_ends_a_trickle_and_bytes_prolong_it() {
-        let slow = |bytes: u64| {
+        let slow = |bytes: u64| async move {
             retry(&policy(), "t", move |progress| async move {
                 for _ in 0..60 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -225,6 +228,7 @@ mod tests {
                 }
                 Ok(())
             })
+            .await
         };
         assert!(slow(1).await.is_err());
         assert!(slow(SLOWEST).await.is_ok());
