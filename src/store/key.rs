@@ -14,10 +14,10 @@ fn refuse(detail: String) -> StoreError {
 }
 
 /// Refuses what is no key: empty components, `.`, `..`, a leading `/`, bytes that are not
-/// printable ASCII, overlong ones.
+/// printable ASCII, the backslash (SeaweedFS makes it a slash), overlong ones.
 pub(super) fn check_key(key: &str) -> StoreResult<()> {
     let sound = key.len() <= MAX_KEY
-        && key.bytes().all(|b| (0x20..0x7f).contains(&b))
+        && key.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'\\')
         && key.split('/').all(|part| !matches!(part, "" | "." | ".."));
     if sound { Ok(()) } else { Err(refuse(format!("the key {key:?} is not one of ours"))) }
 }
@@ -104,7 +104,7 @@ mod tests {
         for good in ["a", "a/b.c:2,S=1", "x y/%~", "a/..b", ".hidden/x"] {
             assert!(check_key(good).is_ok(), "{good}");
         }
-        for bad in ["", "/a", "a/", "a//b", ".", "a/../b", "a/./b", "ä", "a\0b", "a\nb"] {
+        for bad in ["", "/a", "a/", "a//b", ".", "a/../b", "a/./b", "ä", "a\0b", "a\nb", "a\\b"] {
             assert!(check_key(bad).is_err(), "{bad:?}");
         }
         assert!(check_key(&"k".repeat(1025)).is_err());

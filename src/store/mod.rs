@@ -102,8 +102,9 @@ pub type StoreResult<T> = Result<T, StoreError>;
 
 /// An object store. Implementations retry what may pass, within deadlines of their own.
 ///
-/// Keys are relative to the store's prefix, ASCII, without leading, trailing or double `/`,
-/// and without `.` or `..` components.
+/// Keys are relative to the store's prefix, printable ASCII without `\`, without leading,
+/// trailing or double `/`, and without `.` or `..` components; the first component does not begin
+/// with a dot, and no key is a directory of another one (the directory store could not hold it).
 #[async_trait]
 pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// What the store is, for people: `file:///srv/mail` or `s3://bucket/prefix`.
@@ -155,7 +156,8 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
         why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>>;
 
-    /// The names of the "directories" directly in `dir` (empty string: the store's root).
+    /// The names of the "directories" directly in `dir` (empty string: the store's root), sorted.
+    /// One whose objects were all deleted may still be named for a while.
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>>;
 
     /// Deletes objects; one that is already gone is no error.

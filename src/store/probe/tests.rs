@@ -114,7 +114,7 @@ async fn a_lost_answer_is_no_rival() {
     let store = FaultyStore::new(Arc::new(mem));
     // As a store that retries by itself reports its own success.
     store.set_hook(|request| {
-        if request.op == Op::Put && request.key.ends_with("-cond") && request.nth == 10 {
+        if request.op == Op::Put && request.key.ends_with("-cond") && request.nth == 11 {
             Fault::After(StoreError::Precondition { key: request.key.clone() })
         } else {
             Fault::None
@@ -128,6 +128,6 @@ async fn an_outage_is_told_with_its_step() {
     let store = FaultyStore::new(Arc::new(MemStore::new()));
     store.set_down(true);
     let error = probe(&store, "backends", "t1").await.unwrap_err();
-    assert!(error.to_string().starts_with("writing an object: "), "{error}");
+    assert!(error.to_string().starts_with("reaching the store: "), "{error}");
     assert!(!error.waived_by_single_backend());
 }
