@@ -1,5 +1,6 @@
 //! What the S3 client makes of servers that misbehave: ones that ignore conditions, fail for a
 //! while, cut bodies short, fall silent, or answer with something that is not S3.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
@@ -143,7 +144,8 @@ async fn puts_are_retried_with_their_whole_body() {
     let path = dir.path().join("body");
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 7) as u8).collect();
     std::fs::write(&path, &bytes).unwrap();
-    let seen: Arc<Mutex<Vec<(usize, Option<String>)>>> = Arc::default();
+    type Seen = Mutex<Vec<(usize, Option<String>)>>;
+    let seen: Arc<Seen> = Arc::default();
     let held = seen.clone();
     let server = http::start(move |request| {
         let digest = request.header("content-md5").map(str::to_owned);
