@@ -14,6 +14,7 @@ use std::time::Duration;
 pub mod counted;
 pub mod dir;
 mod dir_io;
+mod dir_put;
 pub mod faulty;
 mod key;
 pub mod mem;
@@ -21,7 +22,9 @@ pub mod probe;
 pub mod retry;
 pub mod s3;
 mod s3_body;
+mod s3_config;
 mod s3_error;
+mod s3_read;
 pub mod url;
 
 /// The tag of one version of an object, as the store gave it; only compared for equality.

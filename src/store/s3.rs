@@ -18,23 +18,16 @@ use super::dir_io::plain;
 use super::key::{check_dir, check_key, check_metadata, check_range, join, name_after};
 use super::retry::{Failure, Progress, retry};
 use super::s3_body::Upload;
-use super::s3_error::{Asked, chain, explain, explain_body};
+pub use super::s3_config::S3Config;
+use super::s3_error::{Asked, chain, explain};
+use super::s3_read::{Writer, opened, read_body, sorted};
 use super::{
     Body, ETag, ObjectMeta, ObjectStore, PutMode, Reason, RetryPolicy, StoreError, StoreResult,
 };
 use async_trait::async_trait;
-use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::retry::RetryConfig;
-use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{
-    BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    StalledStreamProtectionConfig,
-};
-use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
-use aws_smithy_http_client::{Builder, tls};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::byte_stream::ByteStream;
 use bytes::{Bytes, BytesMut};
@@ -43,7 +36,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Semaphore;
@@ -52,69 +44,6 @@ use tokio::sync::Semaphore;
 const BULK: usize = 1000;
 /// Single deletes in flight where bulk deletes are refused.
 const SINGLE_DELETES: usize = 16;
-/// A download is written in pieces of about this size.
-const WRITE_PIECE: usize = 1 << 20;
-
-/// How to reach the bucket.
-#[derive(Clone)]
-pub struct S3Config {
-    pub bucket: String,
-    /// Empty, or a key without slashes at its ends.
-    pub prefix: String,
-    /// `http://host:port` or `https://host`; `None`: Amazon's, or what the AWS environment says.
-    pub endpoint: Option<String>,
-    /// `None`: what the AWS environment says, or `us-east-1` if there is an endpoint.
-    pub region: Option<String>,
-    /// The bucket as first component of the path, not as part of the host name.
-    pub path_style: bool,
-    /// `None`: credentials are taken where AWS tools look for them.
-    pub access_key_id: Option<String>,
-    pub secret_access_key: Option<String>,
-    pub session_token: Option<String>,
-    /// Send and check the CRCs of newer S3 on each request, beside the MD5 of puts. Some servers
-    /// do not understand them.
-    pub request_checksums: bool,
-    pub retry: RetryPolicy,
-    /// Requests in flight at most; others wait.
-    pub max_requests: usize,
-}
-
-impl Default for S3Config {
-    fn default() -> Self {
-        S3Config {
-            bucket: String::new(),
-            prefix: String::new(),
-            endpoint: None,
-            region: None,
-            path_style: false,
-            access_key_id: None,
-            secret_access_key: None,
-            session_token: None,
-            request_checksums: false,
-            retry: RetryPolicy::default(),
-            max_requests: 64,
-        }
-    }
-}
-
-impl fmt::Debug for S3Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hidden = |secret: &Option<String>| secret.as_ref().map(|_| "(hidden)");
-        f.debug_struct("S3Config")
-            .field("bucket", &self.bucket)
-            .field("prefix", &self.prefix)
-            .field("endpoint", &self.endpoint)
-            .field("region", &self.region)
-            .field("path_style", &self.path_style)
-            .field("access_key_id", &self.access_key_id)
-            .field("secret_access_key", &hidden(&self.secret_access_key))
-            .field("session_token", &hidden(&self.session_token))
-            .field("request_checksums", &self.request_checksums)
-            .field("retry", &self.retry)
-            .field("max_requests", &self.max_requests)
-            .finish()
-    }
-}
 
 /// See the module.
 pub struct S3Store {
@@ -140,77 +69,8 @@ impl S3Store {
     /// `Denied` for half of a key pair, `Unsupported` for an endpoint that is no URL,
     /// `NoSuchStore` if no region is known.
     pub async fn connect(config: S3Config) -> StoreResult<S3Store> {
-        let endpoint = config.endpoint.as_deref();
-        if let Some(url) = endpoint
-            && !url.starts_with("http://")
-            && !url.starts_with("https://")
-        {
-            let detail = format!("the endpoint {url:?} must begin with http:// or https://");
-            return Err(StoreError::Unsupported { detail });
-        }
-        let keys = match (&config.access_key_id, &config.secret_access_key) {
-            (Some(id), Some(secret)) => {
-                let token = config.session_token.clone();
-                Some(Credentials::new(id, secret, token, None, "configuration"))
-            }
-            (None, None) => None,
-            _ => {
-                let detail = "access key id and secret access key are given only together";
-                return Err(StoreError::Denied { detail: detail.to_owned() });
-            }
-        };
-        // Where no TLS is needed, a machine without root certificates will do.
-        let plain_http = keys.is_some() && endpoint.is_some_and(|url| url.starts_with("http://"));
-        let http = if plain_http {
-            Builder::new().build_http()
-        } else {
-            let ring = tls::rustls_provider::CryptoMode::Ring;
-            Builder::new().tls_provider(tls::Provider::Rustls(ring)).build_https()
-        };
-        let behavior = BehaviorVersion::v2026_01_12();
-        let mut loader = aws_config::defaults(behavior).http_client(http);
-        if let Some(keys) = keys {
-            loader = loader.credentials_provider(keys);
-        }
-        if let Some(url) = endpoint {
-            loader = loader.endpoint_url(url);
-        }
-        if let Some(region) = &config.region {
-            loader = loader.region(Region::new(region.clone()));
-        } else if plain_http {
-            loader = loader.region(
-                aws_config::meta::region::RegionProviderChain::first_try(
-                    aws_config::environment::EnvironmentVariableRegionProvider::new(),
-                )
-                .or_else("us-east-1"),
-            );
-        }
-        let shared = loader.load().await;
-        let mut builder = aws_sdk_s3::config::Builder::from(&shared)
-            .force_path_style(config.path_style)
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(
-                TimeoutConfig::builder().connect_timeout(config.retry.attempt_timeout).build(),
-            )
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
-        if shared.region().is_none() {
-            if shared.endpoint_url().is_none() {
-                let detail = "no region is known for the bucket: set one".to_owned();
-                return Err(StoreError::NoSuchStore { detail });
-            }
-            builder = builder.region(Region::from_static("us-east-1"));
-        }
-        builder = if config.request_checksums {
-            builder
-                .request_checksum_calculation(RequestChecksumCalculation::WhenSupported)
-                .response_checksum_validation(ResponseChecksumValidation::WhenSupported)
-        } else {
-            builder
-                .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-                .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-        };
         Ok(S3Store {
-            client: Client::from_conf(builder.build()),
+            client: config.client().await?,
             bucket: config.bucket,
             prefix: config.prefix,
             policy: config.retry,
@@ -386,82 +246,6 @@ impl S3Store {
     }
 }
 
-/// Checks the head of a GET's answer; gives what is known, the body's length, and the body.
-fn opened(
-    key: &str,
-    range: Option<&Range<u64>>,
-    answer: GetObjectOutput,
-) -> Result<(ObjectMeta, u64, ByteStream), Failure> {
-    let bad = |detail: String| StoreError::BadBody { key: key.to_owned(), detail };
-    let Some(len) = answer.content_length().and_then(|len| u64::try_from(len).ok()) else {
-        return Err(Failure::passing(bad("an answer without a length".to_owned())));
-    };
-    let mut size = len;
-    if let Some(range) = range {
-        let Some((from, total)) = answer.content_range().and_then(parse_content_range) else {
-            let detail = format!("{key}: the store ignores that a part was asked for");
-            return Err(Failure::last(StoreError::Unsupported { detail }));
-        };
-        check_range(key, total, Some(range), u64::MAX).map_err(Failure::last)?;
-        if from != range.start || len != range.end - range.start {
-            let detail = format!("{len} bytes from {from}, asked for {range:?}");
-            return Err(Failure::passing(bad(detail)));
-        }
-        size = total;
-    }
-    let meta = ObjectMeta {
-        key: key.to_owned(),
-        size,
-        etag: answer.e_tag.map(ETag),
-        modified: answer.last_modified.as_ref().map(DateTime::secs),
-        metadata: sorted(answer.metadata),
-    };
-    Ok((meta, len, answer.body))
-}
-
-/// First byte and total size of `bytes 5-9/20`.
-fn parse_content_range(header: &str) -> Option<(u64, u64)> {
-    let (part, total) = header.strip_prefix("bytes ")?.split_once('/')?;
-    let (from, _) = part.split_once('-')?;
-    Some((from.trim().parse().ok()?, total.trim().parse().ok()?))
-}
-
-fn sorted(metadata: Option<HashMap<String, String>>) -> Vec<(String, String)> {
-    let lower = |(name, value): (String, String)| (name.to_ascii_lowercase(), value);
-    let mut pairs: Vec<_> = metadata.unwrap_or_default().into_iter().map(lower).collect();
-    pairs.sort_unstable();
-    pairs
-}
-
-/// Reads a body to its end, giving pieces to `take`; it must have exactly `len` bytes.
-async fn read_body<F, Fut>(
-    key: &str,
-    len: u64,
-    mut body: ByteStream,
-    progress: &Progress,
-    mut take: F,
-) -> Result<(), Failure>
-where
-    F: FnMut(Bytes) -> Fut,
-    Fut: Future<Output = Result<(), Failure>>,
-{
-    let mut got = 0;
-    while let Some(piece) = body.next().await {
-        let piece = piece.map_err(|e| explain_body(&e, key, got, len))?;
-        got += piece.len() as u64;
-        progress.add(piece.len() as u64);
-        if got > len {
-            break;
-        }
-        take(piece).await?;
-    }
-    if got == len {
-        return Ok(());
-    }
-    let detail = format!("{got} bytes came, {len} were announced");
-    Err(Failure::passing(StoreError::BadBody { key: key.to_owned(), detail }))
-}
-
 #[async_trait]
 impl ObjectStore for S3Store {
     fn describe(&self) -> String {
@@ -504,7 +288,7 @@ impl ObjectStore for S3Store {
             let (full, file) = (&full, &file);
             async move {
                 let (meta, len, body) = self.start_get(key, full, None).await?;
-                let mut writer = Writer { file: file.clone(), at: 0, waiting: BytesMut::new() };
+                let mut writer = Writer::new(file.clone());
                 let shared = tokio::sync::Mutex::new(&mut writer);
                 read_body(key, len, body, &progress, |piece| {
                     let shared = &shared;
@@ -683,41 +467,9 @@ impl ObjectStore for S3Store {
     }
 }
 
-/// Writes pieces of a body to their places in a file, outside of the async threads.
-struct Writer {
-    file: Arc<File>,
-    at: u64,
-    waiting: BytesMut,
-}
-
-impl Writer {
-    async fn add(&mut self, piece: &[u8]) -> Result<(), Failure> {
-        self.waiting.extend_from_slice(piece);
-        if self.waiting.len() >= WRITE_PIECE { self.flush().await } else { Ok(()) }
-    }
-
-    async fn flush(&mut self) -> Result<(), Failure> {
-        let piece = self.waiting.split().freeze();
-        let (file, at) = (self.file.clone(), self.at);
-        self.at += piece.len() as u64;
-        tokio::task::spawn_blocking(move || file.write_all_at(&piece, at))
-            .await
-            .unwrap_or_else(|e| Err(std::io::Error::other(e)))
-            .map_err(|e| Failure::last(plain(e, "local file")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn content_ranges() {
-        assert_eq!(parse_content_range("bytes 5-9/20"), Some((5, 20)));
-        for bad in ["", "bytes */20", "bytes 5-9/*", "5-9/20", "bytes 5/20"] {
-            assert_eq!(parse_content_range(bad), None, "{bad}");
-        }
-    }
 
     #[tokio::test]
     async fn secrets_are_not_printed_and_contradictions_refused() {
