@@ -20,7 +20,11 @@ const OK: &str = "200 OK";
 const DATE: (&str, &str) = ("Last-Modified", "Sun, 22 Nov 2026 02:00:00 GMT");
 
 async fn connect(endpoint: &str) -> S3Store {
-    let config = S3Config {
+    S3Store::connect(config(endpoint)).await.unwrap()
+}
+
+fn config(endpoint: &str) -> S3Config {
+    S3Config {
         bucket: "b".to_owned(),
         prefix: "p".to_owned(),
         endpoint: Some(endpoint.to_owned()),
@@ -35,8 +39,7 @@ async fn connect(endpoint: &str) -> S3Store {
             attempts: 5,
         },
         ..S3Config::default()
-    };
-    S3Store::connect(config).await.unwrap()
+    }
 }
 
 fn error(status: &str, code: &str) -> Vec<u8> {
@@ -324,4 +327,23 @@ async fn a_listing_that_does_not_say_how_it_goes_on_is_refused() {
     let store = connect(&server.endpoint).await;
     let refused = store.list("d", None, WHY).await.unwrap_err();
     assert!(matches!(refused, StoreError::BadBody { .. }), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_beyond_the_limit_wait_their_turn() {
+    let server = http::start(|_| async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        object(b"x")
+    })
+    .await;
+    let config = S3Config { max_requests: 1, ..config(&server.endpoint) };
+    let store = S3Store::connect(config).await.unwrap();
+    let start = Instant::now();
+    // The last one waits longer than a silent store would be waited for.
+    let gets = (0..4).map(|_| store.get("k", None, 1, WHY));
+    for got in futures_util::future::join_all(gets).await {
+        got.unwrap();
+    }
+    assert!(start.elapsed() >= Duration::from_millis(800));
+    assert_eq!(store.wire_requests(), Some(4));
 }

@@ -38,7 +38,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Keys per bulk delete.
 const BULK: usize = 1000;
@@ -51,7 +51,7 @@ pub struct S3Store {
     bucket: String,
     prefix: String,
     policy: RetryPolicy,
-    slots: Arc<Semaphore>,
+    slots: Semaphore,
     sent: AtomicU64,
     no_bulk_delete: AtomicBool,
 }
@@ -74,7 +74,7 @@ impl S3Store {
             bucket: config.bucket,
             prefix: config.prefix,
             policy: config.retry,
-            slots: Arc::new(Semaphore::new(config.max_requests.max(1))),
+            slots: Semaphore::new(config.max_requests.max(1)),
             sent: AtomicU64::new(0),
             no_bulk_delete: AtomicBool::new(false),
         })
@@ -104,7 +104,7 @@ impl S3Store {
         retry(&self.policy, &what, |progress| {
             let attempt = &attempt;
             async move {
-                let slot = self.slots.acquire().await;
+                let slot = self.slot(&progress).await;
                 progress.add(0);
                 self.sent.fetch_add(1, Ordering::Relaxed);
                 let outcome = attempt(progress).await;
@@ -113,6 +113,18 @@ impl S3Store {
             }
         })
         .await
+    }
+
+    /// Waits for a free slot. That is no silence of the store: only the deadline ends it.
+    async fn slot(&self, progress: &Progress) -> Option<SemaphorePermit<'_>> {
+        let mut slot = std::pin::pin!(self.slots.acquire());
+        loop {
+            match tokio::time::timeout(self.policy.attempt_timeout / 2, &mut slot).await {
+                // The semaphore is never closed.
+                Ok(slot) => return slot.ok(),
+                Err(_) => progress.add(0),
+            }
+        }
     }
 
     /// One attempt of a GET, up to the start of the body.
