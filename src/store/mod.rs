@@ -11,6 +11,22 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub mod counted;
+pub mod dir;
+mod dir_io;
+mod dir_put;
+pub mod faulty;
+mod key;
+pub mod mem;
+pub mod probe;
+pub mod retry;
+pub mod s3;
+mod s3_body;
+mod s3_config;
+mod s3_error;
+mod s3_read;
+pub mod url;
+
 /// The tag of one version of an object, as the store gave it; only compared for equality.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ETag(pub String);
@@ -51,7 +67,7 @@ pub struct ObjectMeta {
     pub etag: Option<ETag>,
     /// Seconds since 1970 by the store's clock.
     pub modified: Option<i64>,
-    /// User metadata (HEAD and GET only). Keys are lower case ASCII, values ASCII.
+    /// User metadata (HEAD and GET only), sorted. Keys are lower case ASCII, values ASCII.
     pub metadata: Vec<(String, String)>,
 }
 
@@ -89,15 +105,17 @@ pub type StoreResult<T> = Result<T, StoreError>;
 
 /// An object store. Implementations retry what may pass, within deadlines of their own.
 ///
-/// Keys are relative to the store's prefix, ASCII, without leading, trailing or double `/`,
-/// and without `.` or `..` components.
+/// Keys are relative to the store's prefix, printable ASCII without `\`, without leading,
+/// trailing or double `/`, and without `.` or `..` components; the first component does not begin
+/// with a dot, and no key is a directory of another one (the directory store could not hold it).
 #[async_trait]
 pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// What the store is, for people: `file:///srv/mail` or `s3://bucket/prefix`.
     fn describe(&self) -> String;
 
     /// The object's bytes, or those of `range` (which must not be empty). The body's length is
-    /// checked; a body above `limit` bytes is refused as [`StoreError::BadBody`].
+    /// checked; a body above `limit` bytes, and a range that the object does not wholly have,
+    /// is refused as [`StoreError::BadBody`]. The size told is that of the whole object.
     async fn get(
         &self,
         key: &str,
@@ -115,7 +133,10 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
         why: Reason,
     ) -> StoreResult<ObjectMeta>;
 
-    /// Stores an object. On success it is durable in the store.
+    /// Stores an object. On success it is durable in the store. Metadata is what [`ObjectMeta`]
+    /// can hold: values printable ASCII without a space at either end or two in a row, 2 KiB in
+    /// all (others are refused as [`StoreError::Unsupported`]). An update of an object that does
+    /// not exist fails its condition.
     async fn put(
         &self,
         key: &str,
@@ -138,11 +159,54 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
         why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>>;
 
-    /// The names of the "directories" directly in `dir` (empty string: the store's root).
+    /// The names of the "directories" directly in `dir` (empty string: the store's root), sorted.
+    /// One whose objects were all deleted may still be named for a while.
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>>;
 
     /// Deletes objects; one that is already gone is no error.
     async fn delete(&self, keys: &[String], why: Reason) -> StoreResult<()>;
+
+    /// How many requests went over the wire so far, each page of a listing and each retry
+    /// included; `None` where there is no wire.
+    fn wire_requests(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// The kinds of requests, for counters and for injected faults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Op {
+    Get,
+    Download,
+    Put,
+    Head,
+    List,
+    ListDirs,
+    Delete,
+}
+
+impl Op {
+    pub const ALL: [Op; 7] =
+        [Op::Get, Op::Download, Op::Put, Op::Head, Op::List, Op::ListDirs, Op::Delete];
+
+    /// The word for logs and counters.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Get => "get",
+            Op::Download => "download",
+            Op::Put => "put",
+            Op::Head => "head",
+            Op::List => "list",
+            Op::ListDirs => "list_dirs",
+            Op::Delete => "delete",
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Limits on one request and on its retries; the configuration fills them.
