@@ -106,6 +106,12 @@ pub fn classify(path: &[&[u8]]) -> Class {
     if is_unlinked_open(name) {
         return Class::Temporary;
     }
+    if is_index_lock(name) {
+        return Class::Lock;
+    }
+    if is_index_temporary(name) {
+        return Class::Temporary;
+    }
     match parent {
         b"cur" | b"new" => return Class::Mail,
         // Pigeonhole writes scripts in a `tmp` of its own and renames them into place.
@@ -120,7 +126,8 @@ pub fn classify(path: &[&[u8]]) -> Class {
     if is_lock(name) {
         return Class::Lock;
     }
-    if is_temporary(name) {
+    // `.temp.<host>.<pid>.<hex>` is what Dovecot's dotlocks are called before they are linked.
+    if name.starts_with(b".temp.") {
         return Class::Temporary;
     }
     Class::Other
@@ -240,6 +247,12 @@ fn is_unlinked_open(name: &[u8]) -> bool {
     name.starts_with(b".nfs0") || name.starts_with(b".fuse_hidden")
 }
 
+/// A lock beside an index file, which may lie in a folder called `new`.
+fn is_index_lock(name: &[u8]) -> bool {
+    let locked = name.strip_suffix(b".lock").or_else(|| name.strip_suffix(b".newlock"));
+    locked.is_some_and(|file| index_kind(file).is_some())
+}
+
 fn is_lock(name: &[u8]) -> bool {
     // Some locks are made under `<lock><random hex>` and then linked to their name.
     let made = |prefix: &[u8]| {
@@ -252,12 +265,9 @@ fn is_lock(name: &[u8]) -> bool {
         || made(b"dovecot-vsize.lock")
 }
 
-fn is_temporary(name: &[u8]) -> bool {
-    // `.temp.<host>.<pid>.<hex>` is what Dovecot's dotlocks are called before they are linked.
-    name.starts_with(b".temp.")
-        || name
-            .strip_suffix(b".tmp")
-            .is_some_and(|n| index_kind(n).is_some() || n.starts_with(b"dovecot.index"))
+fn is_index_temporary(name: &[u8]) -> bool {
+    name.strip_suffix(b".tmp")
+        .is_some_and(|n| index_kind(n).is_some() || n.starts_with(b"dovecot.index"))
 }
 
 #[cfg(test)]
@@ -305,7 +315,7 @@ mod tests {
         use IndexKind::*;
         for (path, kind) in [
             ("index/.INBOX/dovecot.index.log", Log),
-            ("mailboxes/new/dovecot.index.log", Log),
+            ("index/mailboxes/new/dovecot.index.log", Log),
             ("index/.INBOX/dovecot.index.log.2", LogRotated),
             ("dovecot.index", Snapshot),
             ("dovecot.index.backup", Backup),
@@ -333,6 +343,8 @@ mod tests {
         for path in [
             "dovecot-uidlist.lock",
             "dovecot.index.log.newlock",
+            "index/mailboxes/new/dovecot.index.log.newlock",
+            "index/mailboxes/cur/dovecot.index.tmp",
             "dovecot.index.log.lock",
             "mailboxes.lock",
             "index/mailboxes.lock0123456789abcdef",
