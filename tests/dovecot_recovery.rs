@@ -15,6 +15,7 @@ use std::{
 
 use recovery_dovecot::{Dovecot, Shown, copy_tree};
 use vmailfs::dovecot::{
+    index_log::{self, LogTracker},
     recover::{self, LogAppend},
     recover_mdbox::{MdboxFolder, MdboxInput, MdboxOutput, MdboxRange, recover_mdbox},
     replay::{IndexState, replay},
@@ -136,6 +137,10 @@ fn sdbox(rotating: bool, deliver_first: bool) {
     dovecot.assert_content();
 
     dovecot.put_back(&saved.path().join("index"), "index");
+    if deliver_first {
+        // Caches need not have travelled.
+        fs::remove_file(dovecot.path("index/mailboxes/INBOX/dovecot.index.cache")).unwrap();
+    }
     let mails = dovecot.path("mail/mailboxes/INBOX/dbox-Mails");
     let new: Vec<u32> = (0..5).map(|n| CEILING + n).collect();
     for (old, new) in (7..12).zip(&new) {
@@ -238,6 +243,36 @@ fn sdbox_rebuilds_when_marked() {
     assert_eq!(shown[..before.len()], before[..]);
     assert_eq!(uids(&shown[before.len()..]), [CEILING]);
     assert_eq!(dovecot.status("INBOX").uidnext, CEILING + 1);
+}
+
+/// The last resort: Dovecot rebuilds the storage, under UIDs from the ceiling on.
+#[test]
+fn mdbox_rebuilds_when_marked() {
+    for deliver_first in [false, true] {
+        let Some(dovecot) = Dovecot::new("mdbox", false) else { return };
+        fill(&dovecot);
+        let before = dovecot.mails("INBOX");
+        let status = dovecot.status("INBOX");
+        let cut = mdbox_cut(&dovecot);
+        deliver(&dovecot, "INBOX", 10..15);
+        dovecot.put_back(&cut.saved.path().join("index"), "index");
+        let index = Index::folder(&dovecot, "INBOX");
+        index.apply(&recover::raise_next_uid(index.newest(), CEILING).unwrap());
+        // The mark goes into the folders: Dovecot does not look at the map's in time.
+        let index = Index::folder(&dovecot, "INBOX");
+        index.apply(&recover::mark_fsckd(index.newest(), index.state().flags).unwrap());
+        dovecot.own();
+        dovecot.log();
+        if deliver_first {
+            deliver(&dovecot, "INBOX", 20..21);
+        }
+        let shown = dovecot.mails("INBOX");
+        assert_eq!(shown[..before.len()], before[..], "{}", dovecot.log());
+        assert!(shown[before.len()..].iter().all(|m| m.uid >= CEILING));
+        assert_eq!(shown.len(), before.len() + 5 + usize::from(deliver_first));
+        assert_eq!(dovecot.status("INBOX").uidvalidity, status.uidvalidity);
+        assert_bodies(&shown);
+    }
 }
 
 struct MdboxCut {
@@ -347,6 +382,8 @@ fn mdbox(rotating: bool, deliver_first: bool, purge: bool) {
         assert_eq!((out.placed.len(), out.copies), (9, 0));
     }
     if deliver_first {
+        // Caches need not have travelled.
+        fs::remove_file(dovecot.path("index/mailboxes/INBOX/dovecot.index.cache")).unwrap();
         deliver(&dovecot, "INBOX", 20..21);
     }
     let shown = dovecot.mails("INBOX");
@@ -414,6 +451,74 @@ fn mdbox_with_rotated_logs() {
 fn mdbox_after_a_purge() {
     mdbox(false, false, true);
     mdbox(true, true, true);
+}
+
+/// What Dovecot's own writes are taken for, and that the tracker follows them.
+#[test]
+fn writes_are_judged_as_they_are() {
+    for format in ["maildir", "sdbox", "mdbox"] {
+        let Some(dovecot) = Dovecot::new(format, false) else { return };
+        deliver(&dovecot, "INBOX", 0..3);
+        let dir = match format {
+            "maildir" => dovecot.path("index/.INBOX"),
+            _ => dovecot.path("index/mailboxes/INBOX"),
+        };
+        let log = || fs::read(dir.join("dovecot.index.log")).unwrap();
+        let mut tracker = LogTracker::of(&log(), None);
+        let mut step = |what: &str, important: bool, act: &dyn Fn()| {
+            let old = log().len();
+            act();
+            let new = log();
+            assert_eq!(index_log::important(&new[old..]), important, "{format}: {what}");
+            let seen = tracker.feed(old as u64, &new[old..]);
+            assert_eq!(seen.important, important, "{format}: {what}");
+            assert_eq!(tracker.whole_len(), new.len() as u64);
+            assert!(!tracker.is_lost());
+            tracker.next_uid()
+        };
+        assert_eq!(step("delivery", false, &|| dovecot.save("INBOX", "x")), 5);
+        step("reading", false, &|| {
+            dovecot.imap(&["SELECT INBOX", "FETCH 1:* (ENVELOPE BODYSTRUCTURE BODY.PEEK[])"]);
+        });
+        step("a flag", true, &|| drop(dovecot.imap(&["SELECT INBOX", "STORE 1 +FLAGS (\\Seen)"])));
+        step("a keyword", true, &|| drop(dovecot.imap(&["SELECT INBOX", "STORE 1 +FLAGS (a)"])));
+        step("an expunge", true, &|| {
+            dovecot.imap(&["SELECT INBOX", "STORE 4 +FLAGS (\\Deleted)", "EXPUNGE"]);
+        });
+        assert_eq!(step("delivery", false, &|| dovecot.save("INBOX", "y")), 6);
+        assert_eq!(dovecot.status("INBOX").uidnext, 6);
+        assert_eq!(tracker.uid_validity(), Some(dovecot.status("INBOX").uidvalidity));
+        dovecot.assert_content();
+    }
+}
+
+/// The map was copied after a delivery had written it, the folder before.
+#[test]
+fn mdbox_delivery_that_the_cut_went_through() {
+    let Some(dovecot) = Dovecot::new("mdbox", false) else { return };
+    fill(&dovecot);
+    let before = dovecot.mails("INBOX");
+    let folders = tempfile::tempdir().unwrap();
+    copy_tree(&dovecot.path("index/mailboxes"), &folders.path().join("mailboxes"));
+    deliver(&dovecot, "INBOX", 10..11);
+    let mut cut = mdbox_cut(&dovecot);
+    let saved = cut.saved.path().join("index/mailboxes");
+    fs::remove_dir_all(&saved).unwrap();
+    copy_tree(&folders.path().join("mailboxes"), &saved);
+
+    let out = mdbox_recover(&dovecot, &cut, &["INBOX"]);
+    assert_eq!((out.placed.len(), out.unreferenced.len()), (0, 1), "its bytes were not given");
+    cut.lengths.iter_mut().for_each(|(_, len)| *len = 0);
+    let out = mdbox_recover(&dovecot, &cut, &["INBOX"]);
+    assert_eq!((out.placed.as_slice(), out.copies), ([(0, CEILING)].as_slice(), 0));
+    assert!(out.unreferenced.is_empty());
+    let shown = dovecot.mails("INBOX");
+    assert_eq!(shown[..before.len()], before[..]);
+    assert_eq!(subjects(&shown[before.len()..]), ["INBOX10"]);
+    dovecot.doveadm(&["purge"], "");
+    assert_eq!(dovecot.mails("INBOX"), shown);
+    assert_bodies(&shown);
+    dovecot.assert_content();
 }
 
 #[test]

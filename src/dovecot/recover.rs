@@ -84,9 +84,13 @@ fn sets_uid_validity(log: &[u8], log_header: &LogHeader) -> bool {
     })
 }
 
-/// Makes Dovecot rebuild the folder's index (mdbox, in the map's log or any folder's: the whole
-/// storage) at the next sync: the last resort when the exact ways fail. `flags` are the index
-/// header's flags as last known ([`IndexState::flags`], or 0).
+/// Makes Dovecot rebuild the folder's index (mdbox: the whole storage) when it next syncs the
+/// folder: the last resort when the exact ways fail. `flags` are the index header's flags as
+/// last known ([`IndexState::flags`], or 0).
+///
+/// With mdbox, mark every folder (one rebuild clears all marks), not the map: Dovecot looks at
+/// the map's flags only once the map is open, which a sync does not wait for. A delivery that
+/// comes first is accepted and does not rebuild; so raise every next-UID as well.
 pub fn mark_fsckd(log: &[u8], flags: u32) -> Result<LogAppend, RecoverError> {
     LogHeader::parse(log)?;
     Ok(one_header_update(log, header::FLAGS, flags | header::FLAG_FSCKD))

@@ -162,8 +162,8 @@ struct Map {
 ///
 /// # Errors
 /// [`RecoverError::NeedsRebuild`] when only Dovecot's own rebuild can help: the map or a
-/// folder's index cannot be read, or they do not belong together. Mark the map's log or a
-/// folder's ([`super::recover::mark_fsckd`]), after raising every next-UID.
+/// folder's index cannot be read, or they do not belong together. Raise every folder's next-UID
+/// and mark every folder ([`super::recover::mark_fsckd`]).
 pub fn recover_mdbox(input: &MdboxInput<'_>) -> Result<MdboxOutput, RecoverError> {
     let mut map = Map::open(input)?;
     let mut folders = open_folders(input, map.state.uid_validity)?;
