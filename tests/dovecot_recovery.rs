@@ -5,6 +5,8 @@
 //! recovery's bytes, and asks Dovecot. Dovecot must show everything at once, keep every UID and
 //! flag of the old state, give no UID below the ceiling, and complain of nothing.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 #[path = "support/recovery_dovecot.rs"]
 mod recovery_dovecot;
 

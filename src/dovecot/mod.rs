@@ -15,5 +15,6 @@ pub mod recover;
 pub mod recover_mdbox;
 pub mod replay;
 pub mod template;
+pub mod transaction;
 pub mod uidlist;
 pub mod uidvalidity;

@@ -18,8 +18,9 @@
 
 use super::{
     bytes::u32_at,
-    records::{self, LogError, LogHeader, Records, Transaction, header, kind, whole_records_len},
+    records::{self, LogError, LogHeader, Records, header, kind, whole_records_len},
     replay::{IndexState, ReplayError},
+    transaction::Transaction,
 };
 
 /// Dovecot refuses UIDs near the top of their range; nothing is given out above this.

@@ -1,4 +1,4 @@
-use super::super::records::{Transaction, whole_records_len};
+use super::super::{records::whole_records_len, transaction::Transaction};
 use super::*;
 
 fn header_bytes() -> Vec<u8> {

@@ -1,5 +1,14 @@
-use super::super::{dbox_file::test_mail, records::Transaction};
-use super::*;
+use super::super::{dbox_file::test_mail, transaction::Transaction};
+use super::{
+    super::{
+        bytes::u32_at,
+        records::header,
+        replay::{IndexState, replay},
+        transaction::Intro,
+    },
+    parts::{ExtShape, GUID, HEADER, MAP, MDBOX, REF, map_entry},
+    *,
+};
 
 fn log(validity: u32, build: impl FnOnce(&mut Transaction)) -> Vec<u8> {
     let mut out = vec![1, 3, 40, 0];

@@ -1,4 +1,4 @@
-use super::super::records::{Intro, Transaction};
+use super::super::transaction::{Intro, Transaction};
 use super::*;
 
 pub(crate) fn log_header(seq: u32, prev: u32, prev_offset: u32) -> Vec<u8> {
