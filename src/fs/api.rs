@@ -9,6 +9,7 @@
 
 use crate::format::Timestamp;
 use async_trait::async_trait;
+use std::any::Any;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -32,9 +33,20 @@ pub enum Step<T> {
     Wait(Need),
 }
 
-/// What a call must wait for: opaque to the driver.
+/// What a call must wait for: opaque to the driver, known to the file system that made it.
 #[derive(Debug)]
-pub struct Need(pub(crate) Box<crate::vmail::Need>);
+pub struct Need(Box<dyn Any + Send>);
+
+impl Need {
+    pub fn new<T: Any + Send>(what: T) -> Need {
+        Need(Box::new(what))
+    }
+
+    /// What it was made of; `None` if another file system made it.
+    pub fn downcast<T: Any>(self) -> Option<T> {
+        self.0.downcast().ok().map(|what| *what)
+    }
+}
 
 /// An error on its way to the caller. Made where it arises; its errno was chosen there in the
 /// one table of `vmail::error`.
