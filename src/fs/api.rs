@@ -171,7 +171,7 @@ pub struct StatFs {
 }
 
 /// What the kernel must be told to forget, in order. Sent from a thread of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Invalidate {
     Inode { ino: Ino },
     Name { parent: Ino, name: Vec<u8> },
