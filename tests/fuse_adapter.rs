@@ -6,17 +6,19 @@
 mod support;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::ops::Deref;
+
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
@@ -197,6 +199,7 @@ fn renames_of_every_kind() {
     assert_eq!(fs::read(place.at("moved/sub/mail")).unwrap(), b"x");
     assert_eq!(errno(fs::remove_dir(place.at("moved"))), libc::ENOTEMPTY);
     assert_eq!(errno(fs::remove_file(place.at("moved"))), libc::EISDIR);
+    fs::write(&a, "A").unwrap();
     assert_eq!(rename(RenameFlags::RENAME_WHITEOUT), Err(Errno::EINVAL));
 }
 
@@ -330,6 +333,38 @@ fn every_fsync_reaches_the_file_system() {
     assert_eq!(place.fs.calls("fsyncdir"), 2);
 }
 
+#[test]
+fn closing_asks_only_for_writers() {
+    let place = Place::new();
+    fs::write(place.at("f"), "x").unwrap();
+    let flushes = place.fs.calls("flush");
+    assert_eq!(flushes, 1);
+    fs::read(place.at("f")).unwrap();
+    assert_eq!(place.fs.calls("flush"), flushes);
+    drop(OpenOptions::new().read(true).write(true).open(place.at("f")).unwrap());
+    assert_eq!(place.fs.calls("flush"), flushes + 1);
+}
+
+#[test]
+fn other_users_enter_and_permissions_hold() {
+    let place = Place::new();
+    fs::write(place.at("secret"), "x").unwrap();
+    fs::set_permissions(place.at("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir(place.at("dir")).unwrap();
+    fs::set_permissions(place.at("dir"), fs::Permissions::from_mode(0o777)).unwrap();
+    let sh = |script: &str| {
+        let mut sh = Command::new("sh");
+        sh.args(["-c", script]).current_dir("/").uid(65534).gid(65534);
+        sh.env("MOUNT", place.dir.path()).stderr(std::process::Stdio::null());
+        sh.status().unwrap().success()
+    };
+    assert!(sh("umask 027; echo mail > $MOUNT/dir/f && cat $MOUNT/dir/f"));
+    assert!(!sh("cat $MOUNT/secret"));
+    assert!(!sh("echo mail > $MOUNT/f"));
+    let meta = fs::metadata(place.at("dir/f")).unwrap();
+    assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (65534, 65534, 0o640));
+}
+
 fn lock(file: &File, kind: i32) -> io::Result<()> {
     // SAFETY: all zeroes is a legal lock.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
@@ -453,6 +488,7 @@ fn names_and_attributes_are_cached_until_invalidated() {
     let after = (place.fs.calls("lookup"), place.fs.calls("getattr"));
     assert!(after.0 <= before.0 + 1 && after.1 <= before.1 + 1, "{before:?} {after:?}");
 
+    assert_eq!(fs::read(place.at("f")).unwrap(), b"old");
     place.fs.poke(ino, b"newer!");
     assert_eq!(fs::read(place.at("f")).unwrap(), b"old");
     place.fs.invalidate(Invalidate::Inode { ino });
@@ -675,5 +711,5 @@ fn a_dead_mount_is_detached_first() {
     let mounted = mount(FakeFs::new(), rt.handle().clone(), &options).unwrap();
     assert!(fs::metadata(dir.path()).unwrap().is_dir());
     assert_eq!(rt.block_on(mounted.unmount(GRACE)).unwrap().how, Unmounted::Clean);
-    assert_eq!(top_of(dir.path().deref()), None);
+    assert_eq!(top_of(dir.path()), None);
 }

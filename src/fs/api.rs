@@ -216,7 +216,7 @@ pub trait MailFs: Send + Sync + 'static {
     ) -> Step<(Found, Opened)>;
     fn read(&self, ino: Ino, fh: Fh, offset: u64, size: u32) -> Step<Vec<u8>>;
     fn write(&self, caller: Caller, ino: Ino, fh: Fh, offset: u64, data: &[u8]) -> Step<u32>;
-    /// At each close of a descriptor.
+    /// At each close of a descriptor that could have written (or made) the file.
     fn flush(&self, ino: Ino, fh: Fh) -> Step<()>;
     fn fsync(&self, ino: Ino, fh: Fh, data_only: bool) -> Step<()>;
     fn fallocate(&self, ino: Ino, fh: Fh, offset: u64, length: u64, mode: i32) -> Step<()>;

@@ -176,6 +176,40 @@ mod tests {
         assert!(matches!(read_word(&b""[..]), Word::Failed(_)));
     }
 
+    /// The exit code of a process that goes to the background and there calls `then`.
+    fn exit_code_of(then: fn(Background)) -> i32 {
+        // SAFETY: the child calls little, and glibc keeps its allocator usable after a fork.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => match nix::sys::wait::waitpid(child, None).unwrap() {
+                nix::sys::wait::WaitStatus::Exited(_, code) => code,
+                other => panic!("{other:?}"),
+            },
+            ForkResult::Child => {
+                let code = match daemonize() {
+                    Ok(background) => {
+                        then(background);
+                        0
+                    }
+                    Err(_) => 99,
+                };
+                // SAFETY: ends this process without running what belongs to the test.
+                unsafe { libc::_exit(code) }
+            }
+        }
+    }
+
+    #[test]
+    fn the_parent_exits_as_the_child_says() {
+        assert_eq!(exit_code_of(|background| background.ready(false).unwrap()), 0);
+        assert_eq!(exit_code_of(|background| background.failed("(a test: no store)")), 1);
+        assert_eq!(exit_code_of(drop), 1);
+    }
+
+    #[test]
+    fn threads_are_a_reason_to_refuse() {
+        assert!(daemonize().is_err());
+    }
+
     #[test]
     fn one_process_at_a_time_has_a_pid_file() {
         let dir = tempfile::tempdir().unwrap();

@@ -167,6 +167,7 @@ impl Core {
         &self,
         ino: Ino,
         how: OpenMode,
+        created: bool,
         opened: &Opened,
         register: impl FnOnce(&std::fs::File) -> std::io::Result<BackingId>,
     ) -> Option<(FopenFlags, Option<Arc<BackingId>>)> {
@@ -176,7 +177,7 @@ impl Core {
         if opened.keep_cache || backing.is_some() {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
-        if !how.write {
+        if !writes && !created {
             // Nothing to make safe at its close: spares a round trip.
             flags |= FopenFlags::FOPEN_NOFLUSH;
         }
@@ -305,7 +306,7 @@ impl Answer<Opened> for OpenReply {
     fn done(self, core: &Core, opened: Opened) {
         let OpenReply { reply, ino, how } = self;
         let fh = FileHandle(opened.fh);
-        match core.opened(ino, how, &opened, |file| reply.open_backing(file)) {
+        match core.opened(ino, how, false, &opened, |file| reply.open_backing(file)) {
             Some((flags, None)) => reply.opened(fh, flags),
             Some((flags, Some(backing))) => reply.opened_passthrough(fh, flags, &backing),
             None => core.fail(Op::Open, reply, &conflict(ino)),
@@ -319,7 +320,7 @@ impl Answer<(Found, Opened)> for CreateReply {
         let (fh, ino) = (FileHandle(opened.fh), found.attr.ino);
         let ttl = ttl(found.cacheable && found.attr.cacheable);
         let attr = file_attr(&found.attr);
-        match core.opened(ino, how, &opened, |file| reply.open_backing(file)) {
+        match core.opened(ino, how, true, &opened, |file| reply.open_backing(file)) {
             Some((flags, None)) => reply.created(&ttl, &attr, GENERATION, fh, flags),
             Some((flags, Some(backing))) => {
                 reply.created_passthrough(&ttl, &attr, GENERATION, fh, flags, &backing);

@@ -15,10 +15,12 @@ use tokio::sync::watch;
 use vmailfs::format::Timestamp;
 use vmailfs::fs::api::*;
 
+type Invalidator = Box<dyn Fn(Invalidate) + Send + Sync>;
+
 pub struct FakeFs {
     tree: Mutex<Tree>,
     gate: watch::Sender<bool>,
-    pub invalidate: Mutex<Option<Box<dyn Fn(Invalidate) + Send + Sync>>>,
+    invalidate: Mutex<Option<Invalidator>>,
     /// Answer attributes and names as cacheable.
     pub cacheable: AtomicBool,
 }
@@ -63,10 +65,6 @@ struct Gate;
 fn now() -> Timestamp {
     let t = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     Timestamp { secs: t.as_secs() as i64, nanos: t.subsec_nanos() }
-}
-
-fn fail<T>(errno: i32) -> Step<T> {
-    Step::Done(Err(error(errno)))
 }
 
 fn error(errno: i32) -> FsError {
@@ -594,7 +592,7 @@ impl MailFs for FakeFs {
         }
     }
 
-    fn set_invalidator(&self, send: Box<dyn Fn(Invalidate) + Send + Sync>) {
+    fn set_invalidator(&self, send: Invalidator) {
         *self.invalidate.lock().unwrap() = Some(send);
     }
 }
