@@ -678,6 +678,45 @@ fn a_busy_mount_is_detached_and_its_holders_are_named() {
 }
 
 #[test]
+fn a_call_that_waits_does_not_hold_up_an_unmount() {
+    let mut place = Place::new();
+    File::create(place.at("slow")).unwrap();
+    let path = place.at("slow");
+    let reader = thread::spawn(move || fs::read(path).map_err(|e| e.raw_os_error()));
+    let stats = place.mounted().stats();
+    soon(|| stats.waiting() == 1);
+    let ended = place.mounted().ended();
+    let outcome = place.unmount(A_WHILE);
+    assert!(matches!(outcome.how, Unmounted::Detached { .. }) && !outcome.session_over);
+    place.fs.let_go();
+    assert_eq!(reader.join().unwrap(), Ok(Vec::new()));
+    // Its RELEASE may never come: the last close ends the session.
+    assert_eq!(place.rt.block_on(async { tokio::time::timeout(GRACE, ended).await }), Ok(Ok(())));
+}
+
+#[test]
+fn what_is_stored_through_a_mapping_arrives() {
+    let place = Place::new();
+    let file = File::create_new(place.at("f")).unwrap();
+    drop(file);
+    let file = OpenOptions::new().read(true).write(true).open(place.at("f")).unwrap();
+    file.set_len(4096).unwrap();
+    // SAFETY: a new shared mapping of one page of an open file, synced and unmapped below.
+    unsafe {
+        let (prot, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        let at = libc::mmap(std::ptr::null_mut(), 4096, prot, shared, file.as_raw_fd(), 0);
+        assert_ne!(at, libc::MAP_FAILED);
+        std::ptr::write_volatile(at.cast::<u8>().add(7), b'!');
+        assert_eq!(libc::msync(at, 4096, libc::MS_SYNC), 0);
+        libc::munmap(at, 4096);
+    }
+    assert!(place.fs.calls("write") == 1 && place.fs.calls("fsync") == 1);
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 7).unwrap();
+    assert_eq!(&byte, b"!");
+}
+
+#[test]
 fn a_mountpoint_in_use_is_refused() {
     let place = Place::new();
     fs::write(place.at("f"), "x").unwrap();

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// The type of our mounts, in `/proc/mounts` and for `mount -t`.
 pub const FSTYPE: &str = "fuse.vmailfs";
@@ -388,12 +388,14 @@ impl Mounted {
     }
 
     /// Waits until no request will come any more: it was unmounted and nobody holds a file in
-    /// it. An error tells why the session failed.
-    pub async fn ended(&self) -> Result<(), String> {
+    /// it. An error tells why the session failed. May be waited for after `unmount`, too.
+    pub fn ended(&self) -> impl Future<Output = Result<(), String>> + Send + use<> {
         let mut over = self.over.clone();
-        match over.wait_for(Option::is_some).await {
-            Ok(result) => result.clone().unwrap_or(Ok(())),
-            Err(_) => Err("the thread that watches the session is gone".to_owned()),
+        async move {
+            match over.wait_for(Option::is_some).await {
+                Ok(result) => result.clone().unwrap_or(Ok(())),
+                Err(_) => Err("the thread that watches the session is gone".to_owned()),
+            }
         }
     }
 
@@ -401,13 +403,22 @@ impl Mounted {
     /// A busy mount is detached, and its holders are logged.
     ///
     /// # Errors
-    /// The kernel refused; the mount is still there.
+    /// The kernel refused and the mount is still there, or it is not done in time.
     pub async fn unmount(mut self, grace: Duration) -> io::Result<UnmountOutcome> {
         self.settled = true;
         let place = self.place.clone();
-        let how = tokio::task::spawn_blocking(move || place.unmount())
-            .await
-            .map_err(io::Error::other)??;
+        let (tell, told) = oneshot::channel();
+        // Not on the runtime's own threads: the kernel may first write back pages of writable
+        // mappings, and a runtime that shuts down would wait for that.
+        std::thread::Builder::new().name("fuse-unmount".into()).spawn(move || {
+            // Nobody listens after the time is over.
+            let _ = tell.send(place.unmount());
+        })?;
+        let how = match tokio::time::timeout(grace.max(BUSY_PAUSE * (BUSY_TRIES + 1)), told).await {
+            Ok(Ok(result)) => result?,
+            Ok(Err(_)) => return Err(io::Error::other("the unmounting thread is gone")),
+            Err(_) => return Err(io::Error::from(io::ErrorKind::TimedOut)),
+        };
         self.log(&how);
         let session_over = match how {
             // Without an end in sight: it ends with the process.
@@ -424,7 +435,8 @@ impl Mounted {
                 tracing::info!(%mountpoint, "unmounted");
             }
             Unmounted::Detached { holders, mounts_inside } => {
-                tracing::warn!(%mountpoint, "busy, so it was detached");
+                let waiting = self.stats.waiting();
+                tracing::warn!(%mountpoint, waiting, "busy, so it was detached");
                 for holder in holders {
                     tracing::warn!(%mountpoint, "still used by {holder}");
                 }
