@@ -26,7 +26,8 @@ use std::time::Duration;
 use support::fakefs::FakeFs;
 use tokio::runtime::Runtime;
 use vmailfs::fs::api::{Invalidate, MailFs};
-use vmailfs::fuse::mount::{MountError, MountOptions, Mounted, UnmountOutcome, Unmounted, mount};
+use vmailfs::fuse::mount::{MountError, MountOptions, mount};
+use vmailfs::fuse::mounted::{Mounted, UnmountOutcome, Unmounted};
 use vmailfs::fuse::stats::Op;
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -500,6 +501,32 @@ fn names_and_attributes_are_cached_until_invalidated() {
     place.fs.invalidate(Invalidate::Name { parent: 1, name: b"f".to_vec() });
     place.fs.invalidate(Invalidate::Name { parent: 1, name: b"never there".to_vec() });
     soon(|| !place.at("f").exists());
+}
+
+/// The kernel holds a notification back while a call in the same directory waits. Whoever left
+/// the note goes on, and so does everybody elsewhere.
+#[test]
+fn a_notification_that_blocks_holds_up_nobody_elsewhere() {
+    let place = Place::new();
+    fs::create_dir(place.at("here")).unwrap();
+    fs::create_dir(place.at("there")).unwrap();
+    fs::write(place.at("here/f"), "x").unwrap();
+    let here = fs::metadata(place.at("here")).unwrap().ino();
+    let waiting = place.at("here/slowlookup");
+    let caller = thread::spawn(move || errno(fs::metadata(waiting)));
+    let stats = place.mounted().stats();
+    soon(|| stats.waiting() == 1);
+    for name in ["f", "g", "h"] {
+        place.fs.invalidate(Invalidate::Name { parent: here, name: name.into() });
+    }
+    thread::sleep(A_WHILE);
+    assert_eq!(place.mounted().notifier().len(), 2, "the first is being told");
+    for n in 0..50 {
+        fs::write(place.at(&format!("there/{n}")), "x").unwrap();
+    }
+    place.fs.let_go();
+    assert_eq!(caller.join().unwrap(), libc::ENOENT);
+    soon(|| place.mounted().notifier().is_empty());
 }
 
 #[test]

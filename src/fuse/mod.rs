@@ -4,8 +4,9 @@
 //!   answer into a reply. What is in memory is answered on the FUSE thread; a call that must
 //!   wait goes to a task that owns the reply, so no FUSE thread ever waits.
 //! * [`notify`] tells the kernel what to forget, from a thread of its own.
-//! * [`mount`] mounts, watches and unmounts, with its own `mount(2)`: fuser 0.18 may unmount
-//!   what somebody else mounted at the same place since, and forgets its mount on EBUSY.
+//! * [`mount`] mounts, [`mounted`] watches and unmounts, with their own system calls: fuser 0.18
+//!   may unmount what somebody else mounted at the same place since, and forgets its mount on
+//!   EBUSY.
 //! * [`daemon`] is about the process: background, signals, systemd.
 //!
 //! Locks (fcntl, flock) are never asked for: the kernel then keeps them itself, between all
@@ -18,6 +19,7 @@ mod convert;
 pub mod daemon;
 mod holders;
 pub mod mount;
+pub mod mounted;
 pub mod mountinfo;
 pub mod notify;
 mod passthrough;
