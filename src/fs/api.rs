@@ -9,6 +9,7 @@
 
 use crate::format::Timestamp;
 use async_trait::async_trait;
+use std::any::Any;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -32,9 +33,20 @@ pub enum Step<T> {
     Wait(Need),
 }
 
-/// What a call must wait for: opaque to the driver.
+/// What a call must wait for: opaque to the driver, known to the file system that made it.
 #[derive(Debug)]
-pub struct Need(pub(crate) Box<crate::vmail::Need>);
+pub struct Need(Box<dyn Any + Send>);
+
+impl Need {
+    pub fn new<T: Any + Send>(what: T) -> Need {
+        Need(Box::new(what))
+    }
+
+    /// What it was made of; `None` if another file system made it.
+    pub fn downcast<T: Any>(self) -> Option<T> {
+        self.0.downcast().ok().map(|what| *what)
+    }
+}
 
 /// An error on its way to the caller. Made where it arises; its errno was chosen there in the
 /// one table of `vmail::error`.
@@ -159,7 +171,7 @@ pub struct StatFs {
 }
 
 /// What the kernel must be told to forget, in order. Sent from a thread of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Invalidate {
     Inode { ino: Ino },
     Name { parent: Ino, name: Vec<u8> },
@@ -204,7 +216,7 @@ pub trait MailFs: Send + Sync + 'static {
     ) -> Step<(Found, Opened)>;
     fn read(&self, ino: Ino, fh: Fh, offset: u64, size: u32) -> Step<Vec<u8>>;
     fn write(&self, caller: Caller, ino: Ino, fh: Fh, offset: u64, data: &[u8]) -> Step<u32>;
-    /// At each close of a descriptor.
+    /// At each close of a descriptor that could have written (or made) the file.
     fn flush(&self, ino: Ino, fh: Fh) -> Step<()>;
     fn fsync(&self, ino: Ino, fh: Fh, data_only: bool) -> Step<()>;
     fn fallocate(&self, ino: Ino, fh: Fh, offset: u64, length: u64, mode: i32) -> Step<()>;

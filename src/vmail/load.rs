@@ -315,28 +315,18 @@ impl User {
     }
 
     /// The folder that is the same mailbox in the other tree: the index directory of a mail
-    /// directory, or the other way round. Known by the longest common end of their paths.
+    /// directory, or the other way round. Known by the end of their paths.
     pub fn counterpart(&self, id: FolderId) -> Option<FolderId> {
         let path = self.tree.path(Place::own(id));
-        let (first, rest) = path.split_first()?;
-        let inbox = rest.is_empty();
-        self.tree
-            .folders
-            .values()
-            .filter(|f| f.id != id)
-            .find(|f| {
-                let other = self.tree.path(Place::own(f.id));
-                match other.split_first() {
-                    Some((top, other)) if top != first => {
-                        other == rest && !inbox
-                            // Maildir++ keeps INBOX at the top and its index in `.INBOX`.
-                            || inbox && other.len() == 1 && &*other[0] == b".INBOX"
-                            || other.is_empty() && rest.len() == 1 && &*rest[0] == b".INBOX"
-                    }
-                    _ => false,
-                }
-            })
-            .map(|f| f.id)
+        let (top, mailbox) = mailbox_of(&path)?;
+        let same = |f: &&super::tree::Folder| {
+            let other = self.tree.path(Place::own(f.id));
+            f.id != id
+                && mailbox_of(&other).is_some_and(|(other_top, other)| {
+                    other == mailbox && other_top != top
+                })
+        };
+        self.tree.folders.values().filter(same).map(|f| f.id).min()
     }
 
     /// Puts a folder's names into memory and its files on the disk. With `restore` its index
@@ -777,6 +767,22 @@ impl User {
     pub(super) fn index_content(&self, ix: usize) -> Result<Vec<u8>> {
         self.content_of(ix)
     }
+}
+
+/// The top directory and the mailbox that a directory belongs to, by its path: `mail/.Sent` and
+/// `index/.Sent` are one mailbox, as are `mail/mailboxes/A/dbox-Mails` and `index/mailboxes/A`.
+/// Maildir++ keeps INBOX at the top and its index in `.INBOX`.
+fn mailbox_of(path: &[NameBytes]) -> Option<(&NameBytes, Vec<&[u8]>)> {
+    let (top, rest) = path.split_first()?;
+    let rest = match rest.split_last() {
+        Some((last, above)) if &**last == b"dbox-Mails" => above,
+        _ => rest,
+    };
+    let mut names: Vec<&[u8]> = rest.iter().map(|n| &**n).collect();
+    if names.is_empty() {
+        names.push(b".INBOX");
+    }
+    Some((top, names))
 }
 
 /// What a diff part holds, for folding it later.

@@ -482,7 +482,6 @@ impl User {
         self.tree
             .folders
             .values()
-            .filter(|f| &*f.name == b"dbox-Mails")
             .filter(|f| mailbox_name(&self.tree.path(Place::own(f.id)), root.len()).is_some())
             .filter(|f| self.tree.path(Place::own(f.id)).starts_with(&root))
             .map(|f| f.id)
@@ -497,6 +496,9 @@ impl User {
         let map_files = IndexFiles::read(self, map, b"dovecot.map.index")?;
         let mut indexes = Vec::new();
         for id in folders {
+            if self.child(*id, b"dovecot.index.log").is_none() {
+                continue;
+            }
             let files = IndexFiles::read(self, *id, b"dovecot.index")?;
             let path = self.tree.path(Place::own(*id));
             let name = mailbox_name(&path, depth).unwrap_or_default();
@@ -554,14 +556,14 @@ impl User {
             }
             Err(error) => {
                 tracing::warn!(user = %self.name, %error, "Dovecot is asked to rebuild the storage");
-                match self.child(map, b"dovecot.map.index.log") {
-                    Some(log) => {
+                for id in &ids {
+                    if let Some(log) = self.child(*id, b"dovecot.index.log") {
                         let content = self.index_content(log)?;
                         let mark = mark_fsckd(&content, 0).map_err(|e| damaged(self, &e))?;
-                        self.append_log(log, &mark)
+                        self.append_log(log, &mark)?;
                     }
-                    None => Ok(()),
                 }
+                Ok(())
             }
         }
     }
@@ -588,13 +590,16 @@ impl IndexFiles {
     }
 }
 
-/// A mailbox's name from the path of its `dbox-Mails` directory, whose first `skip` components
-/// lead to the storage.
+/// A mailbox's name from the path of its index directory, whose first `skip` components lead to
+/// the storage. With `INDEX=` that is `mailboxes/BOX`, without it `mailboxes/BOX/dbox-Mails`.
 fn mailbox_name(path: &[NameBytes], skip: usize) -> Option<Vec<u8>> {
     let rest = path.get(skip..)?;
     let (first, rest) = rest.split_first()?;
-    let (last, middle) = rest.split_last()?;
-    if &**first != b"mailboxes" || &**last != b"dbox-Mails" || middle.is_empty() {
+    let middle = match rest.split_last() {
+        Some((last, middle)) if &**last == b"dbox-Mails" => middle,
+        _ => rest,
+    };
+    if &**first != b"mailboxes" || middle.is_empty() {
         return None;
     }
     let parts: Vec<&[u8]> = middle.iter().map(|n| &**n).collect();

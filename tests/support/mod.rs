@@ -3,3 +3,4 @@
 
 pub mod http;
 pub mod weed;
+pub mod fakefs;
