@@ -10,7 +10,7 @@
 
 use super::disk::{Disk, DiskFile, How};
 use crate::format::ObjectId;
-use crate::format::key::user_dir;
+use crate::format::key::{parse_user_dir, user_dir};
 use lru::LruCache;
 use parking_lot::Mutex;
 use std::io;
@@ -105,7 +105,7 @@ impl Fscache {
             for user in disk.list(&dir.join(&hh.name))?.into_iter().filter(|e| e.is_dir) {
                 let user_path = dir.join(&hh.name).join(&user.name);
                 let owner: Option<Arc<str>> =
-                    user.name.to_str().and_then(crate::format::key::parse_user_dir_name).map(Arc::from);
+                    user.name.to_str().and_then(|n| parse_user_dir(n).ok()).map(Arc::from);
                 for file in disk.list(&user_path)? {
                     let id = file.name.to_str().and_then(|n| n.parse::<ObjectId>().ok());
                     if let (Some(owner), Some(id)) = (&owner, id) {
@@ -222,7 +222,8 @@ impl Fscache {
             return None;
         }
         self.used.fetch_add(size, Ordering::Relaxed);
-        let path = self.dir.join(".part").join(self.parts.fetch_add(1, Ordering::Relaxed).to_string());
+        let path =
+            self.dir.join(".part").join(self.parts.fetch_add(1, Ordering::Relaxed).to_string());
         Some(Reservation { cache: self.clone(), size, path, spent: false })
     }
 

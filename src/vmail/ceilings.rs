@@ -62,11 +62,10 @@ impl User {
         let size = self.node(ix)?.size;
         let file = self.local_file(ix)?;
         let len = usize::try_from(size).unwrap_or(usize::MAX);
-        let content = file
-            .read_exact_at(0, len)
-            .map_err(|e| super::error::Error::disk("metacache", &e))?;
+        let content =
+            file.read_exact_at(0, len).map_err(|e| super::error::Error::disk("metacache", &e))?;
         match uidlist::parse(&content) {
-            Ok(list) => self.await_ceiling(to.folder, list.next_uid),
+            Ok(list) => self.await_ceiling(to.folder, list.next_uid()),
             // Not ours to judge; Dovecot makes it anew.
             Err(_) => Ok(()),
         }

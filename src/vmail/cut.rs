@@ -33,6 +33,7 @@ const LIGHT: u64 = 4096;
 const LIGHT_FOLDERS: usize = 64;
 
 /// A file to copy.
+#[derive(Debug)]
 pub struct CutFile {
     pub at: Place,
     pub name: NameBytes,
@@ -48,6 +49,7 @@ pub struct CutFile {
     pub large: Option<ObjectId>,
 }
 
+#[derive(Debug)]
 pub struct CutFolder {
     pub id: FolderId,
     pub path: Vec<u8>,
@@ -61,6 +63,7 @@ pub struct CutFolder {
     absent_caches: Vec<NodeIx>,
 }
 
+#[derive(Debug)]
 pub struct Cut {
     pub seq: u64,
     pub bundle: ObjectId,
@@ -261,7 +264,8 @@ impl User {
             absent_caches: Vec::new(),
         };
         for (sub, name) in names {
-            if let Err(error) = self.cut_name(&mut cut, Place { folder: id, sub }, name, extent, &older)
+            if let Err(error) =
+                self.cut_name(&mut cut, Place { folder: id, sub }, name, extent, &older)
             {
                 self.give_back(cut);
                 return Err(error);
@@ -279,7 +283,8 @@ impl User {
         older: &[Layer],
     ) -> Result<()> {
         let sub = at.sub;
-        let Some((_, Target::Node(ix))) = self.tree.dir(at).and_then(|d| d.entries.get(&name)) else {
+        let Some((_, Target::Node(ix))) = self.tree.dir(at).and_then(|d| d.entries.get(&name))
+        else {
             return Ok(());
         };
         let node = self.node(ix)?;
@@ -435,7 +440,7 @@ fn chain(parts: &[PartRef], layers: &[Option<Layer>]) -> (PartKind, usize) {
     if grown > base.raw_len / 2 + 16 * 1024 || base.raw_len <= LIGHT {
         return (PartKind::Base, 0);
     }
-    let keep = match diffs {
+    let keep: usize = match diffs {
         [] => 1,
         [one] if one.raw_len < 32 * 1024 => 1,
         [_] => 2,

@@ -85,10 +85,8 @@ impl Error {
     }
 
     pub fn disk(what: impl Into<String>, error: &io::Error) -> Error {
-        let full = matches!(
-            error.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        );
+        let full =
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         Error::Disk { what: what.into(), full, detail: error.to_string() }
     }
 

@@ -183,7 +183,12 @@ pub async fn through(node: &NodeRef, offset: u64) -> Result<()> {
 }
 
 /// All bytes of an object, checked. For small or rare reads.
-pub async fn whole(session: &Arc<Session>, user: &Arc<str>, key: &KeyTail, size: u64) -> Result<Bytes> {
+pub async fn whole(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    size: u64,
+) -> Result<Bytes> {
     if let Some(copy) = session.fscache.get(user, key.id(), size) {
         let len = usize::try_from(size).unwrap_or(usize::MAX);
         let read = copy.file.read_exact_at(0, len);
@@ -214,7 +219,8 @@ pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
         }
         Kind::Growing(grow) if offset < grow.published => {
             let from = grow.rewrite_from(offset);
-            let again = grow.extents.iter().filter(|e| e.offset >= from && e.offset < grow.published);
+            let again =
+                grow.extents.iter().filter(|e| e.offset >= from && e.offset < grow.published);
             Ok(Some(What::Growing(from, again.cloned().collect())))
         }
         _ => Ok(None),

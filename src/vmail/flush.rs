@@ -87,7 +87,10 @@ pub async fn flush(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
             return Ok(report);
         }
     }
-    Err(Error::Full(format!("user {}: index files change faster than they can be copied", cell.name)))
+    Err(Error::Full(format!(
+        "user {}: index files change faster than they can be copied",
+        cell.name
+    )))
 }
 
 async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report>> {
@@ -109,8 +112,10 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
             });
             let (bytes, path) = stamped?;
             let disk = cell.session.env.disk.clone();
-            blocking(move || disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e)))
-                .await??;
+            blocking(move || {
+                disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e))
+            })
+            .await??;
             compact_journal(cell)?;
             Ok(Some(report))
         }
@@ -180,8 +185,9 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     for file in cut.folders.iter().flat_map(|f| &f.files) {
         let Some(id) = file.large else { continue };
         let (reader, len) = (file.file.clone(), file.len);
-        let bytes = blocking(move || reader.read_exact_at(0, usize::try_from(len).unwrap_or(usize::MAX)))
-            .await?;
+        let bytes =
+            blocking(move || reader.read_exact_at(0, usize::try_from(len).unwrap_or(usize::MAX)))
+                .await?;
         let Ok(bytes) = bytes else { return Ok(None) };
         let body = Body::Bytes(Bytes::from(bytes));
         let key = file_key(&cell.name, id);

@@ -6,11 +6,11 @@ use super::node::{Growing, Kind, Mail, Node, NodeIx, Tracker};
 use super::user::User;
 use crate::cache::fscache::Cached;
 use crate::dovecot::classes::{Class, IndexKind};
+use crate::dovecot::index_log;
 use crate::format::journal::Change;
 use crate::format::listing::Owner;
 use crate::format::{ObjectId, Timestamp};
 use crate::fs::api::OpenMode;
-use crate::dovecot::index_log;
 use std::sync::Arc;
 
 fn disk(e: &std::io::Error) -> Error {
@@ -34,11 +34,8 @@ impl User {
     fn unpack(&mut self, ix: NodeIx) -> Result<&mut Node> {
         let node = self.node_mut(ix)?;
         if let Kind::Published(object) = &node.kind {
-            let mail = Mail {
-                object: Some(object.clone()),
-                published_size: node.size,
-                ..Mail::default()
-            };
+            let mail =
+                Mail { object: Some(object.clone()), published_size: node.size, ..Mail::default() };
             node.kind = Kind::Mail(Box::new(mail));
         }
         Ok(node)
@@ -66,8 +63,8 @@ impl User {
                     return Err(Stop::Wait(Need::Stage(reference, 0)));
                 }
                 let object = mail.object.as_ref().map(|o| o.id());
-                let object = object
-                    .ok_or_else(|| Error::Internal("mail without object or bytes".into()))?;
+                let object =
+                    object.ok_or_else(|| Error::Internal("mail without object or bytes".into()))?;
                 copy = mail.fetched.take().or_else(|| mail.cached.upgrade());
                 if copy.is_none() && !mail.through {
                     copy = fscache.get(&name, object, size);
@@ -346,8 +343,7 @@ impl User {
                 tail
             }
         };
-        tail.write_sparse(data, offset, grow.published)
-            .map_err(|e| Error::disk("staging", &e))?;
+        tail.write_sparse(data, offset, grow.published).map_err(|e| Error::disk("staging", &e))?;
         grow.dirty = true;
         grow.writes += 1;
         Ok(())

@@ -82,10 +82,11 @@ impl Lease {
             renewal: self.renewals.fetch_add(1, Ordering::Relaxed),
             lease_seconds: self.time.as_secs(),
         };
-        let bytes = serde_json::to_vec_pretty(&sign)
-            .map_err(|e| Error::Internal(format!("lease: {e}")))?;
+        let bytes =
+            serde_json::to_vec_pretty(&sign).map_err(|e| Error::Internal(format!("lease: {e}")))?;
+        let key = backend_key(&settings.backend);
         let put = session.env.store.put(
-            &backend_key(&settings.backend),
+            &key,
             Body::Bytes(Bytes::from(bytes)),
             PutMode::Overwrite,
             &[],

@@ -25,8 +25,8 @@ use crate::format::head::PartRef;
 use crate::format::journal::Change;
 use crate::format::key::{bundle_key, file_key};
 use crate::format::listing::{Attrs, Entry, Line, decode_listing};
-use crate::format::part::{Content, Part, decode_part};
-use crate::format::{FolderId, FormatError, ObjectId, Place, Sub, Timestamp, content::apply_content};
+use crate::format::part::{Content, Part, apply_content, decode_part};
+use crate::format::{FolderId, FormatError, ObjectId, Place, Sub, Timestamp};
 use crate::store::{Reason, StoreError};
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::ffi::OsStrExt;
@@ -127,10 +127,7 @@ async fn install_checked(cell: &Arc<UserCell>, id: FolderId, source: Source) -> 
     cell.open_user(|user| user.install(id, source, &large, true)).map(|_| ())
 }
 
-async fn read_snapshot(
-    cell: &Arc<UserCell>,
-    path: &std::path::Path,
-) -> Result<Option<Vec<Line>>> {
+async fn read_snapshot(cell: &Arc<UserCell>, path: &std::path::Path) -> Result<Option<Vec<Line>>> {
     let disk = cell.session.env.disk.clone();
     let at = path.to_path_buf();
     let read = blocking(move || disk.read(&at, u64::MAX)).await?;
@@ -158,9 +155,8 @@ pub fn seal_snapshot(listing: &str) -> Vec<u8> {
 
 fn check_snapshot(bytes: &[u8]) -> std::result::Result<Vec<Line>, FormatError> {
     let what = "listing snapshot";
-    let (sum, listing) = bytes
-        .split_at_checked(9)
-        .ok_or_else(|| FormatError::malformed(what, "too short"))?;
+    let (sum, listing) =
+        bytes.split_at_checked(9).ok_or_else(|| FormatError::malformed(what, "too short"))?;
     if sum != format!("{:08x}\n", crc32c::crc32c(listing)).as_bytes() {
         return Err(FormatError::Checksum { what });
     }
@@ -249,7 +245,10 @@ pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Ve
         match got.await {
             Ok((_, bytes)) => Ok(bytes),
             Err(StoreError::NotFound { .. }) => Err(Error::Damaged {
-                what: format!("user {}: bundle {bundle} is named but gone from the store", cell.name),
+                what: format!(
+                    "user {}: bundle {bundle} is named but gone from the store",
+                    cell.name
+                ),
             }),
             Err(e) => Err(Error::store(format!("loading {}", cell.name), During::Delivery, e)),
         }
@@ -263,7 +262,10 @@ pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Ve
             .zip(usize::try_from(start + part.len).ok())
             .filter(|(_, end)| *end <= got[place[i]].len());
         let (start, end) = slice.ok_or_else(|| Error::Damaged {
-            what: format!("user {}: bundle {} is shorter than its head says", cell.name, part.bundle),
+            what: format!(
+                "user {}: bundle {} is shorter than its head says",
+                cell.name, part.bundle
+            ),
         })?;
         out.push(got[place[i]].slice(start..end));
     }
@@ -290,7 +292,9 @@ impl User {
             .tree
             .folders
             .values()
-            .filter(|f| !f.parts.is_empty() && f.parts.iter().map(|p| p.raw_len).sum::<u64>() <= LIGHT)
+            .filter(|f| {
+                !f.parts.is_empty() && f.parts.iter().map(|p| p.raw_len).sum::<u64>() <= LIGHT
+            })
             .map(|f| f.id)
             .collect();
         light.sort_by_key(|id| (self.tree.depth(Place::own(*id)), *id));
@@ -322,9 +326,8 @@ impl User {
         let same = |f: &&super::tree::Folder| {
             let other = self.tree.path(Place::own(f.id));
             f.id != id
-                && mailbox_of(&other).is_some_and(|(other_top, other)| {
-                    other == mailbox && other_top != top
-                })
+                && mailbox_of(&other)
+                    .is_some_and(|(other_top, other)| other == mailbox && other_top != top)
         };
         self.tree.folders.values().filter(same).map(|f| f.id).min()
     }
@@ -483,9 +486,9 @@ impl User {
                 }
                 Entry::Local { attrs, object, .. } => {
                     let known = on_disk.get(&(sub, name.clone())).copied();
-                    let content = contents.remove(&(sub, name.clone())).or_else(|| {
-                        object.and_then(|o| large.get(&o)).map(|bytes| bytes.to_vec())
-                    });
+                    let content = contents
+                        .remove(&(sub, name.clone()))
+                        .or_else(|| object.and_then(|o| large.get(&o)).map(|bytes| bytes.to_vec()));
                     if let (Some((_, ino)), false) = (known, restore)
                         && let Some(ix) = same_file.get(&ino)
                     {
@@ -509,9 +512,11 @@ impl User {
                             continue;
                         }
                     };
-                    let dirty = self.tree.folders.get(&id).is_some_and(|f| {
-                        f.unflushed.names.contains(&(sub, name.clone()))
-                    });
+                    let dirty = self
+                        .tree
+                        .folders
+                        .get(&id)
+                        .is_some_and(|f| f.unflushed.names.contains(&(sub, name.clone())));
                     let since = if dirty { Since::everything() } else { Since::nothing(size) };
                     let local = Local { since, shipped: !dirty, object, ..Local::default() };
                     (Kind::Local(Box::new(local)), size, attrs, class)
@@ -677,8 +682,15 @@ impl User {
         let content = self.content_of(ix)?;
         let raised = match class {
             Class::Index(IndexKind::UidList) => match uidlist::parse(&content) {
-                Ok(list) if list.next_uid >= burnt => return Ok(()),
-                Ok(_) => uidlist::raise_next_uid(&content, burnt),
+                Ok(list) if list.next_uid() >= burnt => return Ok(()),
+                Ok(_) => match uidlist::raise_next_uid(&content, burnt) {
+                    Ok(raised) => raised,
+                    Err(error) => {
+                        return Err(Error::Damaged {
+                            what: format!("user {}: uidlist: {error}", self.name),
+                        });
+                    }
+                },
                 // Dovecot makes a new one, with a new UIDVALIDITY.
                 Err(_) => return Ok(()),
             },

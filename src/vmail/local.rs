@@ -61,8 +61,7 @@ fn disk_error(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
 }
 
 pub fn encode_stamped(stamp: &Stamp, head: &Head) -> Result<Vec<u8>> {
-    let mut out =
-        serde_json::to_vec(stamp).map_err(|e| Error::Internal(format!("state: {e}")))?;
+    let mut out = serde_json::to_vec(stamp).map_err(|e| Error::Internal(format!("state: {e}")))?;
     out.push(b'\n');
     out.extend_from_slice(&head.encode());
     Ok(out)

@@ -1,5 +1,29 @@
 //! The heart: users, folders, publishing, flushing, recovering.
+//!
+//! It knows neither the kernel nor S3: it is driven by plain calls under a user's lock
+//! ([`user::User`]) and by the waits those calls ask for ([`need::Need`], [`wait::satisfy`]),
+//! over a store, a disk, a clock and randomness that it is given ([`env::Env`]).
 
-/// What a file system call must wait for.
-#[derive(Debug)]
-pub enum Need {}
+pub mod admin;
+pub mod ceilings;
+pub mod cut;
+pub mod env;
+pub mod error;
+pub mod fetch;
+pub mod flush;
+pub mod io;
+pub mod journal;
+pub mod lease;
+pub mod load;
+pub mod local;
+pub mod names;
+pub mod need;
+pub mod node;
+pub mod open;
+pub mod publish;
+pub mod recover;
+pub mod schedule;
+pub mod session;
+pub mod tree;
+pub mod user;
+pub mod wait;

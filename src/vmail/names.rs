@@ -92,7 +92,8 @@ impl User {
         let now = self.now();
         let kind = match class {
             Class::Mail | Class::MailTemp => {
-                let staged = self.session.staging.create().map_err(|e| Error::disk("staging", &e))?;
+                let staged =
+                    self.session.staging.create().map_err(|e| Error::disk("staging", &e))?;
                 let mail = Mail { staged: Some(Arc::new(staged)), dirty: true, ..Mail::default() };
                 Kind::Mail(Box::new(mail))
             }
@@ -183,12 +184,8 @@ impl User {
                 }
                 let first = node.names.first().ok_or(Plain::NotFound)?;
                 let from = self.tree.name_bytes(first).ok_or(Plain::NotFound)?.to_vec();
-                let disk = DiskOp::Link {
-                    from: first.at,
-                    name: from,
-                    to: at,
-                    new_name: name.to_vec(),
-                };
+                let disk =
+                    DiskOp::Link { from: first.at, name: from, to: at, new_name: name.to_vec() };
                 if class.is_local_only() {
                     self.run(&disk).map_err(|e| Error::disk("metacache", &e))?;
                 } else {
@@ -261,7 +258,8 @@ impl User {
         }
         match (&node.kind, node.nlink) {
             (Kind::Growing(grow), _) => {
-                changes.extend(grow.extents.iter().map(|e| Change::Drop { object: e.object.clone() }));
+                changes
+                    .extend(grow.extents.iter().map(|e| Change::Drop { object: e.object.clone() }));
             }
             (_, 0 | 1) => {
                 changes.extend(node.object().map(|o| Change::Drop { object: o.clone() }));
@@ -429,12 +427,7 @@ impl User {
         if let Some(entry) = entry {
             changes.push(line(to, Line::Set { sub: to.sub, name: new_name.to_vec(), entry }));
         }
-        let disk = DiskOp::Rename {
-            from,
-            name: name.to_vec(),
-            to,
-            new_name: new_name.to_vec(),
-        };
+        let disk = DiskOp::Rename { from, name: name.to_vec(), to, new_name: new_name.to_vec() };
         let replaced_local = replaced.is_some_and(|other| self.tree.kind_is_local(other));
         if changes.is_empty() {
             if local {
@@ -605,12 +598,8 @@ impl User {
             return Ok(());
         }
         let now = self.now();
-        let disk = DiskOp::Exchange {
-            from: a,
-            name: a_name.to_vec(),
-            to: b,
-            new_name: b_name.to_vec(),
-        };
+        let disk =
+            DiskOp::Exchange { from: a, name: a_name.to_vec(), to: b, new_name: b_name.to_vec() };
         let mut changes = Vec::new();
         match (first, second) {
             (Target::Node(x), Target::Node(y)) => {

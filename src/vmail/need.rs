@@ -23,6 +23,8 @@ pub enum Need {
     Open(Arc<UserCell>),
     /// Whether a user of this name exists, as far as the store answers soon.
     Exists(Arc<UserCell>),
+    /// The list of all users.
+    Users,
     /// A folder's listing and index files must be here.
     Load(Arc<UserCell>, FolderId),
     /// A mail's bytes must be in the store.

@@ -48,7 +48,8 @@ pub async fn open(cell: &Arc<UserCell>) -> Result<()> {
         }
         match open_once(cell).await {
             Err(error @ (Error::Store { .. } | Error::Foreign { .. }))
-                if clock.boot().saturating_sub(start) + pause < session.settings.delivery_timeout =>
+                if clock.boot().saturating_sub(start) + pause
+                    < session.settings.delivery_timeout =>
             {
                 tracing::warn!(user = %cell.name, %error, "opening is tried again");
                 clock.sleep(pause).await;
@@ -68,9 +69,9 @@ pub async fn read_head(cell: &UserCell, why: Reason) -> Result<Option<(Head, ETa
             if head.user != *cell.name {
                 return Err(Error::Damaged { what: format!("{} names {}", what(), head.user) });
             }
-            let etag = meta.etag.ok_or_else(|| {
-                Error::Internal("the store gives no tag for an object".into())
-            })?;
+            let etag = meta
+                .etag
+                .ok_or_else(|| Error::Internal("the store gives no tag for an object".into()))?;
             Ok(Some((head, etag)))
         }
         Err(StoreError::NotFound { .. }) => Ok(None),
@@ -129,7 +130,10 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
         (_, None) => None,
         (None, Some(_)) => {
             return Err(Error::Damaged {
-                what: format!("user {}: its head is gone from the store, but known here", cell.name),
+                what: format!(
+                    "user {}: its head is gone from the store, but known here",
+                    cell.name
+                ),
             });
         }
         (Some((head, _)), Some(local)) => usable(cell, head, local),
@@ -160,10 +164,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
         && owner.backend != session.settings.backend
         && !session.lease.is_over(&session, &owner.backend).await?
     {
-        return Err(Error::Foreign {
-            user: cell.name.to_string(),
-            backend: owner.backend.clone(),
-        });
+        return Err(Error::Foreign { user: cell.name.to_string(), backend: owner.backend.clone() });
     }
     let old_tag = remote.as_ref().map(|(_, tag)| tag.clone());
     let old_watermark = remote.as_ref().map(|(head, _)| head.watermark);
@@ -411,6 +412,7 @@ fn build(
         uidvalidity_ceiling: head.uidvalidity_ceiling,
         uidvalidity_burnt: head.uidvalidity_burnt,
         ceiling_wanted: false,
+        idle_flush: None,
         head,
         etag,
     };
@@ -466,8 +468,7 @@ fn hang(cell: &UserCell, tree: &mut Tree, id: FolderId, parent: Place, name: &[u
     if above.dir(parent.sub).is_none() {
         above.set_dir(parent.sub, Some(Dir::new(ino, load::UNKNOWN)));
         if let Some(own) = above.dir_mut(Sub::Own) {
-            own.entries
-                .insert(parent.sub.as_str().as_bytes().into(), Target::Sub(parent.sub));
+            own.entries.insert(parent.sub.as_str().as_bytes().into(), Target::Sub(parent.sub));
         }
     }
     if let Some(dir) = above.dir_mut(parent.sub) {

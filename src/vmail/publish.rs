@@ -31,7 +31,9 @@ use super::user::User;
 use crate::cache::staging::Staged;
 use crate::dovecot::classes::Class;
 use crate::format::journal::Change;
-use crate::format::key::{KeyTail, META_FOLDER, META_NAME, META_USER, MailKey, Piece, mail_key, meta_folder};
+use crate::format::key::{
+    KeyTail, META_FOLDER, META_NAME, META_USER, MailKey, Piece, mail_key, meta_folder,
+};
 use crate::format::listing::Extent;
 use crate::format::{ObjectId, Timestamp};
 use crate::store::{Body, PutMode, Reason};
@@ -79,7 +81,9 @@ fn digest(job: &Job) -> Result<Digest> {
         let want = usize::try_from(job.len - at).unwrap_or(usize::MAX).min(buf.len());
         let n = job.staged.file.read_at(&mut buf[..want], job.offset + at).map_err(disk)?;
         if n < want && !job.growing {
-            return Err(Error::Damaged { what: "staged file is shorter than what was written".into() });
+            return Err(Error::Damaged {
+                what: "staged file is shorter than what was written".into(),
+            });
         }
         // Beyond what was ever written a file reads as zeros.
         buf[n..want].fill(0);
@@ -185,7 +189,8 @@ impl User {
                 job.offset = grow.published;
                 job.len = found.size.saturating_sub(grow.published);
                 let before = |e: &&Extent| e.offset < grow.published;
-                job.predecessor = grow.extents.iter().filter(before).next_back().map(|e| e.object.id());
+                job.predecessor =
+                    grow.extents.iter().filter(before).next_back().map(|e| e.object.id());
             }
             _ => return Ok(None),
         }
@@ -301,7 +306,8 @@ pub async fn publish(node: &NodeRef) -> Result<()> {
     loop {
         match publish_once(node).await {
             Err(error @ Error::Store { .. })
-                if clock.boot().saturating_sub(start) + pause < session.settings.delivery_timeout =>
+                if clock.boot().saturating_sub(start) + pause
+                    < session.settings.delivery_timeout =>
             {
                 tracing::warn!(user = %node.cell.name, %error, "publish is tried again");
                 clock.sleep(pause).await;
@@ -344,8 +350,9 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         None => Body::File { path: job.staged.path(), len: job.len },
     };
     if !(job.growing && job.len == 0) {
+        let store_key = mail_key(&node.cell.name, &key);
         let put = session.env.store.put(
-            &mail_key(&node.cell.name, &key),
+            &store_key,
             body,
             PutMode::Overwrite,
             &metadata,
@@ -353,7 +360,11 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         );
         if let Err(error) = put.await {
             node.cell.open_user(|user| user.drop_object(key.clone()))?;
-            return Err(Error::store(format!("publishing a mail of {}", node.cell.name), During::Delivery, error));
+            return Err(Error::store(
+                format!("publishing a mail of {}", node.cell.name),
+                During::Delivery,
+                error,
+            ));
         }
     }
     if job.growing

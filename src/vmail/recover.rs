@@ -53,8 +53,9 @@ pub async fn after_crash(
     let start = format!("{dir}/{watermark}.~");
     let store = &cell.session.env.store;
     let listed = store.list(&dir, Some(&start), Reason("recover")).await;
-    let listed = listed
-        .map_err(|e| Error::store(format!("listing mails of {}", cell.name), During::Delivery, e))?;
+    let listed = listed.map_err(|e| {
+        Error::store(format!("listing mails of {}", cell.name), During::Delivery, e)
+    })?;
     let mut found = Vec::new();
     for object in listed {
         let Some(tail) = tail_of(&object) else {
@@ -143,8 +144,9 @@ async fn sort_out(
 
 async fn metadata(cell: &Arc<UserCell>, tail: &KeyTail, which: &str) -> Result<Option<String>> {
     let head = cell.session.env.store.head(&mail_key(&cell.name, tail), Reason("recover")).await;
-    let meta = head
-        .map_err(|e| Error::store(format!("object {tail} of {}", cell.name), During::Delivery, e))?;
+    let meta = head.map_err(|e| {
+        Error::store(format!("object {tail} of {}", cell.name), During::Delivery, e)
+    })?;
     Ok(meta.metadata.into_iter().find(|(k, _)| k == which).map(|(_, v)| v))
 }
 
@@ -192,7 +194,12 @@ fn unstop(stop: Stop) -> Error {
 
 async fn put_back(cell: &Arc<UserCell>, folder: FolderId, objects: Vec<Found>) -> Result<()> {
     let name = cell.open_user(|user| {
-        Ok(user.tree.folders.get(&folder).map(|f| f.name.clone()).unwrap_or_else(|| Arc::from(&b""[..])))
+        Ok(user
+            .tree
+            .folders
+            .get(&folder)
+            .map(|f| f.name.clone())
+            .unwrap_or_else(|| Arc::from(&b""[..])))
     })?;
     match &*name {
         b"storage" => put_back_growing(cell, folder, objects).await,
@@ -202,7 +209,11 @@ async fn put_back(cell: &Arc<UserCell>, folder: FolderId, objects: Vec<Found>) -
 }
 
 /// The folder with the Dovecot index of a mail folder, loaded.
-async fn index_folder(cell: &Arc<UserCell>, folder: FolderId, log: &[u8]) -> Result<Option<FolderId>> {
+async fn index_folder(
+    cell: &Arc<UserCell>,
+    folder: FolderId,
+    log: &[u8],
+) -> Result<Option<FolderId>> {
     let there = |user: &User, id: FolderId| {
         user.tree.dir(Place::own(id)).is_some_and(|d| d.entries.get(log).is_some())
     };
@@ -215,12 +226,20 @@ async fn index_folder(cell: &Arc<UserCell>, folder: FolderId, log: &[u8]) -> Res
 }
 
 /// sdbox: each mail gets a free number at or above the ceiling, and a record.
-async fn put_back_numbered(cell: &Arc<UserCell>, folder: FolderId, objects: Vec<Found>) -> Result<()> {
+async fn put_back_numbered(
+    cell: &Arc<UserCell>,
+    folder: FolderId,
+    objects: Vec<Found>,
+) -> Result<()> {
     let index = index_folder(cell, folder, b"dovecot.index.log").await?;
     cell.open_user(|user| user.put_back_sdbox(folder, index, objects))
 }
 
-async fn put_back_growing(cell: &Arc<UserCell>, folder: FolderId, objects: Vec<Found>) -> Result<()> {
+async fn put_back_growing(
+    cell: &Arc<UserCell>,
+    folder: FolderId,
+    objects: Vec<Found>,
+) -> Result<()> {
     let mut bytes: HashMap<ObjectId, Bytes> = HashMap::new();
     for object in &objects {
         let whole = fetch::whole(&cell.session, &cell.name, &object.tail, object.size).await?;
@@ -273,10 +292,8 @@ impl User {
         let mut changes = Vec::new();
         if self.tree.dir(at).is_none() {
             let attrs = crate::format::listing::Attrs { mode: 0o700, owner: None, mtime: now };
-            changes.push(Change::Line {
-                folder: at.folder,
-                line: Line::Dir { sub: at.sub, attrs },
-            });
+            changes
+                .push(Change::Line { folder: at.folder, line: Line::Dir { sub: at.sub, attrs } });
             self.add_sub(at.folder, at.sub, attrs);
         }
         if let Some(entry) = node.entry() {
@@ -437,8 +454,11 @@ impl User {
         let name = self.node(ix)?.names.first().and_then(|n| self.tree.name_bytes(n).cloned());
         let Some(name) = name else { return Ok(None) };
         let Kind::Growing(grow) = &self.node(ix)?.kind else { return Ok(None) };
-        let Growing { mut extents, published, .. } =
-            Growing { extents: grow.extents.clone(), published: grow.published, ..Growing::default() };
+        let Growing { mut extents, published, .. } = Growing {
+            extents: grow.extents.clone(),
+            published: grow.published,
+            ..Growing::default()
+        };
         if offset > published {
             tracing::error!(
                 user = %self.name, object = %object.tail,
@@ -488,7 +508,12 @@ impl User {
             .collect()
     }
 
-    fn map_recovered(&mut self, map: FolderId, folders: &[FolderId], ranges: &[Range]) -> Result<()> {
+    fn map_recovered(
+        &mut self,
+        map: FolderId,
+        folders: &[FolderId],
+        ranges: &[Range],
+    ) -> Result<()> {
         let depth = match self.tree.folders.get(&map) {
             Some(folder) => self.tree.path(folder.parent).len(),
             None => return Ok(()),

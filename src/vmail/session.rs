@@ -139,6 +139,7 @@ pub type Retry = (Weak<UserCell>, NodeIx, Ino);
 
 pub struct Session {
     pub env: Env,
+    pub runtime: tokio::runtime::Handle,
     pub settings: Settings,
     pub staging: Arc<Staging>,
     pub fscache: Arc<Fscache>,
@@ -154,6 +155,8 @@ pub struct Session {
     invalidate: OnceLock<InvalidateFn>,
     pub closing: std::sync::atomic::AtomicBool,
     pub flushes: tokio::sync::Semaphore,
+    /// Paths of all users in the store, as listed lately.
+    pub user_list: Mutex<Option<Vec<Vec<String>>>>,
 }
 
 impl fmt::Debug for Session {
@@ -163,7 +166,8 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    /// Opens the local directories. Nothing is asked of the store yet.
+    /// Opens the local directories. Nothing is asked of the store yet. Called within the runtime
+    /// that runs the session's tasks.
     pub fn open(env: Env, settings: Settings) -> Result<Arc<Session>> {
         let disk = |what: &str, e: std::io::Error| Error::disk(what.to_string(), &e);
         for dir in [&settings.state_dir, &settings.metacache_dir] {
@@ -182,6 +186,7 @@ impl Session {
             lease: Lease::new(&settings),
             started: env.clock.boot(),
             env,
+            runtime: tokio::runtime::Handle::current(),
             settings,
             staging,
             fscache,
@@ -194,6 +199,7 @@ impl Session {
             invalidate: OnceLock::new(),
             closing: std::sync::atomic::AtomicBool::new(false),
             flushes: tokio::sync::Semaphore::new(flushes),
+            user_list: Mutex::new(None),
         }))
     }
 
@@ -247,10 +253,10 @@ impl Session {
     }
 
     /// A user by name, with its path made from the layout.
-    pub fn user_by_name(self: &Arc<Self>, name: &str) -> Arc<UserCell> {
-        let path = self.settings.layout.path_of(name);
+    pub fn user_by_name(self: &Arc<Self>, name: &str) -> Option<Arc<UserCell>> {
+        let path = self.settings.layout.path_of(name)?;
         let parts: Vec<&[u8]> = path.iter().map(|c| c.as_bytes()).collect();
-        self.user(name, &parts)
+        Some(self.user(name, &parts))
     }
 
     pub fn known_user(&self, name: &str) -> Option<Arc<UserCell>> {
@@ -271,6 +277,16 @@ impl Session {
     pub fn retry_publish(&self, cell: &Arc<UserCell>, ix: NodeIx, ino: Ino) {
         self.retries.lock().push((Arc::downgrade(cell), ix, ino));
         self.wake_scheduler();
+    }
+
+    /// Opens a user behind the scenes; an error shows at the first call that needs it.
+    pub fn open_soon(&self, cell: &Arc<UserCell>) {
+        let cell = cell.clone();
+        let _task = self.runtime.spawn(async move {
+            if let Err(error) = super::open::open(&cell).await {
+                tracing::warn!(user = %cell.name, %error, "new user not made yet");
+            }
+        });
     }
 
     pub fn set_invalidator(&self, send: InvalidateFn) {

@@ -4,7 +4,7 @@
 //! they lie in ([`Sub`]). A folder that is not loaded knows its child folders (they are in the
 //! head) but none of its other names.
 
-use super::node::{Kind, Name, Names, Node, NodeIx};
+use super::node::{Kind, Name, Node, NodeIx};
 use crate::format::head::PartRef;
 use crate::format::listing::{Attrs, Line, Owner};
 use crate::format::{FolderId, ObjectId, Place, Sub, Timestamp};
@@ -379,7 +379,6 @@ impl Tree {
     pub fn kind_is_local(&self, ix: NodeIx) -> bool {
         self.nodes.get(ix).is_some_and(|n| matches!(n.kind, Kind::Local(_)))
     }
-
 }
 
 /// Directories below a user's root may be nested so deep.

@@ -78,14 +78,17 @@ pub struct User {
     pub uidvalidity_ceiling: Option<u32>,
     /// Raise the counter to this where it is found.
     pub uidvalidity_burnt: Option<u32>,
+    /// When caches were last sent because nobody used them.
+    pub idle_flush: Option<Duration>,
     /// Some ceiling is nearer than half of its room.
     pub ceiling_wanted: bool,
 }
 
 impl User {
     pub fn cell(&self) -> Arc<UserCell> {
-        // The cell holds this user, so it is there while anybody can call this.
-        self.cell.upgrade().unwrap_or_else(|| self.session.user_by_name(&self.name))
+        // The cell holds this user, so it is there while anybody can call this; the session
+        // keeps every cell.
+        self.cell.upgrade().unwrap_or_else(|| self.session.user(&self.name, &[]))
     }
 
     pub fn now(&self) -> Timestamp {
@@ -396,11 +399,7 @@ impl User {
                 tracker.reset(content);
                 Tracker::UidList(Box::new(tracker))
             }
-            Class::Index(IndexKind::Log) => {
-                let mut tracker = LogTracker::default();
-                tracker.feed(0, content);
-                Tracker::Log(Box::new(tracker))
-            }
+            Class::Index(IndexKind::Log) => Tracker::Log(Box::new(LogTracker::of(content, None))),
             _ => Tracker::None,
         }
     }
@@ -415,7 +414,7 @@ impl User {
         match tracker {
             Tracker::None => None,
             Tracker::UidList(t) => t.next_uid(),
-            Tracker::Log(t) => t.next_uid(),
+            Tracker::Log(t) => Some(t.next_uid()),
         }
     }
 

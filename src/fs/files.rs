@@ -1,0 +1,103 @@
+//! The calls of [`super::api::MailFs`] on open files.
+
+use super::api::{Caller, Fh, Ino, OpenMode, Opened, Step};
+use super::calls::{VmailFs, plain, step};
+use super::handles::Handle;
+use crate::vmail::error::{Error, Plain};
+use crate::vmail::need::Op;
+use crate::vmail::node::NodeIx;
+use crate::vmail::session::{InoTarget, UserCell};
+use crate::vmail::user::User;
+use std::sync::Arc;
+
+impl VmailFs {
+    pub(super) fn open_in(
+        &self,
+        user: &mut User,
+        cell: &Arc<UserCell>,
+        ix: NodeIx,
+        how: OpenMode,
+    ) -> Op<Opened> {
+        let copy = user.open(ix, how)?;
+        let ino = user.node(ix)?.ino;
+        let backing = copy.as_ref().and_then(|copy| copy.file.real());
+        let handle = Handle { cell: cell.clone(), ix, ino, write: how.write, copy };
+        Ok(Opened { fh: self.handles.add(handle), keep_cache: true, backing })
+    }
+
+    pub(super) fn open_file(&self, caller: Caller, ino: Ino, how: OpenMode) -> Step<Opened> {
+        match self.target(ino) {
+            Err(error) => Step::Done(Err(error.answer())),
+            Ok(InoTarget::Node(cell, ix)) => step(cell.with(|user| {
+                if how.truncate && caller.uid == 0 && !user.session.settings.allow_root_delete {
+                    let node = user.node(ix)?;
+                    if node.size > 0 && !node.class.is_local_only() {
+                        return Err(Error::Refused(format!(
+                            "user {}: root may not empty a file of a user (allow_root_delete)",
+                            user.name
+                        ))
+                        .into());
+                    }
+                }
+                self.open_in(user, &cell, ix, how)
+            })),
+            Ok(_) => plain(Plain::IsDir),
+        }
+    }
+
+    fn with_handle<T>(&self, fh: Fh, f: impl FnOnce(&mut User, &Handle) -> Op<T>) -> Step<T> {
+        match self.handles.get(fh) {
+            None => plain(Plain::BadHandle),
+            Some(handle) => step(handle.cell.with(|user| {
+                if user.node(handle.ix)?.ino != handle.ino {
+                    return Err(Error::Lost { user: user.name.to_string() }.into());
+                }
+                f(user, &handle)
+            })),
+        }
+    }
+
+    pub(super) fn read_file(&self, fh: Fh, offset: u64, size: u32) -> Step<Vec<u8>> {
+        self.with_handle(fh, |user, handle| {
+            user.read(handle.ix, handle.copy.as_ref(), offset, size)
+        })
+    }
+
+    pub(super) fn write_file(&self, fh: Fh, offset: u64, data: &[u8]) -> Step<u32> {
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        self.with_handle(fh, |user, handle| {
+            if !handle.write {
+                return Err(Plain::BadHandle.into());
+            }
+            user.write(handle.ix, offset, data).map(|()| len)
+        })
+    }
+
+    pub(super) fn close_file(&self, fh: Fh) -> Step<()> {
+        self.with_handle(fh, |user, handle| user.close(handle.ix, handle.write))
+    }
+
+    pub(super) fn sync_file(&self, fh: Fh) -> Step<()> {
+        self.with_handle(fh, |user, handle| user.fsync(handle.ix))
+    }
+
+    /// Space is not set aside, but a file can be made longer.
+    pub(super) fn allocate(&self, fh: Fh, offset: u64, length: u64, mode: i32) -> Step<()> {
+        if mode != 0 && mode != libc::FALLOC_FL_KEEP_SIZE {
+            return plain(Plain::NotSupported);
+        }
+        self.with_handle(fh, |user, handle| {
+            let end = offset.checked_add(length).ok_or(Plain::Invalid)?;
+            if mode == 0 && end > user.node(handle.ix)?.size {
+                user.truncate(handle.ix, end)?;
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn release_file(&self, fh: Fh) {
+        if let Some(handle) = self.handles.remove(fh) {
+            handle.cell.if_open(|user| user.release(handle.ix, handle.write));
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What is awaited on behalf of a call, each with its deadline.
+
+use super::error::{During, Error, Result};
+use super::need::Need;
+use super::session::{Exists, Session, UserCell};
+use super::{fetch, flush, load, open, publish};
+use crate::format::key::{head_key, parse_user_dir};
+use crate::store::{Reason, StoreError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a lookup waits to hear whether a user exists: the kernel holds the lock of the
+/// users' directory meanwhile.
+const EXISTS_WAIT: Duration = Duration::from_millis(300);
+
+pub async fn satisfy(session: &Arc<Session>, need: Need) -> Result<()> {
+    match need {
+        Need::Open(cell) => open::open(&cell).await,
+        Need::Exists(cell) => {
+            exists(session, &cell).await;
+            Ok(())
+        }
+        Need::Users => list_users(session).await,
+        Need::Load(cell, folder) => load::load(&cell, folder).await,
+        Need::Publish(node) => publish::publish(&node).await,
+        Need::SyncLocal(node) => publish::sync_local(&node).await,
+        Need::SyncJournal(cell) => publish::sync_user(&cell).await,
+        Need::Fetch(node) => fetch::fetch(&node).await,
+        Need::FetchExtent(node, index) => fetch::fetch_extent(&node, index).await,
+        Need::Through(node, offset) => fetch::through(&node, offset).await,
+        Need::Stage(node, offset) => fetch::stage(&node, offset).await,
+        need @ (Need::Ceiling(..) | Need::UidValidity(..)) => flush::await_ceiling(need).await,
+    }
+}
+
+/// Asks the store whether a user exists. Without an answer in time the user counts as there.
+async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
+    let key = head_key(&cell.name);
+    let asked = session.env.store.head(&key, Reason("lookup"));
+    let in_time = session.env.clock.sleep(EXISTS_WAIT);
+    let answer = tokio::select! {
+        answer = asked => match answer {
+            Err(StoreError::NotFound { .. }) => Exists::No,
+            Ok(_) | Err(_) => Exists::Yes,
+        },
+        () = in_time => Exists::Yes,
+    };
+    let mut root = cell.root.lock();
+    if root.exists == Exists::Unknown {
+        root.exists = answer;
+    }
+}
+
+/// How long a list of all users is shown before it is made anew.
+const USERS_FOR: Duration = Duration::from_secs(30);
+
+async fn list_users(session: &Arc<Session>) -> Result<()> {
+    let store = &session.env.store;
+    let failed = |e| Error::store("listing users", During::Delivery, e);
+    let mut users = Vec::new();
+    let top = store.list_dirs("", Reason("users")).await.map_err(failed)?;
+    for hh in top.iter().filter(|d| d.len() == 2 && d.bytes().all(|b| b.is_ascii_hexdigit())) {
+        for dir in store.list_dirs(hh, Reason("users")).await.map_err(failed)? {
+            if let Some(path) =
+                parse_user_dir(&dir).ok().and_then(|name| session.settings.layout.path_of(&name))
+            {
+                users.push(path);
+            }
+        }
+    }
+    *session.user_list.lock() = Some(users);
+    let again = session.clone();
+    tokio::spawn(async move {
+        again.env.clock.sleep(USERS_FOR).await;
+        *again.user_list.lock() = None;
+    });
+    Ok(())
+}
