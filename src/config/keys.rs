@@ -89,10 +89,10 @@ pub const KEYS: &[Key] = &[
     text(
         "root_owner",
         "vmail:vmail",
-        "Owner of the directories at and above the users' own. Default: as it was stored; at the\n\
-         top, whoever mounts.",
+        "Owner of the directories at and above the users' own: the account that makes a new user's\n\
+         directory. Default: as it was stored; at the top, whoever mounts.",
     ),
-    text("root_mode", "", "Mode of the directories above the users' own; octal, in quotes."),
+    text("root_mode", "", "Mode of the directories at and above the users' own; octal, in quotes."),
     flag(
         "allow_other",
         "Let other accounts than the one that mounts use the files, by their modes.",
