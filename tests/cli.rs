@@ -1,4 +1,5 @@
 //! The commands as scripts and mount(8) see them: output, exit codes, the mount helpers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -149,7 +149,7 @@ fn exchange(
         }
         match serde_json::from_str(&line).map_err(|e| ClientError::Protocol(e.to_string()))? {
             Reply::Progress(text) => progress(&text),
-            Reply::Done(answer) => return Ok((*answer, stream)),
+            Reply::Done(answer) => return Ok((answer, stream)),
             Reply::Error(error) => return Err(ClientError::Refused(error)),
         }
     }

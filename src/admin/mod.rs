@@ -119,7 +119,7 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 enum Reply {
     Progress(String),
-    Done(Box<Answer>),
+    Done(Answer),
     Error(AdminError),
 }
 
@@ -128,7 +128,7 @@ enum Reply {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Flush(FlushReport),
-    Status(Status),
+    Status(Box<Status>),
     Stop(StopReport),
 }
 

@@ -174,11 +174,11 @@ async fn answer(request: Request, api: Arc<dyn AdminApi>, progress: Progress) ->
         Request::FlushAll { mask, important_only } => {
             api.flush_all(mask.as_deref(), important_only, &progress).await.map(Answer::Flush)
         }
-        Request::Status => Ok(Answer::Status(api.status().await)),
+        Request::Status => Ok(Answer::Status(Box::new(api.status().await))),
         Request::Stop => api.stop(&progress).await.map(Answer::Stop),
     };
     match answer {
-        Ok(answer) => Reply::Done(Box::new(answer)),
+        Ok(answer) => Reply::Done(answer),
         Err(error) => Reply::Error(error),
     }
 }

@@ -18,6 +18,10 @@ pub(super) fn mount(args: &MountArgs) -> Result<(), Failure> {
     let settings = args.effective()?.resolve()?;
     let claim = prepare(&settings)?;
     logging::start(&settings.log, args.daemon, &settings.state_dir)?;
+    if std::fs::read_dir(&settings.mountpoint).is_ok_and(|mut d| d.next().is_some()) {
+        let path = settings.mountpoint.display();
+        tracing::warn!(%path, "the mount point is not empty; what it holds is hidden");
+    }
     run::run_mount(settings, claim, args.daemon)
 }
 
@@ -64,10 +68,6 @@ fn check_mountpoint(path: &Path) -> Result<(), Failure> {
             Code::Unavailable,
             "something is mounted there already: unmount it first".to_owned(),
         );
-    }
-    let foreign = std::fs::read_dir(path).ok().and_then(|mut d| d.next()).is_some();
-    if foreign {
-        tracing::warn!(path = %path.display(), "the mount point is not empty; what it holds is hidden");
     }
     Ok(())
 }

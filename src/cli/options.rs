@@ -1,6 +1,6 @@
 //! Flags and options of `vmailfs mount`, and how they become one configuration.
 //!
-//! Precedence, lowest first: defaults, the file, `VMAILFS_LOG`, `-o`, flags.
+//! Precedence, lowest first: defaults, the file, the environment, `-o`, flags.
 
 use super::exit::{Code, Failure};
 use crate::config::Config;
@@ -15,8 +15,9 @@ pub struct MountArgs {
     pub store: Option<String>,
     /// An existing directory; may stand in the file.
     pub mountpoint: Option<PathBuf>,
-    /// Configuration file; `vmailfs config` prints what may stand in it.
-    #[arg(long, short, env = "VMAILFS_CONFIG")]
+    /// Configuration file; `vmailfs config` prints what may stand in it. Also as
+    /// VMAILFS_CONFIG.
+    #[arg(long, short)]
     pub config: Option<PathBuf>,
     /// Comma-separated options as in fstab: `config=FILE`, any key of the configuration
     /// (`allow_other`, `state_dir=DIR`, `metacache.max_space=4G`), and the usual ones.
@@ -69,8 +70,8 @@ pub struct MountArgs {
     /// Time after which important changes are in the store.
     #[arg(long)]
     pub upload_interval: Option<String>,
-    /// error, warn, info, debug, trace; also per module.
-    #[arg(long, env = "VMAILFS_LOG", hide_env_values = true)]
+    /// error, warn, info, debug, trace; also per module. Also as VMAILFS_LOG.
+    #[arg(long)]
     pub log_level: Option<String>,
     /// text or json.
     #[arg(long)]
@@ -156,11 +157,23 @@ pub(super) fn parse_options(lists: &[String]) -> Result<Options, Failure> {
 impl MountArgs {
     /// The configuration that this command line asks for.
     pub fn effective(&self) -> Result<Config, Failure> {
+        self.effective_in(&|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+    }
+
+    /// The same in a given environment.
+    pub(super) fn effective_in(
+        &self,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Config, Failure> {
         let options = parse_options(&self.options)?;
-        let mut config = match self.config.as_ref().or(options.config.as_ref()) {
-            Some(file) => Config::load(file)?,
+        let from_env = || env("VMAILFS_CONFIG").map(PathBuf::from);
+        let mut config = match self.config.clone().or(options.config).or_else(from_env) {
+            Some(file) => Config::load(&file)?,
             None => Config::default(),
         };
+        if let Some(level) = env("VMAILFS_LOG") {
+            config.set("log.level", &level)?;
+        }
         for (key, value) in &options.keys {
             config.set(key, value).map_err(|e| usage(format!("-o: {e}")))?;
         }

@@ -59,7 +59,7 @@ pub(super) fn at_risk(risk: &AtRisk) -> String {
 }
 
 fn cache(out: &mut String, name: &str, cache: &CacheUse) {
-    let percent = if cache.max > 0 { cache.used.saturating_mul(100) / cache.max } else { 0 };
+    let percent = cache.used.saturating_mul(100).checked_div(cache.max).unwrap_or(0);
     let files = cache.files.map(|n| format!("  {}", count(n, "file"))).unwrap_or_default();
     let _ = writeln!(
         out,

@@ -73,13 +73,24 @@ fn flags_win_over_options_over_the_file() {
     assert_eq!((c.log.level.as_str(), c.log.format), ("debug", LogFormat::Json));
     assert_eq!(c.store.as_deref(), Some("file:///s"));
 
-    let plain = MountArgs { log_level: None, ..mount_args(&["file:///s", "/m"]) };
+    let plain = mount_args(&["file:///s", "/m"]);
     let expected = Config {
         store: Some("file:///s".into()),
         mountpoint: Some("/m".into()),
         ..Config::default()
     };
-    assert_eq!(plain.effective().unwrap(), expected);
+    assert_eq!(plain.effective_in(&|_| None).unwrap(), expected);
+
+    let env = |name: &str| match name {
+        "VMAILFS_CONFIG" => Some(file.to_str().unwrap().to_owned()),
+        _ => Some("trace".to_owned()),
+    };
+    let c = plain.effective_in(&env).unwrap();
+    assert_eq!((c.backend.as_deref(), c.log.level.as_str()), (Some("from-file"), "trace"));
+    let args = mount_args(&["file:///s", "/m", "-o", "log.level=error,config=/does/not/exist"]);
+    assert_eq!(args.effective_in(&env).unwrap_err().code, Code::Config);
+    let args = mount_args(&["file:///s", "/m", "-o", "log.level=error"]);
+    assert_eq!(args.effective_in(&env).unwrap().log.level, "error");
 }
 
 #[test]
