@@ -94,6 +94,9 @@ fn a_mount_that_cannot_be_is_refused_in_one_line() {
     fails(&w.vmailfs(&["mount", "http://x", m]), 78, "use file:///some/dir or s3://");
     fails(&w.vmailfs(&["mount", &store, m, "--state-dir", m]), 78, "mount point");
     fails(&w.vmailfs(&["mount", &store, m, "-o", "quota"]), 64, "unknown key `quota`");
+    fs::write(w.path("m").join("old"), "mail").unwrap();
+    let o = w.vmailfs(&["mount", &store, m, "--state-dir", w.path("state").to_str().unwrap()]);
+    fails(&o, 69, "not empty");
     let state = w.path("state");
     let state = state.to_str().unwrap();
     fails(

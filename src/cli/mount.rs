@@ -18,10 +18,6 @@ pub(super) fn mount(args: &MountArgs) -> Result<(), Failure> {
     let settings = args.effective()?.resolve()?;
     let claim = prepare(&settings)?;
     logging::start(&settings.log, args.daemon, &settings.state_dir)?;
-    if std::fs::read_dir(&settings.mountpoint).is_ok_and(|mut d| d.next().is_some()) {
-        let path = settings.mountpoint.display();
-        tracing::warn!(%path, "the mount point is not empty; what it holds is hidden");
-    }
     run::run_mount(settings, claim, args.daemon)
 }
 
@@ -33,7 +29,7 @@ pub(super) struct Claim {
 
 /// Checks the mount point, makes the local directories and claims them.
 fn prepare(settings: &Settings) -> Result<Claim, Failure> {
-    check_mountpoint(&settings.mountpoint)?;
+    check_mountpoint(&settings.mountpoint, settings.nonempty)?;
     if let Err(e) = File::options().read(true).write(true).open("/dev/fuse") {
         let text = format!("/dev/fuse: {e}: load the fuse module, and mount as root");
         return Err(Failure::new(Code::Unavailable, text));
@@ -53,7 +49,7 @@ fn prepare(settings: &Settings) -> Result<Claim, Failure> {
     claim(&settings.state_dir)
 }
 
-fn check_mountpoint(path: &Path) -> Result<(), Failure> {
+fn check_mountpoint(path: &Path, nonempty: bool) -> Result<(), Failure> {
     let say = |code, text: String| Err(Failure::new(code, format!("{}: {text}", path.display())));
     let here = match std::fs::metadata(path) {
         Ok(m) => m,
@@ -68,6 +64,12 @@ fn check_mountpoint(path: &Path) -> Result<(), Failure> {
             Code::Unavailable,
             "something is mounted there already: unmount it first".to_owned(),
         );
+    }
+    // Mail that a server delivered while nothing was mounted would vanish from sight.
+    if !nonempty && std::fs::read_dir(path).is_ok_and(|mut d| d.next().is_some()) {
+        let text = "not empty, and mounting would hide what it holds: move that away, or give \
+                    option nonempty";
+        return say(Code::Unavailable, text.to_owned());
     }
     Ok(())
 }

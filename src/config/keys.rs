@@ -102,6 +102,10 @@ pub const KEYS: &[Key] = &[
         "Let uid 0 delete mails and index files. They are the mails themselves, not a cache; so\n\
          a script's `rm -rf /var/dovecot/vmail/*` is refused unless this is true.",
     ),
+    flag(
+        "nonempty",
+        "Mount also over a directory that holds something; it is hidden as long as the mount lasts.",
+    ),
     text(
         "backend",
         "mx1",

@@ -41,6 +41,7 @@ pub struct Config {
     pub root_mode: Mode,
     pub allow_other: bool,
     pub allow_root_delete: bool,
+    pub nonempty: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     pub single_backend: bool,
@@ -66,6 +67,7 @@ impl Default for Config {
             root_mode: Mode(0o755),
             allow_other: true,
             allow_root_delete: false,
+            nonempty: false,
             backend: None,
             single_backend: false,
             fscache: Fscache::default(),

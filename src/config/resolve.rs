@@ -72,6 +72,8 @@ pub struct Settings {
     pub root_mode: u32,
     pub allow_other: bool,
     pub allow_root_delete: bool,
+    /// Mount over a directory that holds something.
+    pub nonempty: bool,
     pub backend: String,
     pub single_backend: bool,
     pub fscache: CacheDir,
@@ -176,6 +178,7 @@ impl Config {
             root_mode: self.root_mode.0,
             allow_other: self.allow_other,
             allow_root_delete: self.allow_root_delete,
+            nonempty: self.nonempty,
             backend: self.backend_name()?,
             single_backend: self.single_backend,
             fscache: CacheDir { path: fscache, max_size: self.fscache.max_size.0 },
