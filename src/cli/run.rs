@@ -120,6 +120,8 @@ async fn attend(
     drop(link);
     drain.wait(Duration::from_secs(2)).await;
     serving.abort();
+    // The socket goes away with the task, which ends only now.
+    let _ = serving.await;
     let report = result.map_err(|e| Failure::new(Code::TempFail, e.text))?;
     if report.at_risk.nothing() {
         tracing::info!("unmounted; everything is in the store");
