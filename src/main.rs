@@ -1,1 +1,5 @@
-fn main() {}
+//! The `vmailfs` command.
+
+fn main() -> std::process::ExitCode {
+    vmailfs::cli::main()
+}

@@ -1,1 +1,165 @@
-//! (module root)
+//! How a running mount is asked about and told things: a unix socket in its state directory.
+//!
+//! One connection carries one request: a JSON object on one line. The answer is JSON objects,
+//! one a line: any number of `progress`, then `done` or `error`. Who may connect is decided by
+//! the credentials the kernel reports for the peer: root, or the account the daemon runs as.
+//!
+//! After the final answer to `stop` the daemon keeps the connection until it is gone, so that
+//! whoever waits for its end sees it as the end of the connection, also when it is killed.
+//!
+//! A symbolic link per mount in the run directory ([`place`]) lets commands find the socket.
+
+pub mod client;
+pub mod place;
+pub mod server;
+mod status;
+
+pub use status::{
+    AtRisk, CacheUse, Caches, Changes, Count, LeaseStatus, RequestCount, Status, UserStatus,
+};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use tokio::sync::mpsc;
+
+/// What the daemon offers to its admin.
+#[async_trait]
+pub trait AdminApi: Send + Sync + 'static {
+    /// Uploads what one user has changed. `important_only` leaves caches and the like.
+    async fn flush(
+        &self,
+        user: &str,
+        important_only: bool,
+        progress: &Progress,
+    ) -> Result<FlushReport, AdminError>;
+
+    /// The same for all users with changes whose name matches `mask` (`*` and `?`; none: all).
+    async fn flush_all(
+        &self,
+        mask: Option<&str>,
+        important_only: bool,
+        progress: &Progress,
+    ) -> Result<FlushReport, AdminError>;
+
+    async fn status(&self) -> Status;
+
+    /// Flushes everything and unmounts, within the configured time. Returns when the mount point
+    /// is free again; the process then ends by itself. What could not be flushed is kept on
+    /// local disk and told in the report.
+    async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError>;
+}
+
+/// What a flush did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FlushReport {
+    /// Users whose changes are now in the store.
+    pub flushed: u64,
+    /// Users that had nothing to upload.
+    pub unchanged: u64,
+    /// Bytes uploaded.
+    pub bytes: u64,
+    /// User and reason, for each that could not be flushed; their changes stay on local disk.
+    pub failed: Vec<(String, String)>,
+}
+
+/// How a mount ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StopReport {
+    /// What only local disk holds now. All zero: everything is in the store.
+    pub at_risk: AtRisk,
+    /// The users concerned, the oldest changes first.
+    pub users: Vec<UserStatus>,
+    /// Processes that still held files open when the mount point was detached.
+    pub holders: Vec<String>,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct AdminError {
+    pub kind: ErrorKind,
+    pub text: String,
+}
+
+impl AdminError {
+    pub fn new(kind: ErrorKind, text: impl Into<String>) -> AdminError {
+        AdminError { kind, text: text.into() }
+    }
+}
+
+/// Failures by meaning; each has its exit code in `cli::exit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The request makes no sense to this daemon.
+    Usage,
+    /// There is no such user.
+    NoSuchUser,
+    /// The store or another resource fails for now: try again.
+    TempFail,
+    /// The caller may not do this.
+    Denied,
+    /// A defect, here or in stored data.
+    Internal,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    Flush { user: String, important_only: bool },
+    FlushAll { mask: Option<String>, important_only: bool },
+    Status,
+    Stop,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Reply {
+    Progress(String),
+    Done(Answer),
+    Error(AdminError),
+}
+
+/// The final answer to a request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Flush(FlushReport),
+    Status(Box<Status>),
+    Stop(StopReport),
+}
+
+/// Where a long operation tells how far it is. Never blocks; what nobody reads is dropped.
+#[derive(Clone)]
+pub struct Progress(Option<mpsc::Sender<String>>);
+
+impl Progress {
+    /// For callers that nobody watches.
+    pub fn none() -> Progress {
+        Progress(None)
+    }
+
+    fn channel() -> (Progress, mpsc::Receiver<String>) {
+        let (sender, receiver) = mpsc::channel(64);
+        (Progress(Some(sender)), receiver)
+    }
+
+    /// One line for people.
+    pub fn say(&self, text: impl Into<String>) {
+        if let Some(sender) = &self.0 {
+            let _ = sender.try_send(text.into());
+        }
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,182 @@
-//! (module root)
+//! The commands.
+//!
+//! [`mount`] becomes the daemon; the others talk to a running one over its admin socket
+//! ([`talk`]), or, like `config`, to nobody. Exit codes are those of [`exit`].
+
+mod exit;
+mod logging;
+mod mount;
+mod options;
+mod run;
+mod show;
+mod talk;
+
+pub use exit::{Code, Failure};
+pub use options::MountArgs;
+
+use clap::{Args, Parser, Subcommand};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A mail server's mail in an object store, as ordinary files.
+#[derive(Debug, Parser)]
+#[command(name = "vmailfs", version, disable_help_subcommand = true)]
+#[command(
+    after_help = "Exit codes are those of sysexits.h: 64 usage, 67 no such user, 69 no such \
+    mount, 70 defect, 75 try again (nothing is lost), 77 not allowed, 78 configuration."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mount a store.
+    ///
+    /// Stays in the foreground unless --daemon is given. SIGTERM, Ctrl-C, `vmailfs umount` and
+    /// `umount` flush everything, then leave.
+    Mount(Box<MountArgs>),
+    /// Flush everything, unmount, and wait until the mount's process has ended.
+    ///
+    /// Exit code 75: the store did not take everything in time; the rest stays on local disk, is
+    /// listed, and goes to the store after the next mount.
+    Umount {
+        #[arg(required_unless_present = "config")]
+        mountpoint: Option<PathBuf>,
+        /// Take the mount point from this configuration file.
+        #[arg(long, short, conflicts_with = "mountpoint")]
+        config: Option<PathBuf>,
+        /// Only clear away a mount whose process was killed; leave one that works alone.
+        #[arg(long)]
+        dead: bool,
+        /// The mount's admin socket, if it is not in the run directory.
+        #[arg(long)]
+        socket: Option<PathBuf>,
+    },
+    /// Print every configuration key with its value, unit and meaning.
+    Config {
+        /// Show the values of this file (secrets are hidden) instead of the defaults.
+        #[arg(long, short)]
+        config: Option<PathBuf>,
+    },
+    /// Show what a mount does, what its caches hold, and what is at risk.
+    Status {
+        /// The mount; may be left out if there is only one.
+        mountpoint: Option<PathBuf>,
+        /// The mount's admin socket.
+        #[arg(long, conflicts_with = "mountpoint")]
+        socket: Option<PathBuf>,
+        /// Everything as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Index files and listings of the users seen lately.
+    #[command(subcommand)]
+    Metacache(Metacache),
+}
+
+#[derive(Debug, Subcommand)]
+enum Metacache {
+    /// Upload one user's changes now.
+    Flush {
+        #[arg(short, long)]
+        user: String,
+        /// Only important changes: flags, expunges, moves, folders; no caches.
+        #[arg(short, long)]
+        important: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Upload the changes of all users now.
+    Flushall {
+        /// Only important changes: flags, expunges, moves, folders; no caches.
+        #[arg(short, long)]
+        important: bool,
+        /// Only users whose name matches this (`*` and `?`).
+        mask: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// Which mount is meant; may be left out if there is only one.
+#[derive(Debug, Args)]
+struct Target {
+    /// The mount's admin socket.
+    #[arg(long, conflicts_with = "mountpoint")]
+    socket: Option<PathBuf>,
+    /// Where it is mounted.
+    #[arg(long)]
+    mountpoint: Option<PathBuf>,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() {
+                ExitCode::from(Code::Usage as u8)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let result = match cli.command {
+        Command::Mount(args) => mount::mount(&args),
+        Command::Umount { mountpoint, config, dead, socket } => umount_point(mountpoint, config)
+            .and_then(|m| match dead {
+                true => talk::umount_dead(&m),
+                false => talk::umount(&m, socket.as_deref()),
+            }),
+        Command::Config { config } => print_config(config),
+        Command::Status { mountpoint, socket, json } => {
+            talk::status(mountpoint.as_deref(), socket.as_deref(), json)
+        }
+        Command::Metacache(Metacache::Flush { user, important, target }) => {
+            talk::flush(target.socket.as_deref(), target.mountpoint.as_deref(), user, important)
+        }
+        Command::Metacache(Metacache::Flushall { important, mask, target }) => {
+            talk::flush_all(target.socket.as_deref(), target.mountpoint.as_deref(), mask, important)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr(), "vmailfs: {failure}");
+            ExitCode::from(failure.code as u8)
+        }
+    }
+}
+
+fn print_config(file: Option<PathBuf>) -> Result<(), Failure> {
+    let config = match file {
+        Some(file) => crate::config::Config::load(&file)?,
+        None => crate::config::Config::default(),
+    };
+    out(&config.print()?)
+}
+
+fn umount_point(given: Option<PathBuf>, file: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let from_file = match (&given, &file) {
+        (None, Some(file)) => crate::config::Config::load(file)?.mountpoint,
+        _ => None,
+    };
+    given.or(from_file).ok_or_else(|| Failure::new(Code::Usage, "no mount point given"))
+}
+
+/// Writes to standard output; a reader that has had enough (`| head`) is no error.
+fn out(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Code::IoErr, format!("standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

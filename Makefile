@@ -1,0 +1,43 @@
+# make demo    see it work (as root; installs what it needs)
+# make test    run every test (as root, for those that mount)
+# make check   formatting and lints
+# make install PREFIX=/usr/local
+
+CARGO  ?= cargo
+PREFIX ?= /usr/local
+# Where mount(8) looks for helpers.
+SBIN   ?= /sbin
+DESTDIR ?=
+
+.PHONY: all demo test check deps install
+
+all:
+	$(CARGO) build --release
+
+demo:
+	@.ci/deps demo
+	$(CARGO) build --bin vmailfs
+	@mount-scripts/demo/demo
+
+# The tests start `weed` from PATH; our own copy comes last.
+test: deps
+	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) test
+
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+deps:
+	@.ci/deps test
+
+install: all
+	install -D -m 755 target/release/vmailfs $(DESTDIR)$(PREFIX)/bin/vmailfs
+	install -D -m 755 mount-scripts/mount.vmailfs $(DESTDIR)$(SBIN)/mount.vmailfs
+	install -D -m 755 mount-scripts/umount.vmailfs $(DESTDIR)$(SBIN)/umount.vmailfs
+	ln -sf mount.vmailfs $(DESTDIR)$(SBIN)/mount.fuse.vmailfs
+	ln -sf umount.vmailfs $(DESTDIR)$(SBIN)/umount.fuse.vmailfs
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/vmailfs
+	sed "s|/usr/local/bin|$(PREFIX)/bin|" "mount-scripts/vmailfs@.service" \
+		> "$(DESTDIR)$(PREFIX)/lib/systemd/system/vmailfs@.service"
+	install -m 644 mount-scripts/dovecot/10-vmailfs.conf $(DESTDIR)$(PREFIX)/share/vmailfs/
+	target/release/vmailfs config > $(DESTDIR)$(PREFIX)/share/vmailfs/vmailfs.toml

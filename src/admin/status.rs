@@ -1,0 +1,134 @@
+//! What a mount tells about itself. The one question it must answer: is everything uploaded,
+//! and if not, what is at risk?
+
+use serde::{Deserialize, Serialize};
+
+/// State of a mount. Fields that a daemon of another version does not know read as empty.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    pub pid: u32,
+    pub mountpoint: String,
+    /// As `ObjectStore::describe` tells it.
+    pub store: String,
+    pub state_dir: String,
+    pub backend: String,
+    pub single_backend: bool,
+    /// Seconds since 1970.
+    pub since: i64,
+    /// Whether an unmount is under way.
+    pub stopping: bool,
+    pub lease: Option<LeaseStatus>,
+    /// Users that are loaded.
+    pub users_open: u64,
+    /// Users with changes that are not in the store, the oldest first; may be cut off.
+    pub users: Vec<UserStatus>,
+    pub at_risk: AtRisk,
+    pub caches: Caches,
+    /// Requests since the mount began.
+    pub requests: Vec<RequestCount>,
+    /// Errors given to callers or found in stored data, by kind, since the mount began.
+    pub errors: Vec<Count>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaseStatus {
+    pub held: bool,
+    /// Until it ends, or (negative) since it ended.
+    pub seconds_left: i64,
+}
+
+/// What kind of change waits for upload.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Changes {
+    #[default]
+    None,
+    Unimportant,
+    Important,
+}
+
+impl Changes {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Changes::None => "none",
+            Changes::Unimportant => "unimportant",
+            Changes::Important => "important",
+        }
+    }
+}
+
+/// A user, as far as uploads are concerned.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UserStatus {
+    pub user: String,
+    pub changes: Changes,
+    /// Age in seconds of the oldest change that is not in the store.
+    pub oldest_age: Option<u64>,
+    /// Mails that are in the store, but in no bundle yet: nothing is at risk, a recovery lists them.
+    pub mails_newer_than_bundle: u64,
+    /// Why the last flush failed, or why the user cannot be served.
+    pub error: Option<String>,
+}
+
+/// What would be lost with this machine's disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AtRisk {
+    /// Users with important changes that are not in the store.
+    pub users: u64,
+    /// Age in seconds of the oldest of those changes.
+    pub oldest_age: Option<u64>,
+    /// Mails that are written to local disk only; no server was told that they are safe.
+    pub unpublished_mails: u64,
+    pub unpublished_bytes: u64,
+}
+
+impl AtRisk {
+    pub fn nothing(&self) -> bool {
+        self.users == 0 && self.unpublished_mails == 0
+    }
+}
+
+/// The three directories on local disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Caches {
+    pub fscache: CacheUse,
+    pub staging: CacheUse,
+    pub metacache: CacheUse,
+}
+
+/// Bytes in use and allowed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CacheUse {
+    pub path: String,
+    pub used: u64,
+    pub max: u64,
+    /// Files in it, if they are counted.
+    pub files: Option<u64>,
+}
+
+/// Requests to the store of one kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RequestCount {
+    /// `get`, `put`, `list` and so on.
+    pub operation: String,
+    /// Why: `publish`, `flush`, `open` and so on.
+    pub reason: String,
+    pub count: u64,
+    pub failed: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Count {
+    pub name: String,
+    pub count: u64,
+}

@@ -1,0 +1,200 @@
+use super::client::{self, ClientError};
+use super::place::{Registration, link_of};
+use super::server::Server;
+use super::*;
+use parking_lot::Mutex;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Default)]
+struct Fake {
+    asked: Mutex<Vec<String>>,
+    mountpoint: String,
+}
+
+#[async_trait]
+impl AdminApi for Fake {
+    async fn flush(
+        &self,
+        user: &str,
+        important_only: bool,
+        progress: &Progress,
+    ) -> Result<FlushReport, AdminError> {
+        self.asked.lock().push(format!("flush {user} {important_only}"));
+        if user == "nobody" {
+            return Err(AdminError::new(ErrorKind::NoSuchUser, "nobody: no such user"));
+        }
+        progress.say("one part uploaded");
+        Ok(FlushReport { flushed: 1, bytes: 17, ..FlushReport::default() })
+    }
+
+    async fn flush_all(
+        &self,
+        mask: Option<&str>,
+        important_only: bool,
+        _: &Progress,
+    ) -> Result<FlushReport, AdminError> {
+        self.asked.lock().push(format!("flush_all {mask:?} {important_only}"));
+        Ok(FlushReport { failed: vec![("u1".into(), "down".into())], ..FlushReport::default() })
+    }
+
+    async fn status(&self) -> Status {
+        Status { mountpoint: self.mountpoint.clone(), users_open: 3, ..Status::default() }
+    }
+
+    async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError> {
+        for n in 0..1000 {
+            progress.say(format!("step {n}"));
+        }
+        Ok(StopReport::default())
+    }
+}
+
+struct Running {
+    socket: PathBuf,
+    fake: Arc<Fake>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+fn start(dir: &Path, name: &str) -> Running {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let socket = dir.join(name);
+    let fake = Arc::new(Fake { mountpoint: format!("/m/{name}"), ..Fake::default() });
+    let guard = runtime.enter();
+    let server = Server::bind(&socket).unwrap();
+    drop(guard);
+    runtime.spawn(server.serve(fake.clone()));
+    Running { socket, fake, _runtime: runtime }
+}
+
+#[test]
+fn requests_are_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(dir.path(), "a.sock");
+    let mode = std::fs::metadata(&running.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let mut lines = Vec::new();
+    let flush = Request::Flush { user: "u@x".into(), important_only: true };
+    let answer = client::call(&running.socket, &flush, &mut |l| lines.push(l.to_owned())).unwrap();
+    assert!(matches!(answer, Answer::Flush(r) if r.flushed == 1 && r.bytes == 17));
+    assert_eq!(lines, ["one part uploaded"]);
+
+    let all = Request::FlushAll { mask: Some("u*".into()), important_only: false };
+    let answer = client::call(&running.socket, &all, &mut |_| {}).unwrap();
+    assert!(matches!(answer, Answer::Flush(r) if r.failed.len() == 1));
+    assert_eq!(*running.fake.asked.lock(), ["flush u@x true", "flush_all Some(\"u*\") false"]);
+
+    let answer = client::call(&running.socket, &Request::Status, &mut |_| {}).unwrap();
+    assert!(matches!(answer, Answer::Status(s) if s.users_open == 3));
+
+    let nobody = Request::Flush { user: "nobody".into(), important_only: false };
+    match client::call(&running.socket, &nobody, &mut |_| {}) {
+        Err(ClientError::Refused(e)) => assert_eq!(e.kind, ErrorKind::NoSuchUser),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_bad_request_is_answered_and_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(dir.path(), "a.sock");
+    for bad in ["", "\n", "{}\n", "{\"command\":\"rm\"}\n", "\u{0}\n", &"x".repeat(200_000)] {
+        let mut s = std::os::unix::net::UnixStream::connect(&running.socket).unwrap();
+        let _ = s.write_all(bad.as_bytes());
+        let _ = s.shutdown(std::net::Shutdown::Write);
+        let mut answer = String::new();
+        let _ = s.read_to_string(&mut answer);
+        assert!(answer.is_empty() || answer.contains("no request"), "{answer}");
+    }
+    assert!(client::call(&running.socket, &Request::Status, &mut |_| {}).is_ok());
+}
+
+#[test]
+fn stop_waits_for_the_end_of_the_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(dir.path(), "a.sock");
+    let socket = running.socket.clone();
+    let waiter = std::thread::spawn(move || {
+        let mut lines = 0;
+        // The daemon is this process here: only the connection's end can be waited for.
+        let answer = client::stop(&socket, Duration::from_millis(300), &mut |_| lines += 1);
+        (answer, lines)
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!waiter.is_finished(), "the connection must outlive the answer");
+    drop(running);
+    let (answer, lines) = waiter.join().unwrap();
+    assert!(matches!(answer.unwrap(), Answer::Stop(r) if r.at_risk.nothing()));
+    assert!(lines > 0);
+}
+
+#[test]
+fn mounts_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().canonicalize().unwrap();
+    let run = base.join("run");
+    let find = |mountpoint: Option<&Path>| client::find(&run, None, mountpoint);
+    assert!(matches!(find(None), Err(ClientError::NotFound(_))));
+
+    let (m1, m2) = (base.join("m1"), base.join("m2"));
+    std::fs::create_dir(&m1).unwrap();
+    std::fs::create_dir(&m2).unwrap();
+    let a = start(&base, "a.sock");
+    let b = start(&base, "b.sock");
+    let first = Registration::new(&run, &m1, &a.socket).unwrap();
+    assert_eq!(find(None).unwrap(), a.socket);
+    let second = Registration::new(&run, &m2, &b.socket).unwrap();
+    match find(None) {
+        Err(ClientError::Several(names)) => {
+            assert_eq!(names, ["--mountpoint /m/a.sock", "--mountpoint /m/b.sock"]);
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(find(Some(&m2)).unwrap(), b.socket);
+    assert_eq!(find(Some(&base.join("x/../m1"))).ok(), None);
+    assert_eq!(client::find(&run, Some(Path::new("/s")), None).unwrap(), Path::new("/s"));
+
+    // A killed daemon leaves its link and its socket: neither is in the way.
+    drop(second);
+    assert!(!link_of(&run, &m2).exists());
+    let stale = base.join("stale.sock");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    std::mem::forget(Registration::new(&run, &m2, &stale).unwrap());
+    assert_eq!(find(None).unwrap(), a.socket);
+    let again = start(&base, "stale.sock");
+    assert!(client::call(&again.socket, &Request::Status, &mut |_| {}).is_ok());
+
+    // A later mount's link is not removed by an earlier one's end.
+    let replaced = Registration::new(&run, &m1, &b.socket).unwrap();
+    drop(first);
+    assert_eq!(find(Some(&m1)).unwrap(), b.socket);
+    drop(replaced);
+    assert!(find(Some(&m1)).is_err());
+}
+
+#[test]
+fn a_socket_in_use_and_other_files_are_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(dir.path(), "a.sock");
+    let guard = running._runtime.enter();
+    assert_eq!(Server::bind(&running.socket).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    assert!(Server::bind(&file).is_err());
+    assert!(file.exists());
+    drop(guard);
+}
+
+#[test]
+fn long_paths_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("d".repeat(120)).join("e".repeat(120));
+    std::fs::create_dir_all(&deep).unwrap();
+    let running = start(&deep, "admin.sock");
+    assert!(client::call(&running.socket, &Request::Status, &mut |_| {}).is_ok());
+}

@@ -1,0 +1,184 @@
+//! The life of a mount: start, serve, leave.
+
+use super::exit::{Code, Failure};
+use super::mount::Claim;
+use super::show;
+use crate::admin::place::{self, Registration};
+use crate::admin::server::Server;
+use crate::admin::{AdminApi, AdminError, FlushReport, Progress, Status, StopReport};
+use crate::config::Settings;
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use sd_notify::NotifyState;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::OnceCell;
+
+/// A mount that serves.
+pub(super) struct Live {
+    pub api: Arc<dyn AdminApi>,
+    /// Ends when the kernel has let go of the mount, whoever unmounted it.
+    pub gone: BoxFuture<'static, ()>,
+}
+
+/// Mounts, serves until somebody asks for the end, flushes and leaves.
+pub(super) fn run_mount(settings: Settings, claim: Claim, daemon: bool) -> Result<(), Failure> {
+    if daemon {
+        return Err(Failure::new(Code::Software, "--daemon is not in this build"));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Code::OsErr, format!("cannot start threads: {e}")))?;
+    let result = runtime.block_on(async {
+        // Before mounting: a signal must never kill a process that has a mount to flush.
+        let signals = Signals::new()
+            .map_err(|e| Failure::new(Code::OsErr, format!("cannot handle signals: {e}")))?;
+        let live = bring_up(&settings).await?;
+        attend(&place::run_dir(), &settings, live, signals, daemon).await
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    drop(claim);
+    result
+}
+
+/// The signals that end a mount, and SIGHUP.
+pub(super) struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Opens and probes the store, starts the heart, mounts.
+async fn bring_up(_settings: &Settings) -> Result<Live, Failure> {
+    Err(Failure::new(Code::Software, "the file system is not in this build"))
+}
+
+/// From "mounted" to the end of the mount. The admin socket and the registration live here.
+async fn attend(
+    run_dir: &Path,
+    settings: &Settings,
+    live: Live,
+    mut signals: Signals,
+    daemon: bool,
+) -> Result<(), Failure> {
+    let api = Arc::new(StopOnce { inner: live.api, stopped: OnceCell::new() });
+    let os = |what: &str, e: std::io::Error| Failure::new(Code::OsErr, format!("{what}: {e}"));
+    let set_up = Server::bind(&settings.admin_socket).map_err(|e| os("admin socket", e)).and_then(
+        |server| {
+            let link = Registration::new(run_dir, &settings.mountpoint, &settings.admin_socket)
+                .map_err(|e| os("run directory", e))?;
+            Ok((server, link))
+        },
+    );
+    let (server, link) = match set_up {
+        Ok(both) => both,
+        Err(failure) => {
+            // Nothing half-mounted.
+            let _ = api.stop(&Progress::none()).await;
+            return Err(failure);
+        }
+    };
+    let drain = server.drain();
+    let serving = tokio::spawn(server.serve(Arc::clone(&api) as Arc<dyn AdminApi>));
+    notify(&[NotifyState::Ready, NotifyState::Status("mounted")]);
+    tracing::info!(store = %settings.store.url, mountpoint = %settings.mountpoint.display(), "mounted");
+
+    let mut gone = live.gone;
+    let why = loop {
+        tokio::select! {
+            _ = &mut gone => break "unmounted",
+            _ = signals.term.recv() => break "SIGTERM",
+            _ = signals.int.recv() => break "SIGINT",
+            _ = signals.hup.recv() => {
+                // Foreground: the terminal went away. Background: others reload on it.
+                if !daemon {
+                    break "SIGHUP";
+                }
+                tracing::info!("SIGHUP: nothing to reload; a restart reads the configuration");
+            }
+        }
+    };
+    tracing::info!(why, "flushing everything, then leaving");
+    let patience = settings.unmount_timeout + Duration::from_secs(10);
+    let micros = u32::try_from(patience.as_micros()).unwrap_or(u32::MAX);
+    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(micros)]);
+    let result = api.stop(&Progress::none()).await;
+    drop(link);
+    drain.wait(Duration::from_secs(2)).await;
+    serving.abort();
+    // The socket goes away with the task, which ends only now.
+    let _ = serving.await;
+    let report = result.map_err(|e| Failure::new(Code::TempFail, e.text))?;
+    if report.at_risk.nothing() {
+        tracing::info!("unmounted; everything is in the store");
+        return Ok(());
+    }
+    let text = show::stopped(&report);
+    tracing::error!("{}", text.trim_end());
+    Err(Failure::new(Code::TempFail, text.trim_end()))
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd is not told");
+    }
+}
+
+/// A mount may be stopped by a signal, by an admin and by the kernel at the same time: it is
+/// stopped once, and all get the same report.
+struct StopOnce {
+    inner: Arc<dyn AdminApi>,
+    stopped: OnceCell<Result<StopReport, AdminError>>,
+}
+
+impl fmt::Debug for StopOnce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StopOnce")
+    }
+}
+
+#[async_trait]
+impl AdminApi for StopOnce {
+    async fn flush(
+        &self,
+        user: &str,
+        important_only: bool,
+        progress: &Progress,
+    ) -> Result<FlushReport, AdminError> {
+        self.inner.flush(user, important_only, progress).await
+    }
+
+    async fn flush_all(
+        &self,
+        mask: Option<&str>,
+        important_only: bool,
+        progress: &Progress,
+    ) -> Result<FlushReport, AdminError> {
+        self.inner.flush_all(mask, important_only, progress).await
+    }
+
+    async fn status(&self) -> Status {
+        self.inner.status().await
+    }
+
+    async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError> {
+        self.stopped.get_or_init(|| self.inner.stop(progress)).await.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

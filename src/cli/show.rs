@@ -1,0 +1,168 @@
+//! Answers of a mount, for people.
+
+use crate::admin::{AtRisk, CacheUse, Changes, FlushReport, Status, StopReport, UserStatus};
+use std::fmt::Write as _;
+
+/// Users shown by `status`; `--json` has them all.
+const SHOWN_USERS: usize = 20;
+
+pub(super) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "K", "M", "G", "T"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || value >= 100.0 {
+        format!("{value:.0}{}", UNITS[unit])
+    } else {
+        format!("{value:.1}{}", UNITS[unit])
+    }
+}
+
+pub(super) fn age(secs: u64) -> String {
+    match secs {
+        0..60 => format!("{secs}s"),
+        60..3600 => format!("{}min", secs / 60),
+        3600..86_400 => format!("{}h {}min", secs / 3600, secs % 3600 / 60),
+        _ => format!("{} days", secs / 86_400),
+    }
+}
+
+fn count(n: u64, one: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
+}
+
+/// One sentence: what would be lost with this machine's disk.
+pub(super) fn at_risk(risk: &AtRisk) -> String {
+    if risk.nothing() {
+        return "nothing: every mail and every important change is in the store".to_owned();
+    }
+    let mut parts = Vec::new();
+    if risk.users > 0 {
+        let oldest = risk.oldest_age.map(|a| format!(", the oldest {} old", age(a)));
+        parts.push(format!(
+            "important changes of {}{}",
+            count(risk.users, "user"),
+            oldest.unwrap_or_default()
+        ));
+    }
+    if risk.unpublished_mails > 0 {
+        parts.push(format!(
+            "{} being written ({}), not acknowledged to any server",
+            count(risk.unpublished_mails, "mail"),
+            bytes(risk.unpublished_bytes)
+        ));
+    }
+    parts.join("; ")
+}
+
+fn cache(out: &mut String, name: &str, cache: &CacheUse) {
+    let percent = cache.used.saturating_mul(100).checked_div(cache.max).unwrap_or(0);
+    let files = cache.files.map(|n| format!("  {}", count(n, "file"))).unwrap_or_default();
+    let _ = writeln!(
+        out,
+        "    {name:<10} {:>7} of {:>7} {percent:>3} %{files}  {}",
+        bytes(cache.used),
+        bytes(cache.max),
+        cache.path
+    );
+}
+
+fn users(out: &mut String, users: &[UserStatus]) {
+    let width = users.iter().take(SHOWN_USERS).map(|u| u.user.len()).max().unwrap_or(0).max(4);
+    let _ = writeln!(out, "    {:<width$}  {:<11}  {:>9}  NEW MAILS", "USER", "CHANGES", "OLDEST");
+    for u in users.iter().take(SHOWN_USERS) {
+        let oldest = u.oldest_age.map(age).unwrap_or_else(|| "-".to_owned());
+        let changes = u.changes.as_str();
+        let new = u.mails_newer_than_bundle;
+        let _ = write!(out, "    {:<width$}  {changes:<11}  {oldest:>9}  {new}", u.user);
+        let _ = match &u.error {
+            Some(error) => writeln!(out, "  {error}"),
+            None => writeln!(out),
+        };
+    }
+    if users.len() > SHOWN_USERS {
+        let _ = writeln!(out, "    and {} more (--json shows all)", users.len() - SHOWN_USERS);
+    }
+}
+
+/// `now`: seconds since 1970.
+pub(super) fn status(s: &Status, now: i64) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{} on {}", s.store, s.mountpoint);
+    let up = u64::try_from(now.saturating_sub(s.since)).unwrap_or(0);
+    let _ = write!(
+        out,
+        "  vmailfs {}, pid {}, for {}, backend {}",
+        s.version,
+        s.pid,
+        age(up),
+        s.backend
+    );
+    out.push_str(if s.single_backend { " (the only one)" } else { "" });
+    if let Some(lease) = s.lease {
+        let left = age(lease.seconds_left.unsigned_abs());
+        let _ = if lease.held {
+            write!(out, ", lease held for {left} more")
+        } else {
+            write!(out, ", LEASE LOST {left} ago")
+        };
+    }
+    out.push_str(if s.stopping { ", UNMOUNTING\n" } else { "\n" });
+    let _ = writeln!(out, "\n  At risk: {}.", at_risk(&s.at_risk));
+    let changed = s.users.iter().filter(|u| u.changes != Changes::None).count();
+    let _ = writeln!(out, "\n  Users: {} open, {changed} with changes to upload", s.users_open);
+    if !s.users.is_empty() {
+        users(&mut out, &s.users);
+    }
+    out.push_str("\n  Caches:\n");
+    cache(&mut out, "fscache", &s.caches.fscache);
+    cache(&mut out, "staging", &s.caches.staging);
+    cache(&mut out, "metacache", &s.caches.metacache);
+    let total: u64 = s.requests.iter().map(|r| r.count).sum();
+    let _ = writeln!(out, "\n  Store requests: {total}");
+    for r in &s.requests {
+        let failed = if r.failed > 0 { format!("  {} failed", r.failed) } else { String::new() };
+        let _ = writeln!(out, "    {:<10} {:<14} {:>9}{failed}", r.operation, r.reason, r.count);
+    }
+    if s.errors.iter().all(|e| e.count == 0) {
+        out.push_str("\n  Errors: none\n");
+    } else {
+        out.push_str("\n  Errors:\n");
+        for e in s.errors.iter().filter(|e| e.count > 0) {
+            let _ = writeln!(out, "    {:<25} {:>9}", e.name, e.count);
+        }
+    }
+    out
+}
+
+pub(super) fn flushed(report: &FlushReport) -> String {
+    let mut out = format!("{} flushed ({})", count(report.flushed, "user"), bytes(report.bytes));
+    if report.unchanged > 0 {
+        let _ = write!(out, ", {} had nothing to upload", report.unchanged);
+    }
+    out.push('\n');
+    for (user, reason) in &report.failed {
+        let _ = writeln!(out, "{user}: not flushed: {reason}");
+    }
+    out
+}
+
+pub(super) fn stopped(report: &StopReport) -> String {
+    let mut out = String::new();
+    if !report.at_risk.nothing() {
+        let _ = writeln!(
+            out,
+            "left with the store not up to date; on local disk only: {}. It is kept, and goes to \
+             the store after the next mount.",
+            at_risk(&report.at_risk)
+        );
+        users(&mut out, &report.users);
+    }
+    if !report.holders.is_empty() {
+        let _ = writeln!(out, "still held files open: {}", report.holders.join(", "));
+    }
+    out
+}

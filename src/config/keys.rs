@@ -1,0 +1,222 @@
+//! What every key means.
+
+/// How a value is written in TOML.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Text,
+    Number,
+    Bool,
+}
+
+/// One key of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// `key`, or `section.key`.
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Never printed.
+    pub secret: bool,
+    /// Shown for a key that has no fixed default.
+    pub example: &'static str,
+    /// Unit and meaning; lines are kept.
+    pub help: &'static str,
+}
+
+const fn text(name: &'static str, example: &'static str, help: &'static str) -> Key {
+    Key { name, kind: Kind::Text, secret: false, example, help }
+}
+
+const fn secret(name: &'static str, help: &'static str) -> Key {
+    Key { name, kind: Kind::Text, secret: true, example: "", help }
+}
+
+const fn number(name: &'static str, help: &'static str) -> Key {
+    Key { name, kind: Kind::Number, secret: false, example: "", help }
+}
+
+const fn flag(name: &'static str, help: &'static str) -> Key {
+    Key { name, kind: Kind::Bool, secret: false, example: "", help }
+}
+
+/// What stands above each section.
+pub(super) const SECTIONS: &[(&str, &str)] = &[
+    ("fscache", "Copies of mails that were read or delivered lately."),
+    ("staging", "Mails that are being written and are not in the store yet."),
+    ("metacache", "Index files, listings and journals of the users seen lately."),
+    (
+        "s3",
+        "Only for s3:// stores. What is not given here is taken from where AWS tools take it:\n\
+         AWS_* variables, ~/.aws/config and ~/.aws/credentials, the machine's role.",
+    ),
+    ("store_limits", "How long and how hard the store is asked."),
+    ("fuse", "The connection to the kernel."),
+    ("admin", "How commands reach the running mount."),
+    ("log", "What is logged, and how."),
+];
+
+/// Every key, in the order in which they are printed.
+pub const KEYS: &[Key] = &[
+    text(
+        "store",
+        "s3://bucket/prefix",
+        "Where mails are kept: file:///some/dir or s3://bucket/prefix.\n\
+         Usually the first argument of `vmailfs mount`.",
+    ),
+    text(
+        "mountpoint",
+        "/var/dovecot/vmail",
+        "Where to mount; an existing directory. Usually the second argument of `vmailfs mount`.",
+    ),
+    text(
+        "state_dir",
+        "/var/lib/vmailfs/var-dovecot-vmail",
+        "Local disk for caches, journals and staging. One directory serves one mount.\n\
+         Default: /var/lib/vmailfs/ and the mount point's path with `-` for `/`.",
+    ),
+    text(
+        "layout",
+        "",
+        "Which directories below the mount point are users: %u is the whole name, %n and %d its\n\
+         parts before and after the @, %2.256Nu a hash. Examples: \"%u\", \"%d/%n\", \"%2.256Nu/%u\".\n\
+         It must not change once mail is in the store.",
+    ),
+    text(
+        "owner",
+        "vmail:vmail",
+        "Show every file below a user as owned by this account (names or numbers).\n\
+         Default: as it was stored.",
+    ),
+    text(
+        "root_owner",
+        "vmail:vmail",
+        "Owner of the directories at and above the users' own: the account that makes a new user's\n\
+         directory. Default: as it was stored; at the top, whoever mounts.",
+    ),
+    text("root_mode", "", "Mode of the directories at and above the users' own; octal, in quotes."),
+    flag(
+        "allow_other",
+        "Let other accounts than the one that mounts use the files, by their modes.",
+    ),
+    flag(
+        "allow_root_delete",
+        "Let uid 0 delete mails and index files. They are the mails themselves, not a cache; so\n\
+         a script's `rm -rf /var/dovecot/vmail/*` is refused unless this is true.",
+    ),
+    flag(
+        "nonempty",
+        "Mount also over a directory that holds something; it is hidden as long as the mount lasts.",
+    ),
+    text(
+        "backend",
+        "mx1",
+        "The name under which this machine owns users; unique among those that share the store.\n\
+         Default: the host name.",
+    ),
+    flag(
+        "single_backend",
+        "Promise that no other machine ever mounts this store. Then writing goes on when the lease\n\
+         cannot be renewed because the store is down, and a store without conditional writes\n\
+         is accepted.",
+    ),
+    text("fscache.path", "/var/cache/vmailfs", "Directory. Default: <state_dir>/fscache."),
+    text("fscache.max_size", "", "Size that is never exceeded; the least recently used go first."),
+    text("staging.path", "/var/lib/vmailfs/staging", "Directory. Default: <state_dir>/staging."),
+    text(
+        "staging.max_size",
+        "",
+        "Size that is never exceeded; when it is reached, deliveries wait, then are deferred.",
+    ),
+    text("metacache.path", "/ssd/metacache", "Directory. Default: <state_dir>/metacache."),
+    text(
+        "metacache.max_space",
+        "",
+        "Size from which users not in use are flushed and dropped. Rule of thumb: 2M for each user\n\
+         active at the same time.",
+    ),
+    text(
+        "metacache.max_grace",
+        "",
+        "Size above max_space that may be used while room is made; then new users must wait.",
+    ),
+    text(
+        "metacache.upload_interval",
+        "",
+        "Time after which important changes (flags, moves, expunges) are in the store.\n\
+         Should this machine's disk be lost, changes younger than this are undone.",
+    ),
+    number(
+        "metacache.max_rescan_mail_count",
+        "Number of mails newer than the last flush from which a flush is due (each mail itself is\n\
+         in the store at once).",
+    ),
+    text(
+        "metacache.folder_change_quiet",
+        "",
+        "Time without further changes after which created, renamed and deleted folders are flushed.",
+    ),
+    text("metacache.folder_change_max", "", "The same, counted from the first such change."),
+    text(
+        "metacache.idle_upload",
+        "",
+        "Time without access after which a user's unimportant changes (caches, mainly) are flushed,\n\
+         at most once a day.",
+    ),
+    text("s3.endpoint", "https://s3.example.com", "URL of the server. Default: AWS."),
+    text("s3.region", "eu-central-1", "Region. Default: from the environment, else us-east-1."),
+    flag("s3.path_style", "Put the bucket into the path, not into the host name."),
+    text("s3.access_key_id", "AKIA...", "Access key."),
+    secret("s3.secret_access_key", "Its secret; keep this file's mode at 0600."),
+    secret("s3.session_token", "Token of temporary credentials."),
+    text(
+        "s3.checksums",
+        "",
+        "\"when_supported\", or \"when_required\" for stores that refuse the newer checksum headers.",
+    ),
+    text(
+        "store_limits.attempt_timeout",
+        "",
+        "Time without a byte after which a request is given up.",
+    ),
+    text("store_limits.deadline", "", "Time for all attempts of one request together."),
+    number("store_limits.attempts", "Number of attempts at most."),
+    text(
+        "store_limits.delivery_timeout",
+        "",
+        "Time that a delivery may wait for the store before the mail server is told to try later.",
+    ),
+    number("store_limits.max_requests", "Number of requests in flight at most."),
+    text(
+        "store_limits.lease",
+        "",
+        "Time for which this backend owns its users without the store; at least 10s. Another\n\
+         backend can take over a dead one's users after this time.",
+    ),
+    text(
+        "store_limits.unmount_timeout",
+        "",
+        "Time for flushing everything at unmount. If the store does not answer within it, the\n\
+         local state is kept, the exit code is 75 and what is at risk is listed.",
+    ),
+    number("fuse.threads", "Number of threads that answer the kernel; 0: by the number of CPUs."),
+    flag(
+        "fuse.passthrough",
+        "Let the kernel read cached mails directly, where it can (Linux 6.9).",
+    ),
+    text(
+        "admin.socket",
+        "/run/vmailfs.sock",
+        "Path of the socket. Default: <state_dir>/admin.sock.",
+    ),
+    text(
+        "log.level",
+        "",
+        "error, warn, info, debug or trace; also per module, as in \"info,vmailfs::store=debug\".",
+    ),
+    text("log.format", "", "\"text\" or \"json\" (one object a line)."),
+    text(
+        "log.to",
+        "syslog",
+        "\"stderr\", \"syslog\" (facility mail) or the path of a file. Default: stderr; with --daemon\n\
+         syslog, or <state_dir>/vmailfs.log where no syslog runs.",
+    ),
+];

@@ -1,0 +1,256 @@
+//! Configuration: one typed TOML file.
+//!
+//! [`Config`] is the file as written: every key is optional there and has a default. [`KEYS`]
+//! is the one table that tells what each key means; `vmailfs config` prints it, and a test
+//! holds it against the struct. The file, `-o` options and flags all end in the same
+//! key-and-text form ([`Config::set`]), so a setting has the same spelling everywhere.
+//! [`Config::resolve`] turns it into [`Settings`]: plain values, with paths filled in and names
+//! of accounts looked up. Code below the command line only sees those.
+
+mod keys;
+mod load;
+mod resolve;
+mod types;
+
+pub use keys::{KEYS, Key, Kind};
+pub use load::ConfigError;
+pub use resolve::{
+    CacheDir, MetacacheSettings, Owner, Secret, Settings, StoreSettings, escape_path,
+};
+pub use types::{Mode, ParseError, Size, Span};
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+
+/// The configuration file. What each key means stands in [`KEYS`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mountpoint: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
+    pub layout: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_owner: Option<String>,
+    pub root_mode: Mode,
+    pub allow_other: bool,
+    pub allow_root_delete: bool,
+    pub nonempty: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    pub single_backend: bool,
+    pub fscache: Fscache,
+    pub staging: Staging,
+    pub metacache: Metacache,
+    pub s3: S3,
+    pub store_limits: StoreLimits,
+    pub fuse: Fuse,
+    pub admin: Admin,
+    pub log: Log,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            store: None,
+            mountpoint: None,
+            state_dir: None,
+            layout: "%u".to_owned(),
+            owner: None,
+            root_owner: None,
+            root_mode: Mode(0o755),
+            allow_other: true,
+            allow_root_delete: false,
+            nonempty: false,
+            backend: None,
+            single_backend: false,
+            fscache: Fscache::default(),
+            staging: Staging::default(),
+            metacache: Metacache::default(),
+            s3: S3::default(),
+            store_limits: StoreLimits::default(),
+            fuse: Fuse::default(),
+            admin: Admin::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fscache {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    pub max_size: Size,
+}
+
+impl Default for Fscache {
+    fn default() -> Self {
+        Fscache { path: None, max_size: Size::gib(2) }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Staging {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    pub max_size: Size,
+}
+
+impl Default for Staging {
+    fn default() -> Self {
+        Staging { path: None, max_size: Size::gib(1) }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metacache {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    pub max_space: Size,
+    pub max_grace: Size,
+    pub upload_interval: Span,
+    pub max_rescan_mail_count: u32,
+    pub folder_change_quiet: Span,
+    pub folder_change_max: Span,
+    pub idle_upload: Span,
+}
+
+impl Default for Metacache {
+    fn default() -> Self {
+        Metacache {
+            path: None,
+            max_space: Size::gib(10),
+            max_grace: Size::gib(1),
+            upload_interval: Span::secs(300),
+            max_rescan_mail_count: 10,
+            folder_change_quiet: Span::secs(1),
+            folder_change_max: Span::secs(5),
+            idle_upload: Span::secs(3600),
+        }
+    }
+}
+
+/// Keys of the S3 store. `Debug` hides the secrets.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3 {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    pub path_style: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_key_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_access_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_token: Option<String>,
+    pub checksums: Checksums,
+}
+
+impl fmt::Debug for S3 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = |v: &Option<String>| v.as_ref().map(|_| "(hidden)");
+        f.debug_struct("S3")
+            .field("endpoint", &self.endpoint)
+            .field("region", &self.region)
+            .field("path_style", &self.path_style)
+            .field("access_key_id", &self.access_key_id)
+            .field("secret_access_key", &hidden(&self.secret_access_key))
+            .field("session_token", &hidden(&self.session_token))
+            .field("checksums", &self.checksums)
+            .finish()
+    }
+}
+
+/// Whether requests carry a checksum of their body.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Checksums {
+    /// Wherever the API knows them.
+    #[default]
+    WhenSupported,
+    /// Only where the API demands them, for stores that do not know the newer kinds.
+    WhenRequired,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreLimits {
+    pub attempt_timeout: Span,
+    pub deadline: Span,
+    pub attempts: u32,
+    pub delivery_timeout: Span,
+    pub max_requests: u32,
+    pub lease: Span,
+    pub unmount_timeout: Span,
+}
+
+impl Default for StoreLimits {
+    fn default() -> Self {
+        StoreLimits {
+            attempt_timeout: Span::secs(10),
+            deadline: Span::secs(30),
+            attempts: 5,
+            delivery_timeout: Span::secs(60),
+            max_requests: 64,
+            lease: Span::secs(180),
+            unmount_timeout: Span::secs(60),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fuse {
+    pub threads: u32,
+    pub passthrough: bool,
+}
+
+impl Default for Fuse {
+    fn default() -> Self {
+        Fuse { threads: 0, passthrough: true }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { level: "info".to_owned(), format: LogFormat::Text, to: None }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[cfg(test)]
+mod tests;
