@@ -4,6 +4,8 @@
 //! ([`talk`]), or, like `config`, to nobody. Exit codes are those of [`exit`].
 
 mod exit;
+mod heart;
+mod live;
 mod logging;
 mod mount;
 mod options;

@@ -1,12 +1,17 @@
 //! The life of a mount: start, serve, leave.
 
 use super::exit::{Code, Failure};
+use super::heart;
+use super::live::{self, Heart, LiveMount};
 use super::mount::Claim;
 use super::show;
 use crate::admin::place::{self, Registration};
 use crate::admin::server::Server;
 use crate::admin::{AdminApi, AdminError, FlushReport, Progress, Status, StopReport};
 use crate::config::Settings;
+use crate::fs::api::MailFs;
+use crate::fuse::daemon::{Background, daemonize};
+use crate::store::counted::CountedStore;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use sd_notify::NotifyState;
@@ -26,22 +31,55 @@ pub(super) struct Live {
 
 /// Mounts, serves until somebody asks for the end, flushes and leaves.
 pub(super) fn run_mount(settings: Settings, claim: Claim, daemon: bool) -> Result<(), Failure> {
-    if daemon {
-        return Err(Failure::new(Code::Software, "--daemon is not in this build"));
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(Code::OsErr, format!("cannot start threads: {e}")))?;
-    let result = runtime.block_on(async {
-        // Before mounting: a signal must never kill a process that has a mount to flush.
-        let signals = Signals::new()
-            .map_err(|e| Failure::new(Code::OsErr, format!("cannot handle signals: {e}")))?;
-        let live = bring_up(&settings).await?;
-        attend(&place::run_dir(), &settings, live, signals, daemon).await
-    });
-    runtime.shutdown_timeout(Duration::from_secs(5));
+    let os = |what: &str, e: std::io::Error| Failure::new(Code::OsErr, format!("{what}: {e}"));
+    let background = match daemon {
+        true => Some(daemonize().map_err(|e| os("cannot go to the background", e))?),
+        false => None,
+    };
+    let result = serve(settings, daemon, background, os);
     drop(claim);
+    result
+}
+
+/// Everything after the fork; a failure before the mount stands goes to the waiting parent.
+fn serve(
+    settings: Settings,
+    daemon: bool,
+    background: Option<Background>,
+    os: impl Fn(&str, std::io::Error) -> Failure,
+) -> Result<(), Failure> {
+    let start = || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| os("cannot start threads", e))?;
+        let (signals, live) = runtime.block_on(async {
+            // Before mounting: a signal must never kill a process that has a mount to flush.
+            let signals = Signals::new().map_err(|e| os("cannot handle signals", e))?;
+            Ok::<_, Failure>((signals, bring_up(&settings).await?))
+        })?;
+        Ok((runtime, signals, live))
+    };
+    let (runtime, signals, live) = match (start(), background) {
+        (Ok(started), None) => started,
+        (Ok(started), Some(background)) => {
+            let keep_stderr = settings.log.to.as_deref() == Some("stderr");
+            if let Err(error) = background.ready(keep_stderr) {
+                tracing::warn!(%error, "cannot leave the terminal");
+            }
+            started
+        }
+        (Err(failure), None) => return Err(failure),
+        (Err(failure), Some(background)) => {
+            tracing::error!("{failure}");
+            background.failed(&format!("vmailfs: {failure}"));
+            // The parent tells it; once is enough.
+            std::process::exit(failure.code as i32);
+        }
+    };
+    let run_dir = place::run_dir();
+    let result = runtime.block_on(attend(&run_dir, &settings, live, signals, daemon));
+    runtime.shutdown_timeout(Duration::from_secs(5));
     result
 }
 
@@ -63,8 +101,20 @@ impl Signals {
 }
 
 /// Opens and probes the store, starts the heart, mounts.
-async fn bring_up(_settings: &Settings) -> Result<Live, Failure> {
-    Err(Failure::new(Code::Software, "the file system is not in this build"))
+async fn bring_up(settings: &Settings) -> Result<Live, Failure> {
+    let store = live::open(settings).await?;
+    let (fs, heart) = start_heart(settings, store.clone()).await?;
+    let (live, gone) = LiveMount::start(settings, store, fs, heart)?;
+    Ok(Live { api: Arc::new(live), gone: Box::pin(gone) })
+}
+
+/// The one place that makes the file system and its heart.
+async fn start_heart(
+    settings: &Settings,
+    store: Arc<CountedStore>,
+) -> Result<(Arc<dyn MailFs>, Arc<dyn Heart>), Failure> {
+    let (fs, heart) = heart::start(settings, store).await?;
+    Ok((fs, Arc::new(heart)))
 }
 
 /// From "mounted" to the end of the mount. The admin socket and the registration live here.

@@ -1,1 +1,148 @@
-//! What an administrator asks of the heart.
+//! What an administrator asks of the heart: what is at risk, flush now, close.
+
+use super::error::{Error, Result};
+use super::flush::{self, Options, Report};
+use super::io::is_dirty;
+use super::node::Kind;
+use super::session::{CellState, Session, UserCell};
+use super::user::User;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// What waits in one user.
+#[derive(Debug, Clone, Default)]
+pub struct Waiting {
+    pub user: String,
+    pub important: bool,
+    pub unimportant: bool,
+    pub oldest: Option<Duration>,
+    pub new_mails: u32,
+    /// Mails written here that no server was told are safe.
+    pub unpublished: u64,
+    pub unpublished_bytes: u64,
+    pub lost: bool,
+}
+
+impl Waiting {
+    fn of(user: &User, now: Duration) -> Waiting {
+        let changes = &user.changes;
+        let unflushed = user.has_unflushed();
+        let important = changes.important.is_some() && unflushed;
+        let since = if important { changes.important } else { changes.unimportant };
+        let mut waiting = Waiting {
+            user: user.name.to_string(),
+            important,
+            unimportant: unflushed || changes.unimportant.is_some(),
+            oldest: since.map(|s| now.saturating_sub(s)),
+            new_mails: changes.new_mails,
+            lost: user.lost,
+            ..Waiting::default()
+        };
+        for (_, node) in user.tree.nodes.iter().filter(|(_, n)| n.nlink > 0 && is_dirty(&n.kind)) {
+            waiting.unpublished += 1;
+            waiting.unpublished_bytes += match &node.kind {
+                Kind::Growing(grow) => node.size.saturating_sub(grow.published),
+                _ => node.size,
+            };
+        }
+        waiting
+    }
+
+    pub fn anything(&self) -> bool {
+        self.important || self.unimportant || self.unpublished > 0
+    }
+}
+
+impl Session {
+    /// Users that are open, and what waits in those where something does; oldest first.
+    pub fn waiting(self: &Arc<Self>) -> (u64, Vec<Waiting>) {
+        let now = self.env.clock.boot();
+        let mut open = 0;
+        let mut all: Vec<Waiting> = Vec::new();
+        for cell in self.all_users() {
+            if let Some(waiting) = cell.if_open(|user| Waiting::of(user, now)) {
+                open += 1;
+                all.extend(Some(waiting).filter(Waiting::anything));
+            }
+        }
+        all.sort_by_key(|w| std::cmp::Reverse((w.important, w.oldest)));
+        (open, all)
+    }
+
+    /// Bytes that the metacache's files have.
+    pub fn metacache_bytes(&self) -> u64 {
+        let mut sum = 0;
+        for cell in self.users_snapshot() {
+            sum += cell
+                .if_open(|user| {
+                    let local = |n: &super::node::Node| matches!(n.kind, Kind::Local(_));
+                    user.tree.nodes.iter().filter(|(_, n)| local(n)).map(|(_, n)| n.size).sum()
+                })
+                .unwrap_or(0);
+        }
+        sum
+    }
+
+    /// Flushes a user by name; one that is not open has nothing to flush.
+    pub async fn flush_user(self: &Arc<Self>, name: &str, options: Options) -> Result<Option<Report>> {
+        match self.known_user(name) {
+            Some(cell) => flush::flush(&cell, options).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// After the kernel is gone: hands over every user. Gives those that could not be, and why.
+    pub async fn close(self: &Arc<Self>, patience: Duration) -> Vec<(String, Error)> {
+        self.closing.store(true, Ordering::Release);
+        self.wake_scheduler();
+        let mut failed = Vec::new();
+        let cells: Vec<Arc<UserCell>> = self
+            .all_users()
+            .into_iter()
+            .filter(|cell| matches!(*cell.state.lock(), CellState::Open(_)))
+            .collect();
+        let give_up = self.env.clock.sleep(patience);
+        tokio::pin!(give_up);
+        let mut running = tokio::task::JoinSet::new();
+        let mut next = cells.iter();
+        let mut left: std::collections::BTreeMap<String, ()> =
+            cells.iter().map(|c| (c.name.to_string(), ())).collect();
+        loop {
+            while running.len() < self.settings.max_flushes.max(1) {
+                let Some(cell) = next.next().cloned() else { break };
+                running.spawn(async move { (cell.name.to_string(), flush::close(&cell).await) });
+            }
+            tokio::select! {
+                done = running.join_next() => match done {
+                    None => break,
+                    Some(Ok((name, result))) => {
+                        left.remove(&name);
+                        if let Err(error) = result {
+                            tracing::error!(user = %name, %error, "not everything is in the store");
+                            failed.push((name, error));
+                        }
+                    }
+                    Some(Err(error)) => tracing::error!(%error, "closing a user ended early"),
+                },
+                () = &mut give_up => {
+                    running.abort_all();
+                    failed.extend(left.into_keys().map(|name| (name, Error::Closing)));
+                    break;
+                }
+            }
+        }
+        // What stays here must survive a power cut as far as it can.
+        for cell in self.all_users() {
+            let point = cell.if_open(|user| user.journal.sync_point()).flatten();
+            if let Some(Err(error)) = point.map(|p| p.sync()) {
+                tracing::error!(user = %cell.name, %error, "journal not synced");
+            }
+        }
+        failed
+    }
+
+    fn users_snapshot(&self) -> Vec<Arc<UserCell>> {
+        self.users.lock().values().cloned().collect()
+    }
+}

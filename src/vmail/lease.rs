@@ -68,6 +68,13 @@ impl Lease {
         now.is_some_and(|now| now < self.until.load(Ordering::Acquire))
     }
 
+    /// Until the lease ends, or (negative) since it ended.
+    pub fn seconds_left(&self) -> i64 {
+        let now = self.now.lock().as_ref().map_or(0, |env| millis(env.clock.boot()));
+        let until = self.until.load(Ordering::Acquire);
+        (i64::try_from(until).unwrap_or(i64::MAX) - i64::try_from(now).unwrap_or(0)) / 1000
+    }
+
     /// Renews once. A single backend needs none.
     pub async fn renew(&self, session: &Session) -> Result<()> {
         if self.single {

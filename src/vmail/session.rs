@@ -149,7 +149,7 @@ pub struct Session {
     pub started: Duration,
     next_ino: AtomicU64,
     pub inos: RwLock<HashMap<Ino, InoTarget>>,
-    users: Mutex<HashMap<Arc<str>, Arc<UserCell>>>,
+    pub(super) users: Mutex<HashMap<Arc<str>, Arc<UserCell>>>,
     pub wake: tokio::sync::Notify,
     pub retries: Mutex<Vec<Retry>>,
     invalidate: OnceLock<InvalidateFn>,

@@ -1,0 +1,300 @@
+//! The heart of a mount: made from the configuration, and asked by the admin.
+
+use super::exit::{Code, Failure};
+use super::live::Heart;
+use crate::admin::{
+    AdminError, AtRisk, CacheUse, Changes, ErrorKind, FlushReport, LeaseStatus, Progress, Status,
+    StopReport, UserStatus,
+};
+use crate::cache::disk::RealDisk;
+use crate::config::{self, Settings};
+use crate::dovecot::template::Layout;
+use crate::format::listing::Owner;
+use crate::fs::VmailFs;
+use crate::store::counted::CountedStore;
+use crate::vmail::admin::Waiting;
+use crate::vmail::env::{Env, SystemClock, SystemRandom};
+use crate::vmail::error::Error;
+use crate::vmail::flush::Options;
+use crate::vmail::lease::Lease;
+use crate::vmail::schedule;
+use crate::vmail::session::{self, Session};
+use async_trait::async_trait;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Flushes that run at once; a directory or a bucket takes them easily, and deliveries keep the
+/// rest of the request slots.
+const FLUSHES: usize = 8;
+/// Users that a status names at most.
+const NAMED: usize = 1000;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct LiveHeart {
+    session: Arc<Session>,
+    fs: Arc<VmailFs>,
+}
+
+/// Opens the local directories, takes the lease and starts what runs behind the scenes.
+pub(super) async fn start(
+    settings: &Settings,
+    store: Arc<CountedStore>,
+) -> Result<(Arc<VmailFs>, LiveHeart), Failure> {
+    let layout: Layout = Layout::parse(&settings.layout)
+        .map_err(|e| Failure::new(Code::Config, format!("layout {:?}: {e}", settings.layout)))?;
+    let env = Env {
+        store,
+        disk: Arc::new(RealDisk),
+        clock: Arc::new(SystemClock),
+        random: Arc::new(SystemRandom),
+    };
+    let local = |e: Error| Failure::new(Code::CantCreate, e.to_string());
+    let session = Session::open(env, translate(settings, layout)).map_err(local)?;
+    if let Err(error) = session.lease.renew(&session).await {
+        return Err(Failure::new(Code::TempFail, error.to_string()));
+    }
+    tokio::spawn(Lease::keep(session.clone()));
+    tokio::spawn(schedule::run(session.clone()));
+    let fs = Arc::new(VmailFs::new(session.clone()));
+    Ok((fs.clone(), LiveHeart { session, fs }))
+}
+
+fn translate(s: &Settings, layout: Layout) -> session::Settings {
+    let owner = |o: config::Owner| Owner { uid: o.uid, gid: o.gid };
+    session::Settings {
+        state_dir: s.state_dir.clone(),
+        metacache_dir: s.metacache.path.clone(),
+        fscache_dir: s.fscache.path.clone(),
+        fscache_max: s.fscache.max_size,
+        staging_dir: s.staging.path.clone(),
+        staging_max: s.staging.max_size,
+        metacache_max: s.metacache.max_space,
+        layout,
+        backend: s.backend.clone(),
+        single_backend: s.single_backend,
+        lease: s.lease,
+        owner: s.owner.map(owner),
+        root_owner: s.root_owner.map(owner),
+        root_mode: s.root_mode,
+        allow_root_delete: s.allow_root_delete,
+        upload_interval: s.metacache.upload_interval,
+        max_rescan_mail_count: s.metacache.max_rescan_mail_count,
+        quiet: s.metacache.folder_change_quiet,
+        quiet_max: s.metacache.folder_change_max,
+        idle_upload: s.metacache.idle_upload,
+        delivery_timeout: s.delivery_timeout,
+        max_flushes: FLUSHES,
+        boot_id: boot_id(),
+        ask_for_users: true,
+    }
+}
+
+/// Differs from boot to boot. Unreadable: each start counts as a new boot, which is safe.
+fn boot_id() -> String {
+    match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Ok(id) => id.trim().to_string(),
+        Err(error) => {
+            tracing::warn!(%error, "the machine's boot cannot be told");
+            format!("unknown-{:016x}", rand::random::<u64>())
+        }
+    }
+}
+
+fn told(error: &Error) -> AdminError {
+    let kind = match error {
+        Error::Store { .. } | Error::Foreign { .. } | Error::Full(_) | Error::Closing => {
+            ErrorKind::TempFail
+        }
+        Error::Lost { .. } | Error::Disk { .. } => ErrorKind::TempFail,
+        Error::Plain(_)
+        | Error::Refused(_)
+        | Error::Corrupt { .. }
+        | Error::Damaged { .. }
+        | Error::Internal(_) => ErrorKind::Internal,
+    };
+    AdminError::new(kind, error.to_string())
+}
+
+fn user_status(waiting: &Waiting) -> UserStatus {
+    UserStatus {
+        user: waiting.user.clone(),
+        changes: match (waiting.important, waiting.unimportant) {
+            (true, _) => Changes::Important,
+            (false, true) => Changes::Unimportant,
+            (false, false) => Changes::None,
+        },
+        oldest_age: waiting.oldest.map(|age| age.as_secs()),
+        mails_newer_than_bundle: u64::from(waiting.new_mails),
+        error: waiting.lost.then(|| "another session writes this user now".to_string()),
+    }
+}
+
+fn at_risk(all: &[Waiting]) -> AtRisk {
+    let important = all.iter().filter(|w| w.important);
+    AtRisk {
+        users: important.clone().count() as u64,
+        oldest_age: important.filter_map(|w| w.oldest).max().map(|age| age.as_secs()),
+        unpublished_mails: all.iter().map(|w| w.unpublished).sum(),
+        unpublished_bytes: all.iter().map(|w| w.unpublished_bytes).sum(),
+    }
+}
+
+#[async_trait]
+impl Heart for LiveHeart {
+    async fn flush(
+        &self,
+        user: &str,
+        important_only: bool,
+        _progress: &Progress,
+    ) -> Result<FlushReport, AdminError> {
+        if self.session.settings.layout.path_of(user).is_none() {
+            let text = format!("{user}: not a user's name in this layout");
+            return Err(AdminError::new(ErrorKind::NoSuchUser, text));
+        }
+        let options = Options { caches: !important_only, release: false, important_only };
+        let done = self.session.flush_user(user, options).await.map_err(|e| told(&e))?;
+        Ok(match done {
+            Some(report) if report.flushed => {
+                FlushReport { flushed: 1, bytes: report.bytes, ..FlushReport::default() }
+            }
+            _ => FlushReport { unchanged: 1, ..FlushReport::default() },
+        })
+    }
+
+    async fn flush_all(
+        &self,
+        mask: Option<&str>,
+        important_only: bool,
+        progress: &Progress,
+    ) -> Result<FlushReport, AdminError> {
+        let options = Options { caches: !important_only, release: false, important_only };
+        let mut report = FlushReport::default();
+        let all: Vec<_> = self
+            .session
+            .all_users()
+            .into_iter()
+            .filter(|cell| mask.is_none_or(|mask| matches_mask(mask.as_bytes(), cell.name.as_bytes())))
+            .collect();
+        let total = all.len();
+        let mut running = tokio::task::JoinSet::new();
+        let mut next = all.into_iter();
+        let mut done = 0;
+        loop {
+            while running.len() < FLUSHES {
+                let Some(cell) = next.next() else { break };
+                running.spawn(async move {
+                    let result = crate::vmail::flush::flush(&cell, options).await;
+                    (cell.name.to_string(), result)
+                });
+            }
+            match running.join_next().await {
+                None => return Ok(report),
+                Some(Ok((_, Ok(one)))) if one.flushed => {
+                    report.flushed += 1;
+                    report.bytes += one.bytes;
+                }
+                Some(Ok((_, Ok(_)))) => report.unchanged += 1,
+                Some(Ok((name, Err(error)))) => report.failed.push((name, error.to_string())),
+                Some(Err(error)) => {
+                    return Err(AdminError::new(ErrorKind::Internal, error.to_string()));
+                }
+            }
+            done += 1;
+            progress.say(format!("{done} of {total} users"));
+        }
+    }
+
+    async fn status(&self, status: &mut Status) {
+        let session = &self.session;
+        let (open, waiting) = session.waiting();
+        status.users_open = open;
+        status.at_risk = at_risk(&waiting);
+        status.users = waiting.iter().take(NAMED).map(user_status).collect();
+        status.lease = (!session.settings.single_backend).then(|| LeaseStatus {
+            held: session.lease.holds(),
+            seconds_left: session.lease.seconds_left(),
+        });
+        let fscache = session.fscache.usage();
+        let (staged, staging_max) = session.staging.usage();
+        let settings = &session.settings;
+        let place = |path: &std::path::Path, used, max, files| CacheUse {
+            path: path.display().to_string(),
+            used,
+            max,
+            files,
+        };
+        status.caches.fscache =
+            place(&settings.fscache_dir, fscache.used, fscache.max, Some(fscache.files));
+        status.caches.staging = place(&settings.staging_dir, staged, staging_max, None);
+        let used = session.metacache_bytes();
+        status.caches.metacache = place(&settings.metacache_dir, used, settings.metacache_max, None);
+    }
+
+    async fn finish(&self, patience: Duration, _progress: &Progress) -> StopReport {
+        self.fs.release_all();
+        let failed = self.session.close(patience).await;
+        let (_, waiting) = self.session.waiting();
+        let mut report = StopReport {
+            at_risk: at_risk(&waiting),
+            users: waiting.iter().map(user_status).collect(),
+            holders: Vec::new(),
+        };
+        for (name, error) in failed {
+            match report.users.iter_mut().find(|u| u.user == name) {
+                Some(user) => user.error = Some(error.to_string()),
+                None => report.users.push(UserStatus {
+                    user: name,
+                    error: Some(error.to_string()),
+                    ..UserStatus::default()
+                }),
+            }
+        }
+        report
+    }
+}
+
+/// Whether a name matches a mask of `*` and `?`.
+fn matches_mask(mask: &[u8], name: &[u8]) -> bool {
+    let (mut m, mut n) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        match mask.get(m) {
+            Some(b'*') => {
+                star = Some((m, n));
+                m += 1;
+            }
+            Some(c) if *c == b'?' || *c == name[n] => {
+                m += 1;
+                n += 1;
+            }
+            _ => match &mut star {
+                Some((at, from)) => {
+                    *from += 1;
+                    m = *at + 1;
+                    n = *from;
+                }
+                None => return false,
+            },
+        }
+    }
+    mask[m..].iter().all(|c| *c == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches_mask;
+
+    #[test]
+    fn masks_match_as_in_a_shell() {
+        let yes = |mask: &str, name: &str| assert!(matches_mask(mask.as_bytes(), name.as_bytes()));
+        let no = |mask: &str, name: &str| assert!(!matches_mask(mask.as_bytes(), name.as_bytes()));
+        yes("*", "");
+        yes("*@example.com", "a@example.com");
+        yes("a?c*", "abcd");
+        yes("*a*b", "xxaxxaxb");
+        no("a", "ab");
+        no("?", "");
+        no("*x", "axb");
+    }
+}

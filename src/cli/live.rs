@@ -1,0 +1,223 @@
+//! A mount and what is below it, as one thing that answers the admin.
+
+use super::exit::{Code, Failure};
+use crate::admin::{
+    AdminApi, AdminError, ErrorKind, FlushReport, Progress, RequestCount, Status, StopReport,
+};
+use crate::config::{Checksums, Settings, StoreSettings};
+use crate::fs::api::MailFs;
+use crate::fuse::mount::{MountError, MountOptions, Mounted, Unmounted, mount};
+use crate::store::counted::CountedStore;
+use crate::store::probe::{ProbeError, probe};
+use crate::store::s3::S3Config;
+use crate::store::url::{StoreUrl, open_store};
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What is asked of the heart beside file operations.
+#[async_trait]
+pub(super) trait Heart: Send + Sync + 'static {
+    async fn flush(
+        &self,
+        user: &str,
+        important_only: bool,
+        progress: &Progress,
+    ) -> Result<FlushReport, AdminError>;
+
+    async fn flush_all(
+        &self,
+        mask: Option<&str>,
+        important_only: bool,
+        progress: &Progress,
+    ) -> Result<FlushReport, AdminError>;
+
+    /// Fills in what it knows: users, risk, caches, lease, errors.
+    async fn status(&self, status: &mut Status);
+
+    /// After the unmount: flushes what is left within `patience`, gives users back, and tells
+    /// what stays on local disk only. `holders` is left empty.
+    async fn finish(&self, patience: Duration, progress: &Progress) -> StopReport;
+}
+
+/// Opens the store and proves that it can hold mail.
+pub(super) async fn open(settings: &Settings) -> Result<Arc<CountedStore>, Failure> {
+    let s = &settings.store;
+    let url: StoreUrl = s.url.parse().map_err(|e| Failure::new(Code::Config, format!("{e}")))?;
+    let store = Arc::new(CountedStore::new(open_store(&url, &s3_config(s)).await?));
+    let token = format!("{:016x}", rand::random::<u64>());
+    match probe(store.as_ref(), "backends/probe", &token).await {
+        Ok(()) => Ok(store),
+        Err(e) if e.waived_by_single_backend() && settings.single_backend => {
+            tracing::warn!("{e}");
+            Ok(store)
+        }
+        Err(ProbeError::Store { step, source }) => {
+            let failure = Failure::from(source);
+            Err(Failure::new(failure.code, format!("{url}: {step}: {failure}")))
+        }
+        Err(e) => Err(Failure::new(Code::Unavailable, format!("{url}: {e}"))),
+    }
+}
+
+fn s3_config(s: &StoreSettings) -> S3Config {
+    S3Config {
+        endpoint: s.endpoint.clone(),
+        region: s.region.clone(),
+        path_style: s.path_style,
+        access_key_id: s.access_key_id.clone(),
+        secret_access_key: s.secret_access_key.clone().map(|s| s.0),
+        session_token: s.session_token.clone().map(|s| s.0),
+        request_checksums: s.checksums == Checksums::WhenSupported,
+        retry: s.retry.clone(),
+        max_requests: s.max_requests,
+        ..S3Config::default()
+    }
+}
+
+impl From<MountError> for Failure {
+    fn from(e: MountError) -> Failure {
+        let code = match &e {
+            MountError::Missing(_)
+            | MountError::NotADirectory(_)
+            | MountError::NotEmpty(_)
+            | MountError::InUse { .. }
+            | MountError::NoDevice(_) => Code::Unavailable,
+            MountError::NotPermitted(_) => Code::NoPerm,
+            MountError::Option { .. } => Code::Config,
+            MountError::Io { .. } => Code::OsErr,
+        };
+        Failure::new(code, e.to_string())
+    }
+}
+
+/// See the module.
+pub(super) struct LiveMount {
+    heart: Arc<dyn Heart>,
+    store: Arc<CountedStore>,
+    settings: Settings,
+    since: SystemTime,
+    state: Mutex<State>,
+}
+
+struct State {
+    mounted: Option<Mounted>,
+    stopping: bool,
+}
+
+impl fmt::Debug for LiveMount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LiveMount").field("mountpoint", &self.settings.mountpoint).finish()
+    }
+}
+
+impl LiveMount {
+    /// Mounts `fs`, whose heart is `heart`; in a tokio runtime. The future ends when the kernel
+    /// has let go of the mount.
+    pub(super) fn start(
+        settings: &Settings,
+        store: Arc<CountedStore>,
+        fs: Arc<dyn MailFs>,
+        heart: Arc<dyn Heart>,
+    ) -> Result<(LiveMount, impl Future<Output = ()> + Send + use<>), Failure> {
+        let options = MountOptions {
+            allow_other: settings.allow_other,
+            nonempty: settings.nonempty,
+            fsname: settings.store.url.clone(),
+            n_threads: (settings.fuse_threads > 0).then_some(settings.fuse_threads),
+            passthrough: settings.passthrough,
+            ..MountOptions::new(&settings.mountpoint)
+        };
+        let mounted = mount(fs, tokio::runtime::Handle::current(), &options)?;
+        let ended = mounted.ended();
+        let gone = async move {
+            if let Err(error) = ended.await {
+                tracing::error!(error, "the kernel's connection failed");
+            }
+        };
+        let state = Mutex::new(State { mounted: Some(mounted), stopping: false });
+        let since = SystemTime::now();
+        Ok((LiveMount { heart, store, settings: settings.clone(), since, state }, gone))
+    }
+}
+
+#[async_trait]
+impl AdminApi for LiveMount {
+    async fn flush(
+        &self,
+        user: &str,
+        important_only: bool,
+        progress: &Progress,
+    ) -> Result<FlushReport, AdminError> {
+        self.heart.flush(user, important_only, progress).await
+    }
+
+    async fn flush_all(
+        &self,
+        mask: Option<&str>,
+        important_only: bool,
+        progress: &Progress,
+    ) -> Result<FlushReport, AdminError> {
+        self.heart.flush_all(mask, important_only, progress).await
+    }
+
+    async fn status(&self) -> Status {
+        let s = &self.settings;
+        let requests = self.store.snapshot().into_iter().map(|row| RequestCount {
+            operation: row.op.name().to_owned(),
+            reason: row.reason.to_owned(),
+            count: row.requests,
+            failed: row.errors,
+        });
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            mountpoint: s.mountpoint.display().to_string(),
+            store: s.store.url.clone(),
+            state_dir: s.state_dir.display().to_string(),
+            backend: s.backend.clone(),
+            single_backend: s.single_backend,
+            since: self.since.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64),
+            stopping: self.state.lock().stopping,
+            requests: requests.collect(),
+            ..Status::default()
+        };
+        self.heart.status(&mut status).await;
+        status
+    }
+
+    async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError> {
+        self.state.lock().stopping = true;
+        let patience = self.settings.unmount_timeout;
+        let deadline = tokio::time::Instant::now() + patience;
+        // Most of the work while files can still be used; what changes meanwhile follows below.
+        progress.say("flushing");
+        let early = self.heart.flush_all(None, false, progress);
+        let _ = tokio::time::timeout(patience / 2, early).await;
+        let mounted = self.state.lock().mounted.take();
+        let mut holders = Vec::new();
+        let mut refused = None;
+        if let Some(mounted) = mounted {
+            progress.say("unmounting");
+            // Holders of open files are not waited for long: they may never end.
+            match mounted.unmount(Duration::from_secs(1)).await {
+                Ok(outcome) => {
+                    if let Unmounted::Detached { holders: found, .. } = outcome.how {
+                        holders = found.iter().map(ToString::to_string).collect();
+                    }
+                }
+                Err(e) => refused = Some(e),
+            }
+        }
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let mut report = self.heart.finish(left.max(Duration::from_secs(1)), progress).await;
+        report.holders = holders;
+        match refused {
+            None => Ok(report),
+            Some(e) => Err(AdminError::new(ErrorKind::Internal, format!("cannot unmount: {e}"))),
+        }
+    }
+}
