@@ -55,13 +55,18 @@ fn layouts() -> Vec<Layout> {
 #[test]
 fn all_work_on_a_plain_directory() {
     let users = user_names(2);
-    for layout in layouts() {
-        let place = scratch("layout");
-        let root = mail_root(place.path());
-        let work = Workload::new(3, &users);
-        first(&work, &root, &layout, &users);
-        again(&work, &root, &layout, &users);
-    }
+    std::thread::scope(|scope| {
+        for layout in layouts() {
+            let users = &users;
+            scope.spawn(move || {
+                let place = scratch("layout");
+                let root = mail_root(place.path());
+                let work = Workload::new(3, users);
+                first(&work, &root, &layout, users);
+                again(&work, &root, &layout, users);
+            });
+        }
+    });
 }
 
 #[test]
@@ -75,7 +80,7 @@ fn users_under_hashes() {
 }
 
 #[test]
-fn maildir_in_plain_directories() {
+fn maildir_in_nested_directories() {
     works_on_a_mount(&layouts()[2]);
 }
 

@@ -123,14 +123,14 @@ fn client_pass(maildir: &Path, pass: usize, done: &mut Done) {
         }
     }
     for (n, path) in names("cur").into_iter().enumerate() {
-        if (n + pass) % 3 != 0 {
+        if !(n + pass).is_multiple_of(3) {
             continue;
         }
         let Some(id) = read(&path) else { continue };
         let name = path.file_name().unwrap().to_str().unwrap();
         let (base, _) = name.split_once(":2,").unwrap_or((name, ""));
         let letters = ["FS", "RS", "", "F"][(n + pass) / 3 % 4];
-        if (n + pass) % 21 == 0 {
+        if (n + pass).is_multiple_of(21) {
             match fs::remove_file(&path) {
                 Ok(()) => drop(done.deleted.insert(id)),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound),

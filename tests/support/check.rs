@@ -6,25 +6,24 @@ use super::model::{Folder, Mail, Model, User};
 use super::{Failure, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What kind of wrong. The names are those of the reports.
+/// What kind of wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[allow(non_camel_case_types)]
 pub enum Kind {
-    LOST,
-    RESURRECTED,
-    UID_CHANGED,
-    UID_REUSED,
-    UIDNEXT_WENT_BACK,
-    UIDVALIDITY_CHANGED,
-    CONTENT,
-    DUPLICATE,
-    FLAGS,
-    DATE,
-    ORDER,
-    SUBSCRIPTIONS,
-    FOLDER_MISSING,
-    FOLDER_EXTRA,
-    CANNOT_READ,
+    Lost,
+    Resurrected,
+    UidChanged,
+    UidReused,
+    UidNextWentBack,
+    UidValidityChanged,
+    Content,
+    Duplicate,
+    Flags,
+    Date,
+    Order,
+    Subscriptions,
+    FolderMissing,
+    FolderExtra,
+    CannotRead,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,15 +121,19 @@ fn look_at_folder(imap: &mut Imap, name: &str) -> Outcome<SeenFolder> {
 fn seen_mail(mail: Fetched) -> SeenMail {
     let (id, hash) = identify(&mail.body);
     let length = mail.body.len() as u64;
-    SeenMail { uid: mail.uid, flags: mail.flags, date: mail.date, size: mail.size, length, id, hash }
+    SeenMail {
+        uid: mail.uid,
+        flags: mail.flags,
+        date: mail.date,
+        size: mail.size,
+        length,
+        id,
+        hash,
+    }
 }
 
 /// Compares; what the tolerance forgives is left out.
-pub fn compare(
-    model: &Model,
-    seen: &BTreeMap<String, Seen>,
-    tolerance: Tolerance,
-) -> Vec<Problem> {
+pub fn compare(model: &Model, seen: &BTreeMap<String, Seen>, tolerance: Tolerance) -> Vec<Problem> {
     let mut problems = Vec::new();
     let empty = Seen::default();
     for (name, user) in &model.users {
@@ -166,12 +169,12 @@ impl<'a> Check<'a> {
         let (user, seen) = (self.user, self.seen);
         for (name, failure) in &seen.unreadable {
             self.folder = name;
-            self.bad(Kind::CANNOT_READ, failure.to_string());
+            self.bad(Kind::CannotRead, failure.to_string());
         }
         for name in seen.folders.keys().filter(|n| !user.unsure.contains(*n)) {
             self.folder = name;
             if !user.folders.contains_key(name) {
-                self.bad(Kind::FOLDER_EXTRA, "is listed, and should not be".into());
+                self.bad(Kind::FolderExtra, "is listed, and should not be".into());
             }
         }
         for (name, folder) in &user.folders {
@@ -180,19 +183,19 @@ impl<'a> Check<'a> {
                 Some(there) => self.folder(folder, there),
                 None if user.unsure.contains(name) => {}
                 None if seen.unreadable.iter().any(|(n, _)| n == name) => {}
-                None => self.bad(Kind::FOLDER_MISSING, "cannot be selected".into()),
+                None => self.bad(Kind::FolderMissing, "cannot be selected".into()),
             }
         }
         self.folder = "*";
         let differing = seen.subscriptions.symmetric_difference(&user.subscriptions);
         let differing: Vec<&String> = differing.filter(|n| !user.unsure.contains(*n)).collect();
         if !differing.is_empty() {
-            self.bad(Kind::SUBSCRIPTIONS, format!("differ in {differing:?}"));
+            self.bad(Kind::Subscriptions, format!("differ in {differing:?}"));
         }
         for (id, from, to) in &user.either {
             if !self.is_in(id, from) && !self.is_in(id, to) {
                 self.folder = from;
-                self.bad(Kind::LOST, format!("{id}: neither here nor in {to} after a cut MOVE"));
+                self.bad(Kind::Lost, format!("{id}: neither here nor in {to} after a cut MOVE"));
             }
         }
     }
@@ -207,11 +210,11 @@ impl<'a> Check<'a> {
         let same_validity = folder.uid_validity.is_none_or(|v| v == there.uid_validity);
         if !same_validity && !unsure {
             let (was, is) = (folder.uid_validity.unwrap_or(0), there.uid_validity);
-            self.bad(Kind::UIDVALIDITY_CHANGED, format!("was {was}, is {is}"));
+            self.bad(Kind::UidValidityChanged, format!("was {was}, is {is}"));
         }
         if same_validity && there.uid_next < folder.uid_next {
             let (was, is) = (folder.uid_next, there.uid_next);
-            self.bad(Kind::UIDNEXT_WENT_BACK, format!("was {was}, is {is}"));
+            self.bad(Kind::UidNextWentBack, format!("was {was}, is {is}"));
         }
         let mut found = BTreeMap::new();
         for mail in &there.mails {
@@ -219,7 +222,7 @@ impl<'a> Check<'a> {
         }
         for (id, mail) in &folder.mails {
             if !found.contains_key(id) && !mail.maybe && !unsure && !self.copy_undone(id, mail) {
-                self.bad(Kind::LOST, format!("{id}, uid {:?}", mail.uid));
+                self.bad(Kind::Lost, format!("{id}, uid {:?}", mail.uid));
             }
         }
         self.order(folder, there);
@@ -240,41 +243,41 @@ impl<'a> Check<'a> {
     ) {
         let uid = mail.uid;
         let Some(id) = mail.id.clone() else {
-            return self.bad(Kind::CONTENT, format!("uid {uid} is no mail that was sent"));
+            return self.bad(Kind::Content, format!("uid {uid} is no mail that was sent"));
         };
         if mail.size != mail.length {
             let (size, length) = (mail.size, mail.length);
-            self.bad(Kind::CONTENT, format!("{id}: RFC822.SIZE {size}, body {length}"));
+            self.bad(Kind::Content, format!("{id}: RFC822.SIZE {size}, body {length}"));
         }
         if let Some(first) = found.insert(id.clone(), uid) {
-            return self.bad(Kind::DUPLICATE, format!("{id}: uid {first} and uid {uid}"));
+            return self.bad(Kind::Duplicate, format!("{id}: uid {first} and uid {uid}"));
         }
         let owner = self.user.ledger.get(&(there.uid_validity, uid));
         if let Some(owner) = owner.filter(|owner| **owner != id) {
-            self.bad(Kind::UID_REUSED, format!("uid {uid} was {owner}, is {id}"));
+            self.bad(Kind::UidReused, format!("uid {uid} was {owner}, is {id}"));
         }
         let Some(known) = folder.mails.get(&id) else {
             let undone = self.tolerance == Tolerance::LostMachine && folder.left.contains(&id);
             if !undone && !unsure {
-                self.bad(Kind::RESURRECTED, format!("{id}, uid {uid}, should not be here"));
+                self.bad(Kind::Resurrected, format!("{id}, uid {uid}, should not be here"));
             }
             return;
         };
         if mail.hash != known.hash {
-            self.bad(Kind::CONTENT, format!("{id}, uid {uid}: {} bytes, changed", mail.length));
+            self.bad(Kind::Content, format!("{id}, uid {uid}: {} bytes, changed", mail.length));
         }
         if let Some(was) = known.uid.filter(|was| *was != uid && same_validity)
             && !self.undone(known)
         {
-            self.bad(Kind::UID_CHANGED, format!("{id}: was {was}, is {uid}"));
+            self.bad(Kind::UidChanged, format!("{id}: was {was}, is {uid}"));
         }
         let allowed = known.flags == mail.flags || known.other_flags.contains(&mail.flags);
         if !allowed && !self.undone(known) {
             let (want, have) = (&known.flags, &mail.flags);
-            self.bad(Kind::FLAGS, format!("{id}, uid {uid}: want {want:?}, have {have:?}"));
+            self.bad(Kind::Flags, format!("{id}, uid {uid}: want {want:?}, have {have:?}"));
         }
         if let Some(date) = known.date.filter(|date| *date != mail.date) {
-            self.bad(Kind::DATE, format!("{id}, uid {uid}: want {date}, have {}", mail.date));
+            self.bad(Kind::Date, format!("{id}, uid {uid}: want {date}, have {}", mail.date));
         }
     }
 
@@ -282,7 +285,7 @@ impl<'a> Check<'a> {
     /// begun has the smaller UID. A recovered mail gets its UID in whatever order it is found.
     fn order(&mut self, folder: &Folder, there: &SeenFolder) {
         if let Some(pair) = there.mails.windows(2).find(|p| p[0].uid >= p[1].uid) {
-            self.bad(Kind::ORDER, format!("uid {} comes before {}", pair[0].uid, pair[1].uid));
+            self.bad(Kind::Order, format!("uid {} comes before {}", pair[0].uid, pair[1].uid));
         }
         let mut latest: Option<(u64, &String)> = None;
         for mail in &there.mails {
@@ -290,7 +293,7 @@ impl<'a> Check<'a> {
             let Some((id, known)) = known.filter(|(_, k)| !self.undone(k)) else { continue };
             if let Some((began, other)) = latest.filter(|(began, _)| known.answered < *began) {
                 let text = format!("{id} was there before {other} was begun (step {began})");
-                self.bad(Kind::ORDER, text);
+                self.bad(Kind::Order, text);
             }
             if latest.is_none_or(|(began, _)| known.began > began) {
                 latest = Some((known.began, id));

@@ -176,6 +176,8 @@ service lmtp {{
         command.arg("-F").arg("-c").arg(self.path("dovecot.conf"));
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0);
         die_with_parent(&mut command, libc::SIGTERM);
+        // SAFETY: a plain system call. Orphans of the instance become children of this process.
+        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
         let mut child = command.spawn()?;
         let ready = wait_until(Duration::from_secs(20), || {
             let gone = matches!(child.try_wait(), Ok(Some(_)) | Err(_));
@@ -200,22 +202,15 @@ service lmtp {{
     fn end(&mut self, signal: libc::c_int, patience: Duration) {
         let Some(mut child) = self.child.take() else { return };
         let pid = child.id() as libc::pid_t;
-        let group_alive = || {
-            // SAFETY: signal 0 only asks.
-            unsafe { libc::kill(-pid, 0) == 0 }
-        };
         // SAFETY: plain system calls; the process and its group are ours until it is reaped.
         unsafe { libc::kill(pid, signal) };
-        wait_until(patience, || matches!(child.try_wait(), Ok(Some(_))) && !group_alive());
-        for _ in 0..500 {
+        wait_until(patience, || reaped(&mut child));
+        let gone = wait_until(Duration::from_secs(10), || {
             // SAFETY: as above.
             unsafe { libc::kill(-pid, libc::SIGKILL) };
-            let reaped = matches!(child.try_wait(), Ok(Some(_)) | Err(_));
-            if reaped && !group_alive() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+            reaped(&mut child)
+        });
+        assert!(gone, "processes of Dovecot's group {pid} do not end");
     }
 
     /// Runs `doveadm` with this instance's configuration: whether it succeeded, and its output.
@@ -265,6 +260,19 @@ service lmtp {{
     pub fn check(&self, model: &Model, tolerance: Tolerance) -> Outcome<Vec<Problem>> {
         Ok(compare(model, &self.look()?, tolerance))
     }
+}
+
+/// Whether the leader and all others of its process group have ended; reaps them. A zombie
+/// would do harm: Dovecot waits minutes for a lock file of a process that seems to live.
+fn reaped(leader: &mut Child) -> bool {
+    if matches!(leader.try_wait(), Ok(None)) {
+        return false;
+    }
+    let group = -(leader.id() as libc::pid_t);
+    // SAFETY: plain system calls; orphans of the group are children of this process.
+    unsafe { while libc::waitpid(group, std::ptr::null_mut(), libc::WNOHANG) > 0 {} }
+    // SAFETY: signal 0 only asks.
+    unsafe { libc::kill(group, 0) != 0 }
 }
 
 /// Where clients connect to: it outlives the instance, as clients of a crashed server do.

@@ -76,7 +76,11 @@ impl Generator {
     }
 
     fn offset(&mut self) -> u64 {
-        if self.0.random_bool(0.5) { self.0.random_range(0..500) } else { self.0.random_range(0..20_000) }
+        if self.0.random_bool(0.5) {
+            self.0.random_range(0..500)
+        } else {
+            self.0.random_range(0..20_000)
+        }
     }
 }
 

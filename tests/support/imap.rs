@@ -138,7 +138,8 @@ impl Imap {
 
     pub fn select(&mut self, folder: &str) -> Outcome<Selected> {
         let reply = self.command(&format!("SELECT {}", quote(folder)))?;
-        let exists = reply.untagged.iter().find(|l| l.get(1).is_some_and(|v| v.bytes() == b"EXISTS"));
+        let exists =
+            reply.untagged.iter().find(|l| l.get(1).is_some_and(|v| v.bytes() == b"EXISTS"));
         let missing = || Failure(format!("SELECT {folder}: an answer without UIDs"));
         Ok(Selected {
             exists: exists.and_then(|l| l[0].number()).ok_or_else(missing)?,

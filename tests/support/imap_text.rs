@@ -38,7 +38,10 @@ impl Value {
     /// The value that follows `name` in a list of names and values.
     pub fn after(&self, name: &str) -> Option<&Value> {
         let pairs = self.list().chunks_exact(2);
-        pairs.into_iter().find(|p| p[0].bytes().eq_ignore_ascii_case(name.as_bytes())).map(|p| &p[1])
+        pairs
+            .into_iter()
+            .find(|p| p[0].bytes().eq_ignore_ascii_case(name.as_bytes()))
+            .map(|p| &p[1])
     }
 }
 
@@ -93,7 +96,8 @@ fn quoted(text: &[u8], at: &mut usize) -> Outcome<Vec<u8>> {
 fn literal(text: &[u8], at: &mut usize) -> Outcome<Vec<u8>> {
     let rest = &text[*at + 1..];
     let end = rest.iter().position(|&c| c == b'}');
-    let Some(size) = end.and_then(|end| std::str::from_utf8(&rest[..end]).ok()?.parse().ok()) else {
+    let Some(size) = end.and_then(|end| std::str::from_utf8(&rest[..end]).ok()?.parse().ok())
+    else {
         return fail("a literal without a size");
     };
     let size: usize = size;
@@ -135,7 +139,8 @@ const MONTHS: [&str; 12] =
 fn days_from_date(year: i64, month: i64, day: i64) -> i64 {
     // Years begin in March here, so that a leap day is the last of its year.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400)
+    365 * year + year.div_euclid(4) - year.div_euclid(100)
+        + year.div_euclid(400)
         + (153 * month + 2) / 5
         + day
         - 719_469

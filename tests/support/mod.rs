@@ -13,6 +13,7 @@ pub mod lmtp;
 pub mod messages;
 pub mod model;
 pub mod mount;
+pub mod scenario;
 pub mod workload;
 
 use std::path::{Path, PathBuf};
@@ -61,6 +62,19 @@ pub fn mail_root(parent: &Path) -> PathBuf {
     std::fs::create_dir(&root).unwrap();
     std::os::unix::fs::chown(&root, Some(MAIL_UID), Some(MAIL_UID)).unwrap();
     root
+}
+
+/// Removes the lock files below `directory`, whose owners must have been killed. Dovecot would
+/// wait two minutes for one whose owner did not live to write its number into it.
+pub fn remove_locks(directory: &Path) {
+    for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if entry.file_type().unwrap().is_dir() {
+            remove_locks(&path);
+        } else if path.extension().is_some_and(|e| e == "lock") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
 }
 
 /// Waits until `ready` says so; false when `limit` has passed before.

@@ -61,17 +61,50 @@ pub struct User {
 #[derive(Debug, Clone)]
 pub enum Op {
     /// Delivery (no date) or APPEND.
-    Put { folder: String, id: MailId, hash: String, flags: Flags, date: Option<i64> },
+    Put {
+        folder: String,
+        id: MailId,
+        hash: String,
+        flags: Flags,
+        date: Option<i64>,
+    },
     /// `how` as in STORE: `+`, `-`, or empty to replace.
-    Store { folder: String, id: MailId, how: &'static str, flags: Flags },
-    Copy { from: String, to: String, id: MailId },
-    Move { from: String, to: String, id: MailId },
-    Expunge { folder: String, id: MailId },
-    Create { folder: String },
-    Rename { from: String, to: String },
-    Delete { folder: String },
-    Subscribe { folder: String },
-    Unsubscribe { folder: String },
+    Store {
+        folder: String,
+        id: MailId,
+        how: &'static str,
+        flags: Flags,
+    },
+    Copy {
+        from: String,
+        to: String,
+        id: MailId,
+    },
+    Move {
+        from: String,
+        to: String,
+        id: MailId,
+    },
+    Expunge {
+        folder: String,
+        id: MailId,
+    },
+    Create {
+        folder: String,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    Delete {
+        folder: String,
+    },
+    Subscribe {
+        folder: String,
+    },
+    Unsubscribe {
+        folder: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -289,7 +322,8 @@ impl User {
 
     fn allow_copy(&mut self, from: &str, to: &str, id: &str, began: u64) {
         let Some(source) = self.folder(from).mails.get(id).cloned() else { return };
-        let copy = Mail { uid: None, maybe: true, fresh: true, began, answered: u64::MAX, ..source };
+        let copy =
+            Mail { uid: None, maybe: true, fresh: true, began, answered: u64::MAX, ..source };
         self.folder(to).mails.entry(id.to_owned()).or_insert(copy);
     }
 
