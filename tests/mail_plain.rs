@@ -206,7 +206,7 @@ fn a_mail_that_comes_back_is_found() {
     let id = support::messages::identify(&saved).0.unwrap();
     let ports = quiet.dovecot.ports();
     let user = "user0@mail.test";
-    let mut session = support::workload::Session::open(&quiet.work, ports, user).unwrap();
+    let mut session = support::session::Session::open(&quiet.work, ports, user).unwrap();
     session.expunge("INBOX", &id).unwrap();
     session.imap.logout();
     quiet.dovecot.stop();
@@ -231,7 +231,7 @@ fn a_lost_machine_may_undo_what_was_fresh_and_nothing_else() {
     let mut free = ids.iter().filter(|id| !archive.contains(&Some((*id).clone())));
     let (moved, flagged) = (free.next().unwrap(), free.next().unwrap());
     let ports = quiet.dovecot.ports();
-    let mut session = support::workload::Session::open(&quiet.work, ports, user).unwrap();
+    let mut session = support::session::Session::open(&quiet.work, ports, user).unwrap();
     session.move_to("INBOX", "Archive", moved).unwrap();
     session.store("INBOX", flagged, "+", &["\\Draft", "Late"]).unwrap();
     session.imap.logout();

@@ -162,6 +162,15 @@ impl Drop for Mount {
     }
 }
 
+/// A mount with one user's directory, in which anything may be done.
+pub fn mounted_home() -> Outcome<(Mount, PathBuf)> {
+    let mut mount = Mount::on_directory();
+    mount.mount()?;
+    let home = mount.root().join("someone");
+    std::fs::create_dir(&home)?;
+    Ok((mount, home))
+}
+
 /// Whether something is mounted exactly there, alive or not.
 pub fn is_mounted(path: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
