@@ -6,7 +6,8 @@ use crate::admin::{
 };
 use crate::config::{Checksums, Settings, StoreSettings};
 use crate::fs::api::MailFs;
-use crate::fuse::mount::{MountError, MountOptions, Mounted, Unmounted, mount};
+use crate::fuse::mount::{MountError, MountOptions, mount};
+use crate::fuse::mounted::{Mounted, Unmounted};
 use crate::store::counted::CountedStore;
 use crate::store::probe::{ProbeError, probe};
 use crate::store::s3::S3Config;

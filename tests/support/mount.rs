@@ -1,0 +1,179 @@
+//! The mount under test: the built program, run as an administrator would.
+
+use super::{MAIL_UID, Outcome, die_with_parent, fail, scratch, wait_until};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A store, a mount point and the local state between them; mounted or not.
+#[derive(Debug)]
+pub struct Mount {
+    work: tempfile::TempDir,
+    store: String,
+    options: Vec<OsString>,
+    environment: Vec<(String, String)>,
+    child: Option<Child>,
+}
+
+impl Mount {
+    /// On a directory of its own as the store (`file://`).
+    pub fn on_directory() -> Mount {
+        let work = scratch("mount");
+        let store = format!("file://{}", work.path().join("store").display());
+        std::fs::create_dir(work.path().join("store")).unwrap();
+        Mount::new(work, store)
+    }
+
+    /// On a bucket of an S3 server at `endpoint`.
+    pub fn on_s3(endpoint: &str, bucket: &str, access_key: &str, secret_key: &str) -> Mount {
+        let mut mount = Mount::new(scratch("mount"), format!("s3://{bucket}/prefix"));
+        mount.environment.extend([
+            ("AWS_ACCESS_KEY_ID".into(), access_key.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY".into(), secret_key.to_owned()),
+            ("AWS_REGION".into(), "us-east-1".into()),
+            ("AWS_EC2_METADATA_DISABLED".into(), "true".into()),
+        ]);
+        mount.option(&["--s3-endpoint", endpoint, "--s3-path-style"])
+    }
+
+    fn new(work: tempfile::TempDir, store: String) -> Mount {
+        for name in ["mnt", "state", "run"] {
+            std::fs::create_dir(work.path().join(name)).unwrap();
+        }
+        let run = work.path().join("run").display().to_string();
+        let environment = vec![("VMAILFS_RUN_DIR".to_owned(), run)];
+        Mount { work, store, options: Vec::new(), environment, child: None }
+    }
+
+    /// More arguments for `vmailfs mount`.
+    pub fn option(mut self, arguments: &[&str]) -> Mount {
+        self.options.extend(arguments.iter().map(OsString::from));
+        self
+    }
+
+    /// The mount point.
+    pub fn root(&self) -> PathBuf {
+        self.work.path().join("mnt")
+    }
+
+    /// Where caches, journals and staging are.
+    pub fn state(&self) -> PathBuf {
+        self.work.path().join("state")
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmailfs"));
+        command.arg(verb).stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command
+    }
+
+    /// Mounts, in the foreground of a child, and waits until the kernel shows it.
+    pub fn mount(&mut self) -> Outcome<()> {
+        let log_path = self.work.path().join("daemon.log");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path)?;
+        let mut command = self.command("mount");
+        command.arg(&self.store).arg(self.root()).arg("--state-dir").arg(self.state());
+        command.args(["--allow-root-delete", "--root-owner", &format!("{MAIL_UID}:{MAIL_UID}")]);
+        command.args(&self.options).stdout(log.try_clone()?).stderr(log);
+        die_with_parent(&mut command, libc::SIGTERM);
+        let mut child = command.spawn()?;
+        let root = self.root();
+        let ready = wait_until(Duration::from_secs(30), || {
+            is_mounted(&root) || matches!(child.try_wait(), Ok(Some(_)) | Err(_))
+        });
+        let ended = child.try_wait()?;
+        self.child = Some(child);
+        if ready && ended.is_none() {
+            return Ok(());
+        }
+        let log = self.log();
+        self.kill9();
+        fail(format!("vmailfs mount: {ended:?}\n{log}"))
+    }
+
+    /// What the daemon has written so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.work.path().join("daemon.log")).unwrap_or_default()
+    }
+
+    /// `vmailfs umount`; fails unless it succeeds and the daemon then ends with 0.
+    pub fn umount(&mut self) -> Outcome<()> {
+        let output = self.command("umount").arg(self.root()).output()?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            return fail(format!("vmailfs umount: {}\n{text}", output.status));
+        }
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        if !wait_until(Duration::from_secs(60), || !matches!(child.try_wait(), Ok(None))) {
+            self.child = Some(child);
+            return fail("the daemon is still there after umount");
+        }
+        let status = child.wait()?;
+        if !status.success() || is_mounted(&self.root()) {
+            return fail(format!("umount left {status}\n{}", self.log()));
+        }
+        Ok(())
+    }
+
+    /// Ends the daemon without a chance to do anything, and takes the dead mount away.
+    pub fn kill9(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        while is_mounted(&self.root()) {
+            let flags = nix::mount::MntFlags::MNT_DETACH;
+            if nix::mount::umount2(&self.root(), flags).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Ends the daemon as above but leaves the dead mount for those who still use it.
+    pub fn kill9_only(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Removes both caches, journals and staging: what a fresh machine does not have.
+    pub fn wipe_state(&self) -> Outcome<()> {
+        std::fs::remove_dir_all(self.state())?;
+        std::fs::remove_dir_all(self.work.path().join("run"))?;
+        std::fs::create_dir(self.work.path().join("run"))?;
+        Ok(std::fs::create_dir(self.state())?)
+    }
+
+    /// Runs another command of the program, with this mount's environment.
+    pub fn vmailfs(&self, arguments: &[&str]) -> Outcome<(bool, String)> {
+        let Some((verb, rest)) = arguments.split_first() else { return fail("no command") };
+        let output = self.command(verb).args(rest).output()?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// A mount with one user's directory, in which anything may be done.
+pub fn mounted_home() -> Outcome<(Mount, PathBuf)> {
+    let mut mount = Mount::on_directory();
+    mount.mount()?;
+    let home = mount.root().join("someone");
+    std::fs::create_dir(&home)?;
+    Ok((mount, home))
+}
+
+/// Whether something is mounted exactly there, alive or not.
+pub fn is_mounted(path: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let path = path.as_os_str().to_string_lossy();
+    table.lines().any(|line| line.split(' ').nth(4) == Some(&*path))
+}
