@@ -472,7 +472,10 @@ impl User {
     pub fn close(&mut self, ix: NodeIx, wrote: bool) -> Op<()> {
         let reference = self.node_ref(ix)?;
         let node = self.node(ix)?;
-        if wrote && node.nlink > 0 && is_dirty(&node.kind) {
+        // A file that nothing was written to holds no mail: a shell closes a copy of its
+        // descriptor before it writes. It is published behind its last close.
+        let untouched = matches!(&node.kind, Kind::Mail(mail) if mail.writes == 0);
+        if wrote && node.nlink > 0 && is_dirty(&node.kind) && !untouched {
             return Err(Stop::Wait(Need::Publish(reference)));
         }
         Ok(())
