@@ -18,7 +18,7 @@ use crate::cache::disk::DiskFile;
 use crate::dovecot::classes::Class;
 use crate::format::head::{HeadFolder, PartKind, PartRef};
 use crate::format::key::KeyTail;
-use crate::format::listing::{Entry, Line};
+use crate::format::listing::{Entry, Line, Owner};
 use crate::format::part::{Content, Member, Part};
 use crate::format::{FolderId, ObjectId, Place, Sub};
 use bytes::Bytes;
@@ -78,6 +78,9 @@ pub struct Cut {
     pub all_links: Option<Vec<(ObjectId, u32)>>,
     pub next_uids: HashMap<FolderId, u32>,
     pub uidvalidity: Option<u32>,
+    /// Whom files belong to that say nothing else, and the mode of the user's root.
+    pub owner: Owner,
+    pub root_mode: u32,
     links_changed: HashSet<ObjectId>,
     folders_changed: bool,
     changes: Changes,
@@ -182,6 +185,8 @@ impl User {
                 .filter_map(|f| Some((f.id, f.next_uid?)))
                 .collect(),
             uidvalidity: self.uidvalidity,
+            owner: self.owner,
+            root_mode: self.root_mode(),
             links_changed,
             folders_changed: std::mem::take(&mut self.folders_changed),
             changes: std::mem::take(&mut self.changes),

@@ -411,6 +411,7 @@ impl User {
                 }
                 grow.dirty = true;
                 grow.writes += 1;
+                grow.lowest = grow.lowest.min(len);
             }
             Kind::Local(_) => {
                 let file = self.local_file(ix)?;

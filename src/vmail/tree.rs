@@ -309,8 +309,7 @@ impl Tree {
             return None;
         }
         let node = self.nodes.remove(ix)?;
-        if let Some(object) = node.object() {
-            let id = object.id();
+        for id in node.objects().iter().map(|o| o.id()) {
             if self.shared.get(&id) == Some(&ix) {
                 self.shared.remove(&id);
             }
