@@ -345,6 +345,7 @@ impl User {
         };
         tail.write_sparse(data, offset, grow.published).map_err(|e| Error::disk("staging", &e))?;
         grow.dirty = true;
+        grow.lowest = grow.lowest.min(offset);
         grow.writes += 1;
         Ok(())
     }
