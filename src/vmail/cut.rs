@@ -109,6 +109,24 @@ impl User {
         })
     }
 
+    /// Whether some published mail of a folder has only a temporary name.
+    fn unfinished(&self, id: FolderId, changed: &Unflushed) -> bool {
+        let Some(folder) = self.tree.folders.get(&id) else { return false };
+        let waits = |dir: &super::tree::Dir| {
+            dir.entries.after(0).any(|(_, _, target)| match target {
+                Target::Node(ix) => self.tree.nodes.get(ix).is_some_and(super::recover::unfinished),
+                _ => false,
+            })
+        };
+        if folder.dir(Sub::Tmp).is_some_and(waits) {
+            return true;
+        }
+        let temporary =
+            |(sub, name): &(Sub, NameBytes)| *sub == Sub::Own && super::recover::is_temporary(name);
+        let look = folder.unfinished || changed.names.iter().any(temporary);
+        look && folder.dir(Sub::Own).is_some_and(waits)
+    }
+
     /// Takes a cut. All changed folders are loaded.
     pub fn cut(&mut self, extent: Extent) -> Result<Cut> {
         let in_head: HashSet<FolderId> = self.head.folders.iter().map(|f| f.id).collect();
@@ -206,6 +224,7 @@ impl User {
                 parts: f.parts.clone(),
                 uid_ceiling: f.uid_ceiling,
                 burnt_below: if f.loaded { None } else { f.burnt_below },
+                unfinished: f.unfinished,
             })
             .collect();
         all.sort_by_key(|f| f.id);
@@ -256,6 +275,10 @@ impl User {
             for (sub, name) in layer.names.iter().filter(|n| !here.contains(*n)) {
                 lines.push(Line::Unset { sub: *sub, name: name.to_vec() });
             }
+        }
+        let unfinished = self.unfinished(id, &unflushed);
+        if let Some(folder) = self.tree.folders.get_mut(&id) {
+            folder.unfinished = unfinished;
         }
         let mut cut = CutFolder {
             id,

@@ -481,6 +481,7 @@ impl User {
                     let grow = super::node::Growing {
                         extents,
                         published: size,
+                        temporary: super::recover::is_temporary(&name),
                         ..super::node::Growing::default()
                     };
                     (Kind::Growing(Box::new(grow)), size, attrs, Class::Growing)

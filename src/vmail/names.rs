@@ -3,7 +3,7 @@
 
 use super::error::{Error, Plain, Result};
 use super::need::{Need, Op, Stop};
-use super::node::{Kind, Mail, Names, Node, NodeIx, Since, Tracker};
+use super::node::{Growing, Kind, Mail, Names, Node, NodeIx, Since, Tracker};
 use super::tree::{Dir, Folder, MAX_DEPTH, NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::{Class, IndexKind};
@@ -98,7 +98,10 @@ impl User {
                 let mail = Mail { staged: Some(Arc::new(staged)), dirty: true, ..Mail::default() };
                 Kind::Mail(Box::new(mail))
             }
-            Class::Growing => Kind::Growing(Box::default()),
+            Class::Growing => {
+                let temporary = super::recover::is_temporary(name);
+                Kind::Growing(Box::new(Growing { temporary, ..Growing::default() }))
+            }
             _ => Kind::Local(Box::new(User::new_local())),
         };
         let node = self.new_node(kind, class, mode, owner);
@@ -473,6 +476,9 @@ impl User {
         if let Some(node) = self.tree.nodes.get_mut(ix) {
             node.class = class;
             node.ctime = now;
+            if let Kind::Growing(grow) = &mut node.kind {
+                grow.temporary = super::recover::is_temporary(new_name);
+            }
             if let Kind::Local(local) = &mut node.kind {
                 local.since = Since::everything();
                 local.shipped = false;

@@ -182,6 +182,8 @@ pub struct Growing {
     pub published: u64,
     pub dirty: bool,
     pub writes: u64,
+    /// Made under a temporary name, and not renamed yet.
+    pub temporary: bool,
     /// Where the earliest write since the last publish began lies.
     pub lowest: u64,
     /// Cached copies of extents, open while a handle is.
