@@ -37,6 +37,9 @@ pub struct Stamp {
     pub boot: String,
     /// Nothing was left to do when this was written.
     pub clean: bool,
+    /// A recovery from a loss was begun and is not finished: it is due again.
+    #[serde(default)]
+    pub recovering: bool,
 }
 
 /// What was found of a user on the local disk.
@@ -183,7 +186,7 @@ pub fn put_aside(disk: &dyn Disk, dir: &Path, cache: &Path, keep: Option<&Path>)
 impl User {
     pub fn stamp(&self, flushed_seq: u64, clean: bool) -> Stamp {
         let boot = self.session.settings.boot_id.clone();
-        Stamp { version: 1, flushed_seq, boot, clean }
+        Stamp { version: 1, flushed_seq, boot, clean, recovering: self.recovering }
     }
 
     /// A folder's whole listing as lines.

@@ -20,7 +20,7 @@ use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::tree::{Dir, Folder, Target, Tree};
 use super::user::{Changes, User};
-use super::{ceilings, load, recover};
+use super::{ceilings, load, publish, recover};
 use crate::format::head::{ClosedEpoch, HEAD_LIMIT, Head, HeadFolder, HeadOwner};
 use crate::format::journal::{Change, DiskOp};
 use crate::format::key::head_key;
@@ -156,7 +156,11 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let follows = match (&remote, &local) {
         (None, _) => Follows::Clean,
         (Some((head, _)), _) if head.owner.is_none() => Follows::Clean,
-        (_, Some(local)) if local.stamp.boot == session.settings.boot_id => Follows::OwnCrash,
+        (_, Some(local))
+            if local.stamp.boot == session.settings.boot_id && !local.stamp.recovering =>
+        {
+            Follows::OwnCrash
+        }
         _ => Follows::Loss,
     };
     if let Some((head, _)) = &remote
@@ -170,7 +174,8 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let old_watermark = remote.as_ref().map(|(head, _)| head.watermark);
     let head = next_head(cell, remote.as_ref().map(|(head, _)| head), follows);
     let flushed = local.as_ref().map_or(0, |l| l.stamp.flushed_seq);
-    intend(cell, &state_dir, &head, flushed).await?;
+    let recovering = follows == Follows::Loss;
+    intend(cell, &state_dir, &head, flushed, recovering).await?;
     let Some(tag) = swap_head(cell, &head, old_tag, Reason("open")).await? else {
         return Err(Error::Foreign { user: cell.name.to_string(), backend: "(a rival)".into() });
     };
@@ -204,6 +209,14 @@ async fn finish(
             recover::finish_names(cell).await?;
         }
         recover::after_crash(cell, watermark, &named, adopt).await?;
+    }
+    // Everything that came back is in the journal now.
+    if follows == Follows::Loss {
+        publish::sync_user(cell).await?;
+        cell.open_user(|user| {
+            user.recovering = false;
+            user.write_head(false)
+        })?;
     }
     load::load(cell, FolderId::ROOT).await?;
     cell.session.invalidate(crate::fs::api::Invalidate::Inode { ino: cell.ino });
@@ -343,10 +356,11 @@ pub async fn intend(
     state_dir: &std::path::Path,
     head: &Head,
     flushed_seq: u64,
+    recovering: bool,
 ) -> Result<()> {
     let session = &cell.session;
-    let stamp =
-        Stamp { version: 1, flushed_seq, boot: session.settings.boot_id.clone(), clean: false };
+    let boot = session.settings.boot_id.clone();
+    let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
     let bytes = encode_stamped(&stamp, head)?;
     let (disk, path) = (session.env.disk.clone(), state_dir.join("head.next"));
     blocking(move || disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e)))
@@ -374,7 +388,13 @@ fn build(
     build_folders(cell, &head, &mut tree)?;
     let resumed = local.is_some();
     let local = local.unwrap_or_else(|| LocalState {
-        stamp: Stamp { version: 1, flushed_seq: 0, boot: String::new(), clean: true },
+        stamp: Stamp {
+            version: 1,
+            flushed_seq: 0,
+            boot: String::new(),
+            clean: true,
+            recovering: false,
+        },
         head: head.clone(),
         next: None,
         records: Vec::new(),
@@ -415,6 +435,7 @@ fn build(
         uidvalidity: None,
         uidvalidity_ceiling: head.uidvalidity_ceiling,
         uidvalidity_burnt: head.uidvalidity_burnt,
+        recovering: follows == Follows::Loss,
         ceiling_wanted: false,
         idle_flush: None,
         head,
