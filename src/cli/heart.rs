@@ -174,7 +174,9 @@ impl Heart for LiveHeart {
             .session
             .all_users()
             .into_iter()
-            .filter(|cell| mask.is_none_or(|mask| matches_mask(mask.as_bytes(), cell.name.as_bytes())))
+            .filter(|cell| {
+                mask.is_none_or(|mask| matches_mask(mask.as_bytes(), cell.name.as_bytes()))
+            })
             .collect();
         let total = all.len();
         let mut running = tokio::task::JoinSet::new();
@@ -228,7 +230,8 @@ impl Heart for LiveHeart {
             place(&settings.fscache_dir, fscache.used, fscache.max, Some(fscache.files));
         status.caches.staging = place(&settings.staging_dir, staged, staging_max, None);
         let used = session.metacache_bytes();
-        status.caches.metacache = place(&settings.metacache_dir, used, settings.metacache_max, None);
+        status.caches.metacache =
+            place(&settings.metacache_dir, used, settings.metacache_max, None);
     }
 
     async fn finish(&self, patience: Duration, _progress: &Progress) -> StopReport {

@@ -39,6 +39,7 @@ struct JsonFolder {
     name: String,
     uid_ceiling: Option<u32>,
     burnt_below: Option<u32>,
+    unfinished: bool,
     parts: Vec<JsonPart>,
 }
 
@@ -140,6 +141,7 @@ fn put_folder(folder: &HeadFolder) -> JsonFolder {
         name: escape(&folder.name),
         uid_ceiling: folder.uid_ceiling,
         burnt_below: folder.burnt_below,
+        unfinished: folder.unfinished,
         parts: folder.parts.iter().map(put_part).collect(),
     }
 }
@@ -152,6 +154,7 @@ fn take_folder(folder: JsonFolder) -> Result<HeadFolder, FormatError> {
         parts: take_parts(folder.parts)?,
         uid_ceiling: folder.uid_ceiling,
         burnt_below: folder.burnt_below,
+        unfinished: folder.unfinished,
     })
 }
 

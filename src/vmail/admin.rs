@@ -85,7 +85,11 @@ impl Session {
     }
 
     /// Flushes a user by name; one that is not open has nothing to flush.
-    pub async fn flush_user(self: &Arc<Self>, name: &str, options: Options) -> Result<Option<Report>> {
+    pub async fn flush_user(
+        self: &Arc<Self>,
+        name: &str,
+        options: Options,
+    ) -> Result<Option<Report>> {
         match self.known_user(name) {
             Some(cell) => flush::flush(&cell, options).await.map(Some),
             None => Ok(None),

@@ -18,7 +18,7 @@ use crate::cache::disk::DiskFile;
 use crate::dovecot::classes::Class;
 use crate::format::head::{HeadFolder, PartKind, PartRef};
 use crate::format::key::KeyTail;
-use crate::format::listing::{Entry, Line};
+use crate::format::listing::{Entry, Line, Owner};
 use crate::format::part::{Content, Member, Part};
 use crate::format::{FolderId, ObjectId, Place, Sub};
 use bytes::Bytes;
@@ -78,6 +78,9 @@ pub struct Cut {
     pub all_links: Option<Vec<(ObjectId, u32)>>,
     pub next_uids: HashMap<FolderId, u32>,
     pub uidvalidity: Option<u32>,
+    /// Whom files belong to that say nothing else, and the mode of the user's root.
+    pub owner: Owner,
+    pub root_mode: u32,
     links_changed: HashSet<ObjectId>,
     folders_changed: bool,
     changes: Changes,
@@ -104,6 +107,24 @@ impl User {
             }),
             _ => false,
         })
+    }
+
+    /// Whether some published mail of a folder has only a temporary name.
+    fn unfinished(&self, id: FolderId, changed: &Unflushed) -> bool {
+        let Some(folder) = self.tree.folders.get(&id) else { return false };
+        let waits = |dir: &super::tree::Dir| {
+            dir.entries.after(0).any(|(_, _, target)| match target {
+                Target::Node(ix) => self.tree.nodes.get(ix).is_some_and(super::recover::unfinished),
+                _ => false,
+            })
+        };
+        if folder.dir(Sub::Tmp).is_some_and(waits) {
+            return true;
+        }
+        let temporary =
+            |(sub, name): &(Sub, NameBytes)| *sub == Sub::Own && super::recover::is_temporary(name);
+        let look = folder.unfinished || changed.names.iter().any(temporary);
+        look && folder.dir(Sub::Own).is_some_and(waits)
     }
 
     /// Takes a cut. All changed folders are loaded.
@@ -182,6 +203,8 @@ impl User {
                 .filter_map(|f| Some((f.id, f.next_uid?)))
                 .collect(),
             uidvalidity: self.uidvalidity,
+            owner: self.owner,
+            root_mode: self.root_mode(),
             links_changed,
             folders_changed: std::mem::take(&mut self.folders_changed),
             changes: std::mem::take(&mut self.changes),
@@ -201,6 +224,7 @@ impl User {
                 parts: f.parts.clone(),
                 uid_ceiling: f.uid_ceiling,
                 burnt_below: if f.loaded { None } else { f.burnt_below },
+                unfinished: f.unfinished,
             })
             .collect();
         all.sort_by_key(|f| f.id);
@@ -251,6 +275,10 @@ impl User {
             for (sub, name) in layer.names.iter().filter(|n| !here.contains(*n)) {
                 lines.push(Line::Unset { sub: *sub, name: name.to_vec() });
             }
+        }
+        let unfinished = self.unfinished(id, &unflushed);
+        if let Some(folder) = self.tree.folders.get_mut(&id) {
+            folder.unfinished = unfinished;
         }
         let mut cut = CutFolder {
             id,

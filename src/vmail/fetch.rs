@@ -209,6 +209,7 @@ pub async fn whole(
 pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
     let cell = &node.cell;
     let session = &cell.session;
+    let _one = cell.one_at_a_time(node.ino).await;
     enum What {
         Mail(KeyTail, u64),
         Growing(u64, Vec<crate::format::listing::Extent>),
@@ -264,6 +265,7 @@ pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
                 grow.published = from;
                 grow.dirty = true;
                 grow.writes += 1;
+                grow.lowest = from;
                 Ok(())
             })
         }

@@ -273,6 +273,8 @@ fn build(
             named.parts.push(part.clone());
         }
     }
+    head.root_owner = cut.owner;
+    head.root_mode = cut.root_mode;
     raise(&mut head, &cut.next_uids, cut.uidvalidity);
     if cut.uidvalidity >= old.uidvalidity_burnt {
         head.uidvalidity_burnt = None;

@@ -345,6 +345,7 @@ impl User {
         };
         tail.write_sparse(data, offset, grow.published).map_err(|e| Error::disk("staging", &e))?;
         grow.dirty = true;
+        grow.lowest = grow.lowest.min(offset);
         grow.writes += 1;
         Ok(())
     }
@@ -411,6 +412,7 @@ impl User {
                 }
                 grow.dirty = true;
                 grow.writes += 1;
+                grow.lowest = grow.lowest.min(len);
             }
             Kind::Local(_) => {
                 let file = self.local_file(ix)?;

@@ -473,9 +473,15 @@ impl User {
                     (Kind::Published(object), size, attrs, class)
                 }
                 Entry::Extents { size, attrs, extents } => {
+                    let first = extents.first().map(|e| e.object.id());
+                    if let Some(ix) = first.and_then(|id| self.tree.shared.get(&id).copied()) {
+                        self.tree.attach(at, name, ix);
+                        continue;
+                    }
                     let grow = super::node::Growing {
                         extents,
                         published: size,
+                        temporary: super::recover::is_temporary(&name),
                         ..super::node::Growing::default()
                     };
                     (Kind::Growing(Box::new(grow)), size, attrs, Class::Growing)
@@ -524,6 +530,7 @@ impl User {
             };
             let object = match &kind {
                 Kind::Published(object) => Some(object.id()),
+                Kind::Growing(grow) => grow.extents.first().map(|e| e.object.id()),
                 _ => None,
             };
             let total = object.and_then(|o| self.tree.links.get(&o).copied());

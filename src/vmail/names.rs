@@ -3,11 +3,12 @@
 
 use super::error::{Error, Plain, Result};
 use super::need::{Need, Op, Stop};
-use super::node::{Kind, Mail, Names, Node, NodeIx, Since, Tracker};
+use super::node::{Growing, Kind, Mail, Names, Node, NodeIx, Since, Tracker};
 use super::tree::{Dir, Folder, MAX_DEPTH, NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::{Class, IndexKind};
 use crate::format::journal::{Change, DiskOp};
+use crate::format::key::KeyTail;
 use crate::format::listing::{Attrs, Line, Owner};
 use crate::format::{FolderId, Place, Sub, Timestamp};
 use crate::fs::api::Caller;
@@ -97,7 +98,10 @@ impl User {
                 let mail = Mail { staged: Some(Arc::new(staged)), dirty: true, ..Mail::default() };
                 Kind::Mail(Box::new(mail))
             }
-            Class::Growing => Kind::Growing(Box::default()),
+            Class::Growing => {
+                let temporary = super::recover::is_temporary(name);
+                Kind::Growing(Box::new(Growing { temporary, ..Growing::default() }))
+            }
             _ => Kind::Local(Box::new(User::new_local())),
         };
         let node = self.new_node(kind, class, mode, owner);
@@ -171,10 +175,12 @@ impl User {
         let now = self.now();
         let mut changes = Vec::new();
         match &node.kind {
-            Kind::Mail(_) | Kind::Published(_) => {
-                if let (Some(entry), Some(object)) = (node.entry(), node.object()) {
+            Kind::Mail(_) | Kind::Published(_) | Kind::Growing(_) => {
+                if let Some(entry) = node.entry() {
                     changes.push(line(at, Line::Set { sub: at.sub, name: name.to_vec(), entry }));
-                    changes.push(Change::Names { object: object.id(), count: node.nlink + 1 });
+                    let count = node.nlink + 1;
+                    let names = |o: &KeyTail| Change::Names { object: o.id(), count };
+                    changes.extend(node.objects().into_iter().map(names));
                     changes.extend(self.touch_line(at, now));
                 }
             }
@@ -199,10 +205,10 @@ impl User {
                     changes.push(Change::Disk(disk));
                 }
             }
-            Kind::Growing(_) | Kind::Symlink(_) => return Err(Plain::CrossDevice.into()),
+            Kind::Symlink(_) => return Err(Plain::CrossDevice.into()),
         }
         self.commit(changes)?;
-        let (from_class, object) = match self.tree.nodes.get_mut(ix) {
+        let (from_class, objects) = match self.tree.nodes.get_mut(ix) {
             Some(node) => {
                 node.nlink += 1;
                 node.ctime = now;
@@ -211,16 +217,18 @@ impl User {
                 if !class.is_local_only() || before.is_local_only() {
                     node.class = class;
                 }
-                (before, node.object().map(|o| o.id()))
+                (before, node.objects().iter().map(|o| o.id()).collect::<Vec<_>>())
             }
             None => return Err(Plain::NotFound.into()),
         };
         self.tree.attach(at, name.into(), ix);
         self.touch(at, now);
-        if let Some(object) = object {
+        if !objects.is_empty() {
             let count = self.tree.nodes.get(ix).map_or(1, |n| n.nlink);
-            self.tree.links.insert(object, count);
-            self.tree.shared.insert(object, ix);
+            for object in objects {
+                self.tree.links.insert(object, count);
+                self.tree.shared.insert(object, ix);
+            }
             if from_class != Class::MailTemp {
                 self.important();
             }
@@ -256,21 +264,12 @@ impl User {
         if node.entry().is_some() {
             changes.push(line(at, Line::Unset { sub: at.sub, name: name.to_vec() }));
         }
-        match (&node.kind, node.nlink) {
-            (Kind::Growing(grow), _) => {
-                changes
-                    .extend(grow.extents.iter().map(|e| Change::Drop { object: e.object.clone() }));
-            }
-            (_, 0 | 1) => {
-                changes.extend(node.object().map(|o| Change::Drop { object: o.clone() }));
-            }
-            (_, more) => {
-                let names = |o: &crate::format::key::KeyTail| Change::Names {
-                    object: o.id(),
-                    count: more - 1,
-                };
-                changes.extend(node.object().map(names));
-            }
+        let left = node.nlink.saturating_sub(1);
+        for object in node.objects() {
+            changes.push(match left {
+                0 => Change::Drop { object: object.clone() },
+                count => Change::Names { object: object.id(), count },
+            });
         }
         changes
     }
@@ -282,7 +281,8 @@ impl User {
         node.ctime = now;
         let gone = node.nlink == 0;
         let left = node.nlink;
-        if let Some(object) = node.object().map(|o| o.id()) {
+        let objects: Vec<_> = node.objects().iter().map(|o| o.id()).collect();
+        for object in objects {
             if left > 1 {
                 self.tree.links.insert(object, left);
             } else {
@@ -476,6 +476,9 @@ impl User {
         if let Some(node) = self.tree.nodes.get_mut(ix) {
             node.class = class;
             node.ctime = now;
+            if let Kind::Growing(grow) = &mut node.kind {
+                grow.temporary = super::recover::is_temporary(new_name);
+            }
             if let Kind::Local(local) = &mut node.kind {
                 local.since = Since::everything();
                 local.shipped = false;

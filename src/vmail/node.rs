@@ -182,6 +182,10 @@ pub struct Growing {
     pub published: u64,
     pub dirty: bool,
     pub writes: u64,
+    /// Made under a temporary name, and not renamed yet.
+    pub temporary: bool,
+    /// Where the earliest write since the last publish began lies.
+    pub lowest: u64,
     /// Cached copies of extents, open while a handle is.
     pub open: HashMap<ObjectId, Arc<Cached>>,
 }
@@ -217,6 +221,14 @@ pub struct Node {
 }
 
 impl Node {
+    /// The objects that hold its bytes.
+    pub fn objects(&self) -> Vec<&KeyTail> {
+        match &self.kind {
+            Kind::Growing(grow) => grow.extents.iter().map(|e| &e.object).collect(),
+            _ => self.object().into_iter().collect(),
+        }
+    }
+
     pub fn attrs(&self) -> Attrs {
         Attrs { mode: self.mode, owner: self.owner, mtime: self.mtime }
     }

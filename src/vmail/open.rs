@@ -200,6 +200,9 @@ async fn finish(
         && let Some(watermark) = watermark
     {
         let adopt = follows == Follows::Loss;
+        if adopt {
+            recover::finish_names(cell).await?;
+        }
         recover::after_crash(cell, watermark, &named, adopt).await?;
     }
     load::load(cell, FolderId::ROOT).await?;
@@ -298,6 +301,7 @@ fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
                 parts: Vec::new(),
                 uid_ceiling: None,
                 burnt_below: None,
+                unfinished: false,
             }],
             uidvalidity_ceiling: None,
             uidvalidity_burnt: None,
@@ -445,6 +449,7 @@ fn build_folders(cell: &UserCell, head: &Head, tree: &mut Tree) -> Result<()> {
         folder.layers = vec![None; found.parts.len().saturating_sub(1)];
         folder.uid_ceiling = found.uid_ceiling;
         folder.burnt_below = found.burnt_below;
+        folder.unfinished = found.unfinished;
         let (ino, attrs) = if found.id == FolderId::ROOT {
             let mut attrs = load::UNKNOWN;
             attrs.mode = head.root_mode;

@@ -144,9 +144,13 @@ impl User {
     /// Begins a publish of a file; `None` if nothing needs to be put.
     fn begin_publish(&mut self, node: &NodeRef) -> Result<Option<Job>> {
         self.may_write()?;
-        let Some(found) = self.tree.nodes.get(node.ix).filter(|n| n.ino == node.ino) else {
+        let Some(found) = self.tree.nodes.get_mut(node.ix).filter(|n| n.ino == node.ino) else {
             return Ok(None);
         };
+        if let Kind::Growing(grow) = &mut found.kind {
+            grow.lowest = u64::MAX;
+        }
+        let Some(found) = self.tree.nodes.get(node.ix) else { return Ok(None) };
         if !super::io::is_dirty(&found.kind) || found.nlink == 0 {
             return Ok(None);
         }
@@ -206,14 +210,13 @@ impl User {
             return Ok(true);
         };
         let mut changes = Vec::new();
-        let (mut names, class) = (found.nlink, found.class);
+        let (names, class) = (found.nlink, found.class);
         let mut extents = Vec::new();
         match &found.kind {
             Kind::Mail(mail) => {
                 changes.extend(mail.object.iter().map(|o| Change::Drop { object: o.clone() }));
             }
             Kind::Growing(grow) => {
-                names = 1;
                 extents = grow.extents.clone();
                 let cut = extents.partition_point(|e| e.offset < job.offset);
                 for old in extents.split_off(cut) {
@@ -252,7 +255,7 @@ impl User {
                 });
             }
         }
-        if names > 1 {
+        if names > 1 && !(job.growing && job.len == 0) {
             changes.push(Change::Names { object: job.id, count: names });
         }
         if job.growing && job.len == 0 {
@@ -278,7 +281,9 @@ impl User {
             }
             Kind::Growing(grow) => {
                 grow.extents = extents;
-                grow.published = published_size;
+                // Rewritten while it was under way: the piece is published once more.
+                let again = grow.lowest < published_size;
+                grow.published = if again { job.offset } else { published_size };
                 grow.dirty = grow.writes != job.writes;
                 if !grow.dirty {
                     grow.tail = None;
@@ -303,6 +308,7 @@ pub async fn publish(node: &NodeRef) -> Result<()> {
     let clock = session.env.clock.clone();
     let start = clock.boot();
     let mut pause = Duration::from_millis(100);
+    let _one = node.cell.one_at_a_time(node.ino).await;
     loop {
         match publish_once(node).await {
             Err(error @ Error::Store { .. })

@@ -33,6 +33,40 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+/// Whether a name is one that dbox gives to what it still writes.
+pub fn is_temporary(name: &[u8]) -> bool {
+    name.starts_with(b".temp.")
+}
+
+/// Whether a published mail has no name but a temporary one.
+pub fn unfinished(node: &Node) -> bool {
+    match node.kind {
+        Kind::Mail(_) | Kind::Published(_) => {
+            node.class == Class::MailTemp && node.nlink == 1 && node.object().is_some()
+        }
+        Kind::Growing(ref grow) => grow.temporary && !grow.extents.is_empty(),
+        Kind::Local(_) | Kind::Symlink(_) => false,
+    }
+}
+
+/// Mails that were safe and not yet named when the last flush was cut get their names: their
+/// servers may have said since that they are delivered.
+pub async fn finish_names(cell: &Arc<UserCell>) -> Result<()> {
+    let folders: Vec<FolderId> = cell.open_user(|user| {
+        let waits = |f: &&super::tree::Folder| f.unfinished;
+        Ok(user.tree.folders.values().filter(waits).map(|f| f.id).collect())
+    })?;
+    for folder in folders {
+        load::load(cell, folder).await?;
+        let found = cell.open_user(|user| user.take_unfinished(folder))?;
+        if !found.is_empty() {
+            tracing::warn!(user = %cell.name, mails = found.len(), "naming mails that had only a temporary name");
+            put_back(cell, folder, found).await?;
+        }
+    }
+    Ok(())
+}
+
 /// An object that nothing names.
 #[derive(Debug, Clone)]
 struct Found {
@@ -284,6 +318,41 @@ impl User {
             handles: 0,
             writers: 0,
         }
+    }
+
+    /// Takes the temporary names from mails that have no other.
+    fn take_unfinished(&mut self, folder: FolderId) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for sub in [Sub::Own, Sub::Tmp] {
+            let at = Place { folder, sub };
+            let Some(dir) = self.tree.dir(at) else { continue };
+            let waiting: Vec<(NameBytes, NodeIx)> = dir
+                .entries
+                .after(0)
+                .filter_map(|(_, name, target)| match target {
+                    Target::Node(ix) => Some((name.clone(), ix)),
+                    _ => None,
+                })
+                .filter(|(_, ix)| self.tree.nodes.get(*ix).is_some_and(unfinished))
+                .collect();
+            for (name, ix) in waiting {
+                let node = self.node(ix)?;
+                let sizes: Vec<u64> = match &node.kind {
+                    Kind::Growing(grow) => grow.extents.iter().map(|e| e.len).collect(),
+                    _ => vec![node.size],
+                };
+                for (tail, size) in node.objects().into_iter().zip(sizes) {
+                    let key = tail.decode();
+                    let name = key.name.clone().unwrap_or_else(|| name.to_vec());
+                    found.push(Found { tail: tail.clone(), key, size, name });
+                }
+                let line = Line::Unset { sub, name: name.to_vec() };
+                self.commit(vec![Change::Line { folder, line }])?;
+                self.tree.detach(at, &name);
+                self.drop_if_unused(ix);
+            }
+        }
+        Ok(found)
     }
 
     /// Names a recovered object.

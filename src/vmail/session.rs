@@ -107,9 +107,23 @@ pub struct UserCell {
     pub opening: tokio::sync::Mutex<()>,
     pub loading: tokio::sync::Mutex<()>,
     pub flushing: tokio::sync::Mutex<()>,
+    /// Files whose bytes are under way between staging and store: one at a time for each file.
+    under_way: Mutex<HashMap<Ino, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl UserCell {
+    /// The right to move a file's bytes. Two publishes of one file at a time would each think
+    /// that theirs is the content.
+    pub async fn one_at_a_time(&self, ino: Ino) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut all = self.under_way.lock();
+            // Those that nobody holds or waits for are done.
+            all.retain(|_, lock| Arc::strong_count(lock) > 1);
+            all.entry(ino).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+
     /// Calls `f` with the open user, or says that it must be opened first.
     pub fn with<T>(self: &Arc<Self>, f: impl FnOnce(&mut User) -> Op<T>) -> Op<T> {
         match &mut *self.state.lock() {
@@ -247,6 +261,7 @@ impl Session {
             opening: tokio::sync::Mutex::new(()),
             loading: tokio::sync::Mutex::new(()),
             flushing: tokio::sync::Mutex::new(()),
+            under_way: Mutex::default(),
         });
         users.insert(name, cell.clone());
         cell

@@ -176,6 +176,8 @@ pub struct Folder {
     pub uid_ceiling: Option<u32>,
     /// UIDs below this may have been given by a session whose changes are lost.
     pub burnt_below: Option<u32>,
+    /// Some mail in it has only a temporary name, as the head says.
+    pub unfinished: bool,
     /// Whether its snapshot on the local disk is older than what is in memory.
     pub snapshot_stale: bool,
 }
@@ -195,6 +197,7 @@ impl Folder {
             next_uid: None,
             uid_ceiling: None,
             burnt_below: None,
+            unfinished: false,
             snapshot_stale: true,
         }
     }
@@ -309,8 +312,7 @@ impl Tree {
             return None;
         }
         let node = self.nodes.remove(ix)?;
-        if let Some(object) = node.object() {
-            let id = object.id();
+        for id in node.objects().iter().map(|o| o.id()) {
             if self.shared.get(&id) == Some(&ix) {
                 self.shared.remove(&id);
             }

@@ -191,7 +191,11 @@ fn folders() -> impl Strategy<Value = Vec<HeadFolder>> {
                 name[0] = b'a' + index as u8;
                 (Place { folder: folders[parent.index(index)].id, sub }, name)
             };
-            folders.push(HeadFolder { id, parent, name, parts, uid_ceiling });
+            let burnt_below = uid_ceiling.filter(|c| c % 2 == 0);
+            let unfinished = uid_ceiling.is_some_and(|c| c % 3 == 0);
+            let folder =
+                HeadFolder { id, parent, name, parts, uid_ceiling, burnt_below, unfinished };
+            folders.push(folder);
         }
         folders
     })
@@ -218,6 +222,8 @@ pub fn head() -> impl Strategy<Value = Head> {
             root_mode: root.1,
             folders,
             uidvalidity_ceiling: root.2,
+            uidvalidity_burnt: root.2.filter(|c| c % 2 == 0),
+            known_above: Vec::new(),
             names: tables.0,
             dropped: tables.1,
             previous: tables.2,

@@ -264,6 +264,8 @@ fn folders_that_are_no_tree() {
                 name,
                 parts,
                 uid_ceiling: None,
+                burnt_below: None,
+                unfinished: false,
             });
         }
         Head::decode(&head.encode())

@@ -206,6 +206,8 @@ pub fn head() -> Head {
         name: name.to_vec(),
         parts,
         uid_ceiling,
+        burnt_below: uid_ceiling.map(|c| c / 2),
+        unfinished: uid_ceiling.is_some(),
     };
     Head {
         user: "j\u{f6}e@example.com".into(),
@@ -234,6 +236,8 @@ pub fn head() -> Head {
             ),
         ],
         uidvalidity_ceiling: Some(1_732_240_000),
+        uidvalidity_burnt: Some(1_732_239_000),
+        known_above: vec![id(8, 0x11), id(8, 0x13)],
         names: vec![part(PartKind::Base, 790, 10)],
         dropped: Vec::new(),
         previous: Some(part(PartKind::Base, 800, 20)),
