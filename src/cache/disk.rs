@@ -232,12 +232,7 @@ impl Disk for RealDisk {
         })
     }
     fn replace(&self, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
-        let mut temp = PathBuf::from(path).into_os_string();
-        temp.push(".new");
-        let temp = PathBuf::from(temp);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let mut file = options.open(&temp)?;
+        let (temp, mut file) = temporary_beside(path)?;
         file.write_all(bytes)?;
         if durable {
             file.sync_data()?;
@@ -248,4 +243,20 @@ impl Disk for RealDisk {
         }
         Ok(())
     }
+}
+
+/// A new file in the directory of `path`, under a name that no file there has: what lies in a
+/// user's directory may be called anything, and be as long as a name can be.
+fn temporary_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    for n in 0..u32::MAX {
+        let temp = path.with_file_name(format!(".replace.{n}"));
+        match options.open(&temp) {
+            Ok(file) => return Ok((temp, file)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }

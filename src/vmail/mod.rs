@@ -9,6 +9,7 @@ pub mod ceilings;
 pub mod cut;
 pub mod env;
 pub mod error;
+pub mod exchange;
 pub mod fetch;
 pub mod flush;
 pub mod io;
