@@ -124,7 +124,8 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let cache_dir = cell.path.iter().fold(session.settings.metacache_dir.clone(), |d, c| d.join(c));
     let found = {
         let (disk, dir, name) = (session.env.disk.clone(), state_dir.clone(), cell.name.clone());
-        blocking(move || local::read(&*disk, &dir, &name)).await??
+        let boot = session.settings.boot_id.clone();
+        blocking(move || local::read(&*disk, &dir, &name, &boot)).await??
     };
     let local = match (&remote, found) {
         (_, None) => None,
@@ -140,14 +141,15 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     };
     if local.is_none() {
         let (disk, dir, cache) = (session.env.disk.clone(), state_dir.clone(), cache_dir.clone());
-        let keep = unflushed_leftovers(&*disk, &dir, &cell.name)?.then(|| {
-            let name = format!("{}-{}", cell.path.join("_"), session.id);
-            session.settings.state_dir.join("lost").join(name)
-        });
+        let keep =
+            unflushed_leftovers(&*disk, &dir, &cell.name, &session.settings.boot_id)?.then(|| {
+                let name = format!("{}-{}", cell.path.join("_"), session.id);
+                session.settings.state_dir.join("lost").join(name)
+            });
         if let Some(keep) = &keep {
             tracing::error!(
                 user = %cell.name, kept = %keep.display(),
-                "another session has written this user since; local changes that were not flushed are kept here"
+                "local state is damaged or older than the store's; what was not flushed of it is kept here"
             );
         }
         blocking(move || local::put_aside(&*disk, &dir, &cache, keep.as_deref())).await??;
@@ -280,9 +282,10 @@ fn unflushed_leftovers(
     disk: &dyn crate::cache::disk::Disk,
     dir: &std::path::Path,
     user: &str,
+    boot: &str,
 ) -> Result<bool> {
-    Ok(match local::read(disk, dir, user)? {
-        Some(local) => local.last_seq > local.stamp.flushed_seq && !local.stamp.clean,
+    Ok(match local::read(disk, dir, user, boot)? {
+        Some(local) => local.last_seq > local.stamp.flushed_seq,
         None => disk.exists(&dir.join("journal")).map_err(|e| Error::disk("state", &e))?,
     })
 }
