@@ -217,7 +217,8 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
         head.owner = None;
     }
     let dir = cell.open_user(|user| Ok(user.state_dir.clone()))?;
-    intend(cell, &dir, &head, cut.seq).await?;
+    let recovering = cell.open_user(|user| Ok(user.recovering))?;
+    intend(cell, &dir, &head, cut.seq, recovering).await?;
     match swap_head(cell, &head, Some(tag), Reason("flush")).await? {
         Some(tag) => Ok(Some((head, tag, parts, report))),
         None => Err(lost(cell)),
@@ -338,7 +339,7 @@ pub async fn raise_ceilings(
     uidvalidity: Option<u32>,
 ) -> Result<()> {
     let _one = cell.flushing.lock().await;
-    let (mut head, tag, dir, seq) = cell.open_user(|user| {
+    let (mut head, tag, dir, seq, recovering) = cell.open_user(|user| {
         user.may_write()?;
         user.ceiling_wanted = false;
         let mut next: HashMap<FolderId, u32> =
@@ -351,11 +352,12 @@ pub async fn raise_ceilings(
         // A folder whose ceiling the head does not hold gets one with its first flush.
         next.retain(|id, _| head.folders.iter().any(|f| f.id == *id && f.uid_ceiling.is_some()));
         raise(&mut head, &next, uidvalidity.max(user.uidvalidity));
-        Ok((head, user.etag.clone(), user.state_dir.clone(), user.flushed_seq))
+        let dir = user.state_dir.clone();
+        Ok((head, user.etag.clone(), dir, user.flushed_seq, user.recovering))
     })?;
     head.write_id = new_write_id(cell);
     head.written = cell.session.env.clock.wall().secs;
-    intend(cell, &dir, &head, seq).await?;
+    intend(cell, &dir, &head, seq, recovering).await?;
     match swap_head(cell, &head, Some(tag), Reason("ceiling")).await? {
         Some(tag) => cell.open_user(|user| {
             user.take_head(head, tag);
@@ -382,7 +384,7 @@ impl super::user::User {
         self.etag = tag;
     }
 
-    fn write_head(&self, clean: bool) -> Result<()> {
+    pub(super) fn write_head(&self, clean: bool) -> Result<()> {
         let stamp = self.stamp(self.flushed_seq, clean);
         let bytes = encode_stamped(&stamp, &self.head)?;
         let path = self.state_dir.join("head");

@@ -27,4 +27,5 @@ pub mod schedule;
 pub mod session;
 pub mod tree;
 pub mod user;
+pub mod version;
 pub mod wait;

@@ -20,7 +20,7 @@ use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::tree::{Dir, Folder, Target, Tree};
 use super::user::{Changes, User};
-use super::{ceilings, load, recover};
+use super::{ceilings, load, publish, recover};
 use crate::format::head::{ClosedEpoch, HEAD_LIMIT, Head, HeadFolder, HeadOwner};
 use crate::format::journal::{Change, DiskOp};
 use crate::format::key::head_key;
@@ -124,7 +124,8 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let cache_dir = cell.path.iter().fold(session.settings.metacache_dir.clone(), |d, c| d.join(c));
     let found = {
         let (disk, dir, name) = (session.env.disk.clone(), state_dir.clone(), cell.name.clone());
-        blocking(move || local::read(&*disk, &dir, &name)).await??
+        let boot = session.settings.boot_id.clone();
+        blocking(move || local::read(&*disk, &dir, &name, &boot)).await??
     };
     let local = match (&remote, found) {
         (_, None) => None,
@@ -140,14 +141,15 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     };
     if local.is_none() {
         let (disk, dir, cache) = (session.env.disk.clone(), state_dir.clone(), cache_dir.clone());
-        let keep = unflushed_leftovers(&*disk, &dir, &cell.name)?.then(|| {
-            let name = format!("{}-{}", cell.path.join("_"), session.id);
-            session.settings.state_dir.join("lost").join(name)
-        });
+        let keep =
+            unflushed_leftovers(&*disk, &dir, &cell.name, &session.settings.boot_id)?.then(|| {
+                let name = format!("{}-{}", cell.path.join("_"), session.id);
+                session.settings.state_dir.join("lost").join(name)
+            });
         if let Some(keep) = &keep {
             tracing::error!(
                 user = %cell.name, kept = %keep.display(),
-                "another session has written this user since; local changes that were not flushed are kept here"
+                "local state is damaged or older than the store's; what was not flushed of it is kept here"
             );
         }
         blocking(move || local::put_aside(&*disk, &dir, &cache, keep.as_deref())).await??;
@@ -156,7 +158,11 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let follows = match (&remote, &local) {
         (None, _) => Follows::Clean,
         (Some((head, _)), _) if head.owner.is_none() => Follows::Clean,
-        (_, Some(local)) if local.stamp.boot == session.settings.boot_id => Follows::OwnCrash,
+        (_, Some(local))
+            if local.stamp.boot == session.settings.boot_id && !local.stamp.recovering =>
+        {
+            Follows::OwnCrash
+        }
         _ => Follows::Loss,
     };
     if let Some((head, _)) = &remote
@@ -170,7 +176,8 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let old_watermark = remote.as_ref().map(|(head, _)| head.watermark);
     let head = next_head(cell, remote.as_ref().map(|(head, _)| head), follows);
     let flushed = local.as_ref().map_or(0, |l| l.stamp.flushed_seq);
-    intend(cell, &state_dir, &head, flushed).await?;
+    let recovering = follows == Follows::Loss;
+    intend(cell, &state_dir, &head, flushed, recovering).await?;
     let Some(tag) = swap_head(cell, &head, old_tag, Reason("open")).await? else {
         return Err(Error::Foreign { user: cell.name.to_string(), backend: "(a rival)".into() });
     };
@@ -204,6 +211,14 @@ async fn finish(
             recover::finish_names(cell).await?;
         }
         recover::after_crash(cell, watermark, &named, adopt).await?;
+    }
+    // Everything that came back is in the journal now.
+    if follows == Follows::Loss {
+        publish::sync_user(cell).await?;
+        cell.open_user(|user| {
+            user.recovering = false;
+            user.write_head(false)
+        })?;
     }
     load::load(cell, FolderId::ROOT).await?;
     cell.session.invalidate(crate::fs::api::Invalidate::Inode { ino: cell.ino });
@@ -267,9 +282,10 @@ fn unflushed_leftovers(
     disk: &dyn crate::cache::disk::Disk,
     dir: &std::path::Path,
     user: &str,
+    boot: &str,
 ) -> Result<bool> {
-    Ok(match local::read(disk, dir, user)? {
-        Some(local) => local.last_seq > local.stamp.flushed_seq && !local.stamp.clean,
+    Ok(match local::read(disk, dir, user, boot)? {
+        Some(local) => local.last_seq > local.stamp.flushed_seq,
         None => disk.exists(&dir.join("journal")).map_err(|e| Error::disk("state", &e))?,
     })
 }
@@ -343,10 +359,11 @@ pub async fn intend(
     state_dir: &std::path::Path,
     head: &Head,
     flushed_seq: u64,
+    recovering: bool,
 ) -> Result<()> {
     let session = &cell.session;
-    let stamp =
-        Stamp { version: 1, flushed_seq, boot: session.settings.boot_id.clone(), clean: false };
+    let boot = session.settings.boot_id.clone();
+    let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
     let bytes = encode_stamped(&stamp, head)?;
     let (disk, path) = (session.env.disk.clone(), state_dir.join("head.next"));
     blocking(move || disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e)))
@@ -374,7 +391,13 @@ fn build(
     build_folders(cell, &head, &mut tree)?;
     let resumed = local.is_some();
     let local = local.unwrap_or_else(|| LocalState {
-        stamp: Stamp { version: 1, flushed_seq: 0, boot: String::new(), clean: true },
+        stamp: Stamp {
+            version: 1,
+            flushed_seq: 0,
+            boot: String::new(),
+            clean: true,
+            recovering: false,
+        },
         head: head.clone(),
         next: None,
         records: Vec::new(),
@@ -415,6 +438,7 @@ fn build(
         uidvalidity: None,
         uidvalidity_ceiling: head.uidvalidity_ceiling,
         uidvalidity_burnt: head.uidvalidity_burnt,
+        recovering: follows == Follows::Loss,
         ceiling_wanted: false,
         idle_flush: None,
         head,
