@@ -283,7 +283,8 @@ impl User {
         match op {
             Op::Put { folder, id, hash, flags, date } => {
                 let mail = Mail { hash, flags, date, began, answered: u64::MAX, ..Mail::default() };
-                let mail = Mail { maybe: true, fresh: true, ..mail };
+                let other_flags = no_flags();
+                let mail = Mail { maybe: true, fresh: true, other_flags, ..mail };
                 self.folder(&folder).mails.entry(id).or_insert(mail);
             }
             Op::Store { folder, id, how, flags } => {
@@ -322,6 +323,8 @@ impl User {
 
     fn allow_copy(&mut self, from: &str, to: &str, id: &str, began: u64) {
         let Some(source) = self.folder(from).mails.get(id).cloned() else { return };
+        let other_flags = [source.other_flags, no_flags()].concat();
+        let source = Mail { other_flags, ..source };
         let copy =
             Mail { uid: None, maybe: true, fresh: true, began, answered: u64::MAX, ..source };
         self.folder(to).mails.entry(id.to_owned()).or_insert(copy);
@@ -374,6 +377,11 @@ impl User {
         self.unsure.clear();
         self.either.clear();
     }
+}
+
+/// What a mail has that a dbox rebuild found: saved, but its record not yet written.
+fn no_flags() -> Vec<Flags> {
+    vec![Flags::new()]
 }
 
 fn changed(old: &Flags, how: &str, flags: &Flags) -> Flags {
