@@ -54,6 +54,9 @@ pub struct User {
     pub unsure: BTreeSet<String>,
     /// Every (UIDVALIDITY, UID) ever seen, and the mail it stood for.
     pub ledger: BTreeMap<(u32, u32), MailId>,
+    /// Mails whose bringing was never answered: one that was safe before it had its name, and
+    /// that nobody has seen since, may still come back from a store that lost its machine.
+    pub unanswered: BTreeSet<MailId>,
     /// Mails that an unanswered MOVE may have left in either folder, but must be in one.
     pub either: Vec<(MailId, String, String)>,
 }
@@ -283,6 +286,7 @@ impl User {
         match op {
             Op::Put { folder, id, hash, flags, date } => {
                 let mail = Mail { hash, flags, date, began, answered: u64::MAX, ..Mail::default() };
+                self.unanswered.insert(id.clone());
                 let other_flags = no_flags();
                 let mail = Mail { maybe: true, fresh: true, other_flags, ..mail };
                 self.folder(&folder).mails.entry(id).or_insert(mail);

@@ -234,7 +234,7 @@ impl Workload {
     }
 
     /// What administrators run now and then; it must change nothing that users see.
-    fn maintain(&self, dovecot: &Dovecot) {
+    pub fn maintain(&self, dovecot: &Dovecot) {
         for user in &self.users {
             let mut commands = vec![vec!["force-resync", "-u", user, "*"]];
             if dovecot.layout.format == Format::Mdbox {
