@@ -202,8 +202,10 @@ impl Model {
     /// Takes what was seen for the truth, where a check has just passed it; the ledger and the
     /// highest UIDNEXT stay.
     pub fn adopt(&mut self, seen: &BTreeMap<String, super::check::Seen>) {
+        self.step += 1;
+        let step = self.step;
         for (name, seen) in seen {
-            self.user(name).adopt(seen);
+            self.user(name).adopt(seen, step);
             self.user(name).learn(seen);
         }
     }
@@ -338,6 +340,8 @@ impl User {
         if let Some(mail) = self.folder(folder).mails.get_mut(id) {
             mail.maybe = true;
             mail.fresh = true;
+            // Its record gone but not its file: a rebuild finds it.
+            mail.other_flags.extend(no_flags());
         }
     }
 
@@ -357,7 +361,9 @@ impl User {
         }
     }
 
-    fn adopt(&mut self, seen: &super::check::Seen) {
+    /// All are there now, and come before those that are brought from now on; in which order
+    /// they came does not matter any more.
+    fn adopt(&mut self, seen: &super::check::Seen, step: u64) {
         let old = std::mem::take(&mut self.folders);
         for (name, there) in &seen.folders {
             let before = old.get(name);
@@ -365,12 +371,11 @@ impl User {
             let mut folder = Folder { uid_next, ..Folder::default() };
             for mail in &there.mails {
                 let Some(id) = &mail.id else { continue };
-                let known = before.and_then(|f| f.mails.get(id));
                 let known = Mail {
                     hash: mail.hash.clone(),
                     flags: mail.flags.clone(),
-                    began: known.map_or(0, |m| m.began),
-                    answered: known.map_or(u64::MAX, |m| m.answered),
+                    began: step,
+                    answered: step,
                     ..Mail::default()
                 };
                 folder.mails.insert(id.clone(), known);
@@ -383,7 +388,7 @@ impl User {
     }
 }
 
-/// What a mail has that a dbox rebuild found: saved, but its record not yet written.
+/// What a mail has that a dbox rebuild found without its record.
 fn no_flags() -> Vec<Flags> {
     vec![Flags::new()]
 }
