@@ -5,7 +5,8 @@
 //! 1. The cut (see [`super::cut`]).
 //! 2. Large files are put, then the bundle. A death here leaves objects that no head names;
 //!    their ids are of our epoch and gc knows them by it.
-//! 3. `head.next` is written locally, the head is swapped by compare-and-swap, `head` is
+//! 3. The journal is synced, so that this disk never knows less than a head in the store.
+//!    `head.next` is written locally, the head is swapped by compare-and-swap, `head` is
 //!    written. A death around the swap leaves both candidates here, and the store tells by the
 //!    write id which one holds.
 //!
@@ -63,9 +64,16 @@ const DROPPED_CHAIN: usize = 64;
 /// Flushes a user that is open.
 pub async fn flush(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let _one = cell.flushing.lock().await;
+    flush_alone(cell, options).await
+}
+
+async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let Some(wanted) = cell.if_open(|user| {
         if user.lost {
             return Err(Error::Lost { user: user.name.to_string() });
+        }
+        if !user.ready {
+            return Ok(false);
         }
         let changed = if options.important_only {
             user.changes.important.is_some() && user.has_unflushed()
@@ -216,8 +224,13 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     if options.release {
         head.owner = None;
     }
-    let dir = cell.open_user(|user| Ok(user.state_dir.clone()))?;
-    intend(cell, &dir, &head, cut.seq).await?;
+    let (dir, stamp, point) = cell.open_user(|user| {
+        Ok((user.state_dir.clone(), user.stamp(cut.seq, false), user.journal.sync_point()))
+    })?;
+    if let Some(point) = point {
+        blocking(move || point.sync()).await??;
+    }
+    intend(cell, &dir, &head, &stamp).await?;
     match swap_head(cell, &head, Some(tag), Reason("flush")).await? {
         Some(tag) => Ok(Some((head, tag, parts, report))),
         None => Err(lost(cell)),
@@ -338,7 +351,7 @@ pub async fn raise_ceilings(
     uidvalidity: Option<u32>,
 ) -> Result<()> {
     let _one = cell.flushing.lock().await;
-    let (mut head, tag, dir, seq) = cell.open_user(|user| {
+    let (mut head, tag, dir, stamp) = cell.open_user(|user| {
         user.may_write()?;
         user.ceiling_wanted = false;
         let mut next: HashMap<FolderId, u32> =
@@ -351,12 +364,17 @@ pub async fn raise_ceilings(
         // A folder whose ceiling the head does not hold gets one with its first flush.
         next.retain(|id, _| head.folders.iter().any(|f| f.id == *id && f.uid_ceiling.is_some()));
         raise(&mut head, &next, uidvalidity.max(user.uidvalidity));
-        Ok((head, user.etag.clone(), user.state_dir.clone(), user.flushed_seq))
+        let stamp = user.stamp(user.flushed_seq, false);
+        Ok((head, user.etag.clone(), user.state_dir.clone(), stamp))
     })?;
     head.write_id = new_write_id(cell);
     head.written = cell.session.env.clock.wall().secs;
-    intend(cell, &dir, &head, seq).await?;
-    match swap_head(cell, &head, Some(tag), Reason("ceiling")).await? {
+    intend(cell, &dir, &head, &stamp).await?;
+    let swapped = swap_head(cell, &head, Some(tag), Reason("ceiling")).await;
+    if swapped.is_err() {
+        cell.if_open(|user| user.ceiling_wanted = true);
+    }
+    match swapped? {
         Some(tag) => cell.open_user(|user| {
             user.take_head(head, tag);
             user.write_head(false)
@@ -382,7 +400,7 @@ impl super::user::User {
         self.etag = tag;
     }
 
-    fn write_head(&self, clean: bool) -> Result<()> {
+    pub(super) fn write_head(&self, clean: bool) -> Result<()> {
         let stamp = self.stamp(self.flushed_seq, clean);
         let bytes = encode_stamped(&stamp, &self.head)?;
         let path = self.state_dir.join("head");
@@ -406,8 +424,14 @@ pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
     if matches!(*cell.state.lock(), CellState::Closed) {
         return Ok(());
     }
+    // Not in the middle of an opening, and no other flush between this one and its checkpoint.
+    let _opened = cell.opening.lock().await;
+    if matches!(*cell.state.lock(), CellState::Closed) {
+        return Ok(());
+    }
+    let _one = cell.flushing.lock().await;
     let options = Options { caches: true, release: true, important_only: false };
-    flush(cell, options).await?;
+    flush_alone(cell, options).await?;
     let more = cell.open_user(|user| {
         user.checkpoint()?;
         let clean = !user.has_unflushed();

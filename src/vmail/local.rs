@@ -39,6 +39,9 @@ pub struct Stamp {
     pub clean: bool,
 }
 
+/// In place of the boot: the recovery after a loss was begun and is not known to have ended.
+pub const RECOVERING: &str = "recovering";
+
 /// What was found of a user on the local disk.
 #[derive(Debug)]
 pub struct LocalState {
@@ -78,8 +81,8 @@ fn decode_stamped(bytes: &[u8]) -> std::result::Result<(Stamp, Head), FormatErro
 }
 
 /// Reads what is there. `None`: nothing, or nothing usable (said in the log, and moved aside by
-/// the caller where it holds changes).
-pub fn read(disk: &dyn Disk, dir: &Path, user: &str) -> Result<Option<LocalState>> {
+/// the caller where it holds changes). `boot` is the boot of the machine that reads.
+pub fn read(disk: &dyn Disk, dir: &Path, user: &str, boot: &str) -> Result<Option<LocalState>> {
     let head_path = dir.join("head");
     let Some(bytes) = disk.read(&head_path, HEAD_LIMIT + 4096).map_err(disk_error(&head_path))?
     else {
@@ -116,6 +119,11 @@ pub fn read(disk: &dyn Disk, dir: &Path, user: &str) -> Result<Option<LocalState
             }
             Err(JournalEnd::Torn { offset }) => {
                 tracing::warn!(user, offset, "the journal ends in an unfinished record");
+                break;
+            }
+            // After a power cut blocks beyond the last sync may be missing before others.
+            Err(JournalEnd::Corrupt { offset, error }) if stamp.boot != boot => {
+                tracing::warn!(user, offset, %error, "the journal ends where the power cut tore it");
                 break;
             }
             Err(JournalEnd::Corrupt { offset, error }) => {

@@ -116,7 +116,7 @@ impl User {
             self.commit(changes)?;
             self.note_new_name(class);
         } else if local {
-            self.run(&disk).map_err(|e| Error::disk("metacache", &e))?;
+            self.run_unrecorded(disk)?;
         }
         let ix = self.tree.nodes.add(node);
         self.tree.attach(at, name.into(), ix);
@@ -193,7 +193,7 @@ impl User {
                 let disk =
                     DiskOp::Link { from: first.at, name: from, to: at, new_name: name.to_vec() };
                 if class.is_local_only() {
-                    self.run(&disk).map_err(|e| Error::disk("metacache", &e))?;
+                    self.run_unrecorded(disk)?;
                 } else {
                     let entry = crate::format::listing::Entry::Local {
                         size: node.size,
@@ -318,7 +318,7 @@ impl User {
         let mut changes = self.loss(at, name, ix);
         if changes.is_empty() {
             if local {
-                self.run(&disk).map_err(|e| Error::disk("metacache", &e))?;
+                self.run_unrecorded(disk)?;
             }
         } else {
             changes.extend(self.touch_line(at, now));
@@ -431,7 +431,7 @@ impl User {
         let replaced_local = replaced.is_some_and(|other| self.tree.kind_is_local(other));
         if changes.is_empty() {
             if local {
-                self.run(&disk).map_err(|e| Error::disk("metacache", &e))?;
+                self.run_unrecorded(disk)?;
             }
         } else {
             changes.extend(self.touch_line(from, now));

@@ -37,7 +37,7 @@ pub enum Due {
 
 /// Decides at `now` by what waits. Pure, so that a virtual clock can walk through it.
 pub fn due(user: &User, now: Duration) -> Due {
-    if user.lost {
+    if user.lost || !user.ready {
         return Due::Nothing;
     }
     let settings = &user.session.settings;
