@@ -2,16 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
-#[allow(dead_code)]
-#[path = "support/weed.rs"]
-mod weed;
 
 use support::dovecot::Format;
 use support::mount::Mount;
 use support::scenario::survives_everything;
 
 fn on_s3(format: Format) {
-    let server = weed::server();
+    let server = support::weed::server();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let bucket = runtime.block_on(server.new_bucket());
     let keys = (server.access_key_id(), server.secret_access_key());

@@ -6,11 +6,11 @@ mod support;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use support::http::{self, HttpRequest, answer};
+use support::deaf::{self, Deaf};
+use support::http::{self, answer, error};
 use vmailfs::store::probe::probe;
 use vmailfs::store::s3::{S3Config, S3Store};
 use vmailfs::store::{Body, ObjectStore, PutMode, Reason, RetryPolicy, StoreError};
@@ -42,78 +42,13 @@ fn config(endpoint: &str) -> S3Config {
     }
 }
 
-fn error(status: &str, code: &str) -> Vec<u8> {
-    let body = format!("<Error><Code>{code}</Code><Message>as told</Message></Error>");
-    answer(status, &[("Content-Type", "application/xml")], body.as_bytes())
-}
-
 fn object(bytes: &[u8]) -> Vec<u8> {
     answer(OK, &[("ETag", "\"t\""), DATE], bytes)
 }
 
-/// Bytes, tag, and the metadata headers of each object.
-type Objects = Mutex<BTreeMap<String, (Vec<u8>, String, Vec<(String, String)>)>>;
-
-/// Enough of S3 for the probe, deaf to conditions.
-fn deaf_server(objects: &Objects, request: &HttpRequest) -> Vec<u8> {
-    let path = request.path().to_owned();
-    let mut objects = objects.lock();
-    match request.method.as_str() {
-        "PUT" => {
-            let tag = format!("\"{}\"", blake3::hash(&request.body).to_hex());
-            let is_meta = |(name, _): &&(String, String)| name.starts_with("x-amz-meta-");
-            let meta = request.headers.iter().filter(is_meta).cloned().collect();
-            objects.insert(path, (request.body.clone(), tag.clone(), meta));
-            answer(OK, &[("ETag", &tag)], b"")
-        }
-        "GET" if request.query("list-type").is_some() => {
-            let prefix = format!("/b/{}", request.query("prefix").unwrap_or_default());
-            let after = format!("/b/{}", request.query("start-after").unwrap_or_default());
-            let mut xml = "<ListBucketResult><IsTruncated>false</IsTruncated>".to_owned();
-            for (key, (bytes, tag, _)) in objects.iter() {
-                if key.starts_with(&prefix) && *key > after {
-                    let (key, size) = (&key[3..], bytes.len());
-                    let tag = tag.replace('"', "&quot;");
-                    xml += &format!(
-                        "<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{tag}</ETag></Contents>"
-                    );
-                }
-            }
-            answer(OK, &[], format!("{xml}</ListBucketResult>").as_bytes())
-        }
-        "GET" => {
-            let Some((bytes, tag, meta)) = objects.get(&path) else {
-                return error("404 Not Found", "NoSuchKey");
-            };
-            let mut headers: Vec<(&str, &str)> = vec![("ETag", tag), DATE];
-            headers.extend(meta.iter().map(|(n, v)| (n.as_str(), v.as_str())));
-            let range = request.header("range").and_then(|r| r.strip_prefix("bytes="));
-            let Some((from, to)) = range.and_then(|range| range.split_once('-')) else {
-                return answer(OK, &headers, bytes);
-            };
-            let told = format!("bytes {from}-{to}/{}", bytes.len());
-            headers.push(("Content-Range", &told));
-            let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
-            answer("206 Partial Content", &headers, &bytes[from..=to])
-        }
-        "DELETE" => {
-            objects.remove(&path);
-            answer("204 No Content", &[], b"")
-        }
-        // Bulk delete.
-        _ => error("501 Not Implemented", "NotImplemented"),
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_probe_refuses_a_server_that_ignores_conditions() {
-    let objects: Arc<Objects> = Arc::default();
-    let held = objects.clone();
-    let server = http::start(move |request| {
-        let bytes = deaf_server(&held, &request);
-        async move { bytes }
-    })
-    .await;
+    let (server, objects) = deaf::start(Deaf::Ignores).await;
     let store = connect(&server.endpoint).await;
     let error = probe(&store, "backends", "t1").await.unwrap_err();
     let text = error.to_string();

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +97,22 @@ pub trait Disk: Send + Sync + fmt::Debug {
         let n = file.read_at(&mut buf, 0)?;
         buf.truncate(n);
         Ok(Some(buf))
+    }
+}
+
+/// A new file in the directory of `path`. Its name is short whatever the other's is, and nobody
+/// else's: any name may be a mail server's.
+fn new_beside(path: &Path) -> io::Result<(File, PathBuf)> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    loop {
+        let temp = path.with_file_name(format!(".new.{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        match options.open(&temp) {
+            Ok(file) => return Ok((file, temp)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
     }
 }
 
@@ -232,17 +249,16 @@ impl Disk for RealDisk {
         })
     }
     fn replace(&self, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
-        let mut temp = PathBuf::from(path).into_os_string();
-        temp.push(".new");
-        let temp = PathBuf::from(temp);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let mut file = options.open(&temp)?;
-        file.write_all(bytes)?;
-        if durable {
-            file.sync_data()?;
+        let (mut file, temp) = new_beside(path)?;
+        let written = file
+            .write_all(bytes)
+            .and_then(|()| if durable { file.sync_data() } else { Ok(()) })
+            .and_then(|()| fs::rename(&temp, path));
+        if let Err(error) = written {
+            // The first error counts; a file left behind is named nowhere.
+            let _ = fs::remove_file(&temp);
+            return Err(error);
         }
-        fs::rename(&temp, path)?;
         if durable && let Some(dir) = path.parent() {
             self.sync_dir(dir)?;
         }

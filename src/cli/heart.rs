@@ -19,6 +19,7 @@ use crate::vmail::flush::Options;
 use crate::vmail::lease::Lease;
 use crate::vmail::schedule;
 use crate::vmail::session::{self, Session};
+use crate::vmail::version;
 use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,19 +37,26 @@ pub(super) struct LiveHeart {
     fs: Arc<VmailFs>,
 }
 
+/// The users' places below the mount.
+pub(super) fn layout(settings: &Settings) -> Result<Layout, Failure> {
+    Layout::parse(&settings.layout)
+        .map_err(|e| Failure::new(Code::Config, format!("layout {:?}: {e}", settings.layout)))
+}
+
 /// Opens the local directories, takes the lease and starts what runs behind the scenes.
 pub(super) async fn start(
     settings: &Settings,
     store: Arc<CountedStore>,
 ) -> Result<(Arc<VmailFs>, LiveHeart), Failure> {
-    let layout: Layout = Layout::parse(&settings.layout)
-        .map_err(|e| Failure::new(Code::Config, format!("layout {:?}: {e}", settings.layout)))?;
+    let layout = layout(settings)?;
     let env = Env {
         store,
         disk: Arc::new(RealDisk),
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
     };
+    version::check_store(&env).await.map_err(|e| unfit(&e))?;
+    version::check_state(&env, &settings.state_dir).map_err(|e| unfit(&e))?;
     let local = |e: Error| Failure::new(Code::CantCreate, e.to_string());
     let session = Session::open(env, translate(settings, layout)).map_err(local)?;
     if let Err(error) = session.lease.renew(&session).await {
@@ -58,6 +66,16 @@ pub(super) async fn start(
     tokio::spawn(schedule::run(session.clone()));
     let fs = Arc::new(VmailFs::new(session.clone()));
     Ok((fs.clone(), LiveHeart { session, fs }))
+}
+
+/// A store or a state directory that another vmailfs must serve. No restart helps.
+fn unfit(error: &Error) -> Failure {
+    let code = match error {
+        Error::Corrupt { .. } => Code::Config,
+        Error::Disk { .. } => Code::CantCreate,
+        _ => Code::TempFail,
+    };
+    Failure::new(code, error.to_string())
 }
 
 fn translate(s: &Settings, layout: Layout) -> session::Settings {

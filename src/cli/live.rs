@@ -8,9 +8,11 @@ use crate::config::{Checksums, Settings, StoreSettings};
 use crate::fs::api::MailFs;
 use crate::fuse::mount::{MountError, MountOptions, mount};
 use crate::fuse::mounted::{Mounted, Unmounted};
+use crate::store::StoreError;
 use crate::store::counted::CountedStore;
 use crate::store::probe::{ProbeError, probe};
 use crate::store::s3::S3Config;
+use crate::store::unconditional::Unconditional;
 use crate::store::url::{StoreUrl, open_store};
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -48,19 +50,43 @@ pub(super) trait Heart: Send + Sync + 'static {
 pub(super) async fn open(settings: &Settings) -> Result<Arc<CountedStore>, Failure> {
     let s = &settings.store;
     let url: StoreUrl = s.url.parse().map_err(|e| Failure::new(Code::Config, format!("{e}")))?;
-    let store = Arc::new(CountedStore::new(open_store(&url, &s3_config(s)).await?));
+    let bare = open_store(&url, &s3_config(s)).await?;
+    let store = Arc::new(CountedStore::new(bare.clone()));
     let token = format!("{:016x}", rand::random::<u64>());
     match probe(store.as_ref(), "backends/probe", &token).await {
         Ok(()) => Ok(store),
         Err(e) if e.waived_by_single_backend() && settings.single_backend => {
-            tracing::warn!("{e}");
-            Ok(store)
+            tracing::warn!("single_backend is promised, so this is accepted: {e}");
+            Ok(match e {
+                ProbeError::NoConditions { .. } => {
+                    Arc::new(CountedStore::new(Arc::new(Unconditional(bare))))
+                }
+                _ => store,
+            })
         }
         Err(ProbeError::Store { step, source }) => {
+            let advice = advice(&source);
             let failure = Failure::from(source);
-            Err(Failure::new(failure.code, format!("{url}: {step}: {failure}")))
+            let at = s.endpoint.as_ref().map(|e| format!(" at {e}")).unwrap_or_default();
+            Err(Failure::new(failure.code, format!("{url}{at}: {step}: {failure}{advice}")))
         }
         Err(e) => Err(Failure::new(Code::Unavailable, format!("{url}: {e}"))),
+    }
+}
+
+/// What an admin can do about a store that fails at the start.
+fn advice(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Unavailable { .. } => ": check the endpoint, the region and the network",
+        StoreError::Denied { .. } => {
+            ": check the credentials (s3.access_key_id and its secret, AWS_*) and their rights"
+        }
+        StoreError::NoSuchStore { .. } => ": create it first",
+        StoreError::NotFound { .. }
+        | StoreError::Precondition { .. }
+        | StoreError::Unsupported { .. }
+        | StoreError::BadBody { .. }
+        | StoreError::Full { .. } => "",
     }
 }
 

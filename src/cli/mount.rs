@@ -16,6 +16,7 @@ use std::path::Path;
 
 pub(super) fn mount(args: &MountArgs) -> Result<(), Failure> {
     let settings = args.effective()?.resolve()?;
+    super::heart::layout(&settings)?;
     let claim = prepare(&settings)?;
     logging::start(&settings.log, args.daemon, &settings.state_dir)?;
     run::run_mount(settings, claim, args.daemon)

@@ -25,6 +25,7 @@ mod s3_body;
 mod s3_config;
 mod s3_error;
 mod s3_read;
+pub mod unconditional;
 pub mod url;
 
 /// The tag of one version of an object, as the store gave it; only compared for equality.

@@ -60,6 +60,8 @@ impl ProbeError {
 /// come first.
 pub async fn probe(store: &dyn ObjectStore, key_dir: &str, token: &str) -> Result<(), ProbeError> {
     let mut probe = Probe { store, dir: format!("{key_dir}/"), token, keys: Vec::new() };
+    // Asked first: there are servers where a write makes a missing bucket.
+    store.list(key_dir, None, WHY).await.map_err(at("reaching the store"))?;
     let mut outcome = probe.basics().await;
     if outcome.is_ok() {
         outcome = probe.conditions().await;
@@ -111,8 +113,6 @@ impl Probe<'_> {
         let (one, two, three) = (self.key("1"), self.key("2"), self.key("3"));
         let text = self.text("basics");
         let metadata = vec![("probe".to_owned(), "INBOX/a b;c=%20".to_owned())];
-        // Asked first: there are servers where a write makes a missing bucket.
-        self.store.list(&dir, None, WHY).await.map_err(at("reaching the store"))?;
         let body = Body::Bytes(text.clone());
         self.store
             .put(&one, body, PutMode::Overwrite, &metadata, WHY)

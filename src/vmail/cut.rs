@@ -123,6 +123,10 @@ impl User {
         }
         let temporary =
             |(sub, name): &(Sub, NameBytes)| *sub == Sub::Own && super::recover::is_temporary(name);
+        let names: Vec<&[u8]> = changed.names.iter().map(|(_, name)| &**name).collect();
+        if self.unindexed(id, &names) {
+            return true;
+        }
         let look = folder.unfinished || changed.names.iter().any(temporary);
         look && folder.dir(Sub::Own).is_some_and(waits)
     }

@@ -44,7 +44,9 @@ impl User {
     /// Opens a file and counts the handle. For a published mail the cached copy comes with it,
     /// unless the cache has no room for it.
     pub fn open(&mut self, ix: NodeIx, how: OpenMode) -> Op<Option<Arc<Cached>>> {
-        if how.write {
+        // Even a file opened for reading only is emptied by O_TRUNC.
+        let changes = how.write || how.truncate;
+        if changes {
             self.may_write()?;
         }
         let name = self.name.clone();
@@ -56,7 +58,7 @@ impl User {
         match &mut node.kind {
             Kind::Mail(mail) if mail.staged.is_some() => {}
             Kind::Mail(mail) => {
-                if how.write {
+                if changes {
                     if class != Class::MailTemp {
                         return Err(Plain::Access.into());
                     }
@@ -81,7 +83,7 @@ impl User {
             Kind::Symlink(_) => return Err(Plain::Invalid.into()),
             Kind::Published(_) => return Err(Error::Internal("mail not unpacked".into()).into()),
         }
-        if how.truncate && how.write {
+        if how.truncate {
             self.truncate(ix, 0)?;
         }
         let node = self.node_mut(ix)?;

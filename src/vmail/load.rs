@@ -221,6 +221,11 @@ async fn fetch_parts(
     Ok(out)
 }
 
+fn too_short(cell: &UserCell, bundle: ObjectId) -> Error {
+    let what = format!("user {}: bundle {bundle} is shorter than its head says", cell.name);
+    Error::Damaged { what }
+}
+
 /// The bytes of parts, in the order asked for, with as few requests as their places allow.
 pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Vec<bytes::Bytes>> {
     let mut order: Vec<usize> = (0..parts.len()).collect();
@@ -250,7 +255,18 @@ pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Ve
                     cell.name
                 ),
             }),
-            Err(e) => Err(Error::store(format!("loading {}", cell.name), During::Delivery, e)),
+            Err(e) => {
+                // Cut off on the way, which may pass, or lying there too short, which does not.
+                let short = matches!(e, StoreError::BadBody { .. })
+                    && matches!(
+                        cell.session.env.store.head(&key, Reason("load")).await,
+                        Ok(meta) if meta.size < range.end
+                    );
+                Err(match short {
+                    true => too_short(cell, *bundle),
+                    false => Error::store(format!("loading {}", cell.name), During::Delivery, e),
+                })
+            }
         }
     });
     let got = futures_util::future::try_join_all(gets).await?;
@@ -261,12 +277,7 @@ pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Ve
             .ok()
             .zip(usize::try_from(start + part.len).ok())
             .filter(|(_, end)| *end <= got[place[i]].len());
-        let (start, end) = slice.ok_or_else(|| Error::Damaged {
-            what: format!(
-                "user {}: bundle {} is shorter than its head says",
-                cell.name, part.bundle
-            ),
-        })?;
+        let (start, end) = slice.ok_or_else(|| too_short(cell, part.bundle))?;
         out.push(got[place[i]].slice(start..end));
     }
     Ok(out)

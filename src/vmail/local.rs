@@ -37,10 +37,10 @@ pub struct Stamp {
     pub boot: String,
     /// Nothing was left to do when this was written.
     pub clean: bool,
+    /// A recovery from a loss was begun and is not finished: it is due again.
+    #[serde(default)]
+    pub recovering: bool,
 }
-
-/// In place of the boot: the recovery after a loss was begun and is not known to have ended.
-pub const RECOVERING: &str = "recovering";
 
 /// What was found of a user on the local disk.
 #[derive(Debug)]
@@ -81,7 +81,11 @@ fn decode_stamped(bytes: &[u8]) -> std::result::Result<(Stamp, Head), FormatErro
 }
 
 /// Reads what is there. `None`: nothing, or nothing usable (said in the log, and moved aside by
-/// the caller where it holds changes). `boot` is the boot of the machine that reads.
+/// the caller where it holds changes).
+///
+/// # Errors
+/// State of a newer version, and a journal that was damaged while the machine ran (`boot` is
+/// still the boot it was written in): it holds what the store does not have, so a person decides.
 pub fn read(disk: &dyn Disk, dir: &Path, user: &str, boot: &str) -> Result<Option<LocalState>> {
     let head_path = dir.join("head");
     let Some(bytes) = disk.read(&head_path, HEAD_LIMIT + 4096).map_err(disk_error(&head_path))?
@@ -94,6 +98,9 @@ pub fn read(disk: &dyn Disk, dir: &Path, user: &str, boot: &str) -> Result<Optio
     };
     let (stamp, head) = match decode_stamped(&bytes) {
         Ok(found) => found,
+        Err(error @ FormatError::TooNew { .. }) => {
+            return Err(Error::corrupt(format!("user {user}: {}", head_path.display()), error));
+        }
         Err(error) => return unusable("head", &error),
     };
     let next_path = dir.join("head.next");
@@ -121,13 +128,20 @@ pub fn read(disk: &dyn Disk, dir: &Path, user: &str, boot: &str) -> Result<Optio
                 tracing::warn!(user, offset, "the journal ends in an unfinished record");
                 break;
             }
-            // After a power cut blocks beyond the last sync may be missing before others.
+            // After a power cut blocks beyond the last sync may be missing before others: what was
+            // synced is before them.
             Err(JournalEnd::Corrupt { offset, error }) if stamp.boot != boot => {
                 tracing::warn!(user, offset, %error, "the journal ends where the power cut tore it");
                 break;
             }
             Err(JournalEnd::Corrupt { offset, error }) => {
-                return unusable("journal", &format!("at byte {offset}: {error}"));
+                let what = format!(
+                    "user {user}: {} is damaged at byte {offset}; to go on from the last flush, \
+                     without the changes made since, move the directory {} away",
+                    journal_path.display(),
+                    dir.display()
+                );
+                return Err(Error::corrupt(what, error));
             }
         }
     }
@@ -191,7 +205,7 @@ pub fn put_aside(disk: &dyn Disk, dir: &Path, cache: &Path, keep: Option<&Path>)
 impl User {
     pub fn stamp(&self, flushed_seq: u64, clean: bool) -> Stamp {
         let boot = self.session.settings.boot_id.clone();
-        Stamp { version: 1, flushed_seq, boot, clean }
+        Stamp { version: 1, flushed_seq, boot, clean, recovering: self.recovering }
     }
 
     /// A folder's whole listing as lines.

@@ -56,7 +56,7 @@ impl User {
         Ok(dir.entries.get(name).map(|(_, target)| target))
     }
 
-    fn touch(&mut self, at: Place, now: Timestamp) {
+    pub(super) fn touch(&mut self, at: Place, now: Timestamp) {
         if let Some(dir) = self.tree.dir_mut(at) {
             dir.touch(now);
         }
@@ -388,20 +388,8 @@ impl User {
         let now = self.now();
         let node = self.tree.nodes.get(ix).ok_or(Plain::NotFound)?;
         let old_class = node.class;
-        let mut class = self.class_of(to, new_name);
         let local = matches!(node.kind, Kind::Local(_));
-        match &node.kind {
-            // Its bytes would have to become an object at once, and a rename does not wait.
-            Kind::Local(_) if class.holds_mail() => return Err(Plain::CrossDevice.into()),
-            Kind::Local(_) | Kind::Symlink(_) => {}
-            // A mail keeps being one whatever it is called.
-            Kind::Mail(_) | Kind::Published(_) => {
-                if !matches!(class, Class::Mail | Class::MailTemp) {
-                    class = Class::Mail;
-                }
-            }
-            Kind::Growing(_) => class = Class::Growing,
-        }
+        let class = self.class_for(ix, to, new_name)?;
         if local && class == Class::Index(IndexKind::UidList) {
             self.await_uidlist_ceiling(to, ix)?;
         }
@@ -418,12 +406,7 @@ impl User {
         if let Some(other) = replaced {
             changes.extend(self.loss(to, new_name, other));
         }
-        let entry = self.tree.nodes.get_mut(ix).and_then(|node| {
-            let before = std::mem::replace(&mut node.class, class);
-            let entry = node.entry();
-            node.class = before;
-            entry
-        });
+        let entry = self.tree.nodes.get(ix).and_then(|node| node.entry_as(class));
         if let Some(entry) = entry {
             changes.push(line(to, Line::Set { sub: to.sub, name: new_name.to_vec(), entry }));
         }
@@ -473,26 +456,52 @@ impl User {
         if to != from {
             self.touch(to, now);
         }
-        if let Some(node) = self.tree.nodes.get_mut(ix) {
-            node.class = class;
-            node.ctime = now;
-            if let Kind::Growing(grow) = &mut node.kind {
-                grow.temporary = super::recover::is_temporary(new_name);
-            }
-            if let Kind::Local(local) = &mut node.kind {
-                local.since = Since::everything();
-                local.shipped = false;
-                local.tracker = Tracker::None;
-            }
-        }
-        if local {
-            self.became(ix)?;
-        }
+        self.renamed(ix, class, new_name, now)?;
         if let Some(value) = uid_validity {
             self.uidvalidity_given(value);
         }
         if old_class == Class::MailTemp && class == Class::Mail {
             self.note_new_mail();
+        }
+        Ok(())
+    }
+
+    /// The class that a node has under another name; an error if it cannot have that name.
+    pub(super) fn class_for(&self, ix: NodeIx, to: Place, name: &[u8]) -> Result<Class> {
+        let class = self.class_of(to, name);
+        match &self.node(ix)?.kind {
+            // Its bytes would have to become an object at once, and a rename does not wait.
+            Kind::Local(_) if class.holds_mail() => Err(Plain::CrossDevice.into()),
+            Kind::Local(_) | Kind::Symlink(_) => Ok(class),
+            // A mail keeps being one whatever it is called.
+            Kind::Mail(_) | Kind::Published(_) => Ok(match class {
+                Class::MailTemp => Class::MailTemp,
+                _ => Class::Mail,
+            }),
+            Kind::Growing(_) => Ok(Class::Growing),
+        }
+    }
+
+    /// A node has another name.
+    pub(super) fn renamed(
+        &mut self,
+        ix: NodeIx,
+        class: Class,
+        name: &[u8],
+        now: Timestamp,
+    ) -> Result<()> {
+        let node = self.node_mut(ix)?;
+        node.class = class;
+        node.ctime = now;
+        match &mut node.kind {
+            Kind::Growing(grow) => grow.temporary = super::recover::is_temporary(name),
+            Kind::Local(local) => {
+                local.since = Since::everything();
+                local.shipped = false;
+                local.tracker = Tracker::None;
+                return self.became(ix);
+            }
+            Kind::Mail(_) | Kind::Published(_) | Kind::Symlink(_) => {}
         }
         Ok(())
     }
@@ -516,7 +525,7 @@ impl User {
         if self.tree.within(to, id) {
             return Err(Plain::Invalid.into());
         }
-        if self.tree.depth(to) + 1 > MAX_DEPTH {
+        if self.tree.depth(to) + self.tree.levels(id) > MAX_DEPTH {
             return Err(Plain::NameTooLong.into());
         }
         let replaced = match there {
@@ -590,103 +599,6 @@ impl User {
                 }
             }
         }
-    }
-
-    /// Swaps two names.
-    pub fn exchange(&mut self, a: Place, a_name: &[u8], b: Place, b_name: &[u8]) -> Op<()> {
-        self.may_write()?;
-        let first = self.target(a, a_name)?.ok_or(Plain::NotFound)?;
-        let second = self.target(b, b_name)?.ok_or(Plain::NotFound)?;
-        if a == b && a_name == b_name {
-            return Ok(());
-        }
-        let now = self.now();
-        let disk =
-            DiskOp::Exchange { from: a, name: a_name.to_vec(), to: b, new_name: b_name.to_vec() };
-        let mut changes = Vec::new();
-        match (first, second) {
-            (Target::Node(x), Target::Node(y)) => {
-                let locals = (self.tree.kind_is_local(x), self.tree.kind_is_local(y));
-                let classes = (self.class_of(b, b_name), self.class_of(a, a_name));
-                let tracked = User::tracked(classes.0) || User::tracked(classes.1);
-                if locals.0 != locals.1
-                    || tracked
-                    || (locals.0 && (classes.0.holds_mail() || classes.1.holds_mail()))
-                {
-                    return Err(Plain::Invalid.into());
-                }
-                for (at, name, ix) in [(b, b_name, x), (a, a_name, y)] {
-                    let entry = self.tree.nodes.get(ix).and_then(Node::entry);
-                    let sub = at.sub;
-                    let name = name.to_vec();
-                    changes.push(line(
-                        at,
-                        match entry {
-                            Some(entry) => Line::Set { sub, name, entry },
-                            None => Line::Unset { sub, name },
-                        },
-                    ));
-                }
-                if locals.0 {
-                    changes.push(Change::Disk(disk));
-                }
-            }
-            (Target::Folder(x), Target::Folder(y)) => {
-                if self.tree.within(b, x) || self.tree.within(a, y) {
-                    return Err(Plain::Invalid.into());
-                }
-                for at in [(a, a_name), (b, b_name)] {
-                    self.session
-                        .env
-                        .disk
-                        .create_dirs(&self.file_path(at.0, at.1))
-                        .map_err(|e| Error::disk("metacache", &e))?;
-                }
-                changes.push(Change::Folder { id: x, parent: b, name: b_name.to_vec() });
-                changes.push(Change::Folder { id: y, parent: a, name: a_name.to_vec() });
-                changes.push(Change::Disk(disk));
-                self.urgent();
-            }
-            _ => return Err(Plain::Invalid.into()),
-        }
-        changes.extend(self.touch_line(a, now));
-        if a != b {
-            changes.extend(self.touch_line(b, now));
-        }
-        self.commit(changes)?;
-        match (first, second) {
-            (Target::Node(x), Target::Node(y)) => {
-                self.tree.detach(a, a_name);
-                self.tree.detach(b, b_name);
-                self.tree.attach(b, b_name.into(), x);
-                self.tree.attach(a, a_name.into(), y);
-                for ix in [x, y] {
-                    if let Some(node) = self.tree.nodes.get_mut(ix) {
-                        node.ctime = now;
-                        if let Kind::Local(local) = &mut node.kind {
-                            local.since = Since::everything();
-                            local.shipped = false;
-                        }
-                    }
-                }
-            }
-            (Target::Folder(x), Target::Folder(y)) => {
-                for (at, name, id) in [(b, b_name, x), (a, a_name, y)] {
-                    if let Some(dir) = self.tree.dir_mut(at) {
-                        dir.entries.retarget(name, Target::Folder(id));
-                    }
-                    if let Some(folder) = self.tree.folders.get_mut(&id) {
-                        folder.parent = at;
-                        folder.name = name.into();
-                    }
-                }
-            }
-            _ => {}
-        }
-        self.important();
-        self.touch(a, now);
-        self.touch(b, now);
-        Ok(())
     }
 
     // ---- folders

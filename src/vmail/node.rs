@@ -244,6 +244,11 @@ impl Node {
     /// What the journal and the listing say of it; `None` for what is not to be remembered:
     /// unpublished files, locks and temporary files.
     pub fn entry(&self) -> Option<Entry> {
+        self.entry_as(self.class)
+    }
+
+    /// The same once it is of that class.
+    pub fn entry_as(&self, class: Class) -> Option<Entry> {
         let attrs = self.attrs();
         match &self.kind {
             Kind::Published(object) => {
@@ -258,7 +263,7 @@ impl Node {
                 attrs,
                 extents: grow.extents.clone(),
             }),
-            Kind::Local(_) if self.class.is_local_only() => None,
+            Kind::Local(_) if class.is_local_only() => None,
             Kind::Local(local) => {
                 Some(Entry::Local { size: self.size, attrs, object: local.object })
             }

@@ -13,7 +13,7 @@
 //!
 //! Until step 4 is done nobody is served and nothing is flushed: a new mail would be taken for
 //! a lost one, and a flush would move the watermark past what is looked for. Local state says
-//! so, too ([`local::RECOVERING`]): whoever opens the user after a step 4 that failed or died
+//! so, too (`recovering`): whoever opens the user after a step 4 that failed or died
 //! begins it again, and does not take the half of it for a journal that knows everything.
 //!
 //! A swap whose answer is lost is read back and known by its write id. One that was given up
@@ -26,7 +26,7 @@ use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::tree::{Dir, Folder, Target, Tree};
 use super::user::{Changes, User};
-use super::{ceilings, load, recover};
+use super::{ceilings, load, publish, recover};
 use crate::format::head::{ClosedEpoch, HEAD_LIMIT, Head, HeadFolder, HeadOwner};
 use crate::format::journal::{Change, DiskOp};
 use crate::format::key::head_key;
@@ -173,7 +173,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
         if let Some(keep) = &keep {
             tracing::error!(
                 user = %cell.name, kept = %keep.display(),
-                "another session has written this user since; local changes that were not flushed are kept here"
+                "local state is damaged or older than the store's; what was not flushed of it is kept here"
             );
         }
         blocking(move || local::put_aside(&*disk, &dir, &cache, keep.as_deref())).await??;
@@ -182,7 +182,11 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let follows = match (&remote, &local) {
         (None, _) => Follows::Clean,
         (Some((head, _)), _) if head.owner.is_none() => Follows::Clean,
-        (_, Some(local)) if local.stamp.boot == session.settings.boot_id => Follows::OwnCrash,
+        (_, Some(local))
+            if local.stamp.boot == session.settings.boot_id && !local.stamp.recovering =>
+        {
+            Follows::OwnCrash
+        }
         _ => Follows::Loss,
     };
     if let Some((head, _)) = &remote
@@ -193,7 +197,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
         return Err(Error::Foreign { user: cell.name.to_string(), backend: owner.backend.clone() });
     }
     let old_watermark = remote.as_ref().map(|(head, _)| head.watermark);
-    let begun = local.as_ref().is_some_and(|l| l.stamp.boot == local::RECOVERING);
+    let begun = local.as_ref().is_some_and(|l| l.stamp.recovering);
     let (head, tag) = match remote {
         // A recovery of this session that failed: its epoch has given no id yet.
         Some((head, tag)) if begun && ours(cell, &head) => (head, tag),
@@ -201,8 +205,9 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
             let (old, tag) = remote.unzip();
             let head = next_head(cell, old.as_ref(), follows);
             let flushed_seq = local.as_ref().map_or(0, |l| l.stamp.flushed_seq);
-            let boot = boot_mark(cell, follows);
-            let stamp = Stamp { version: 1, flushed_seq, boot, clean: false };
+            let boot = session.settings.boot_id.clone();
+            let recovering = follows == Follows::Loss;
+            let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
             intend(cell, &state_dir, &head, &stamp).await?;
             match swap_head(cell, &head, tag, Reason("open")).await? {
                 Some(tag) => (head, tag),
@@ -244,21 +249,21 @@ async fn finish(
         }
         recover::after_crash(cell, watermark, &named, adopt).await?;
     }
+    // Everything that came back is in the journal now.
+    if follows == Follows::Loss {
+        publish::sync_user(cell).await?;
+        cell.open_user(|user| {
+            user.recovering = false;
+            user.write_head(false)
+        })?;
+    }
     load::load(cell, FolderId::ROOT).await?;
     cell.open_user(|user| {
         user.ready = true;
-        if follows == Follows::Loss { user.write_head(false) } else { Ok(()) }
+        Ok(())
     })?;
     cell.session.invalidate(crate::fs::api::Invalidate::Inode { ino: cell.ino });
     Ok(())
-}
-
-/// The boot that local state is said to be of.
-fn boot_mark(cell: &UserCell, follows: Follows) -> String {
-    match follows {
-        Follows::Clean | Follows::OwnCrash => cell.session.settings.boot_id.clone(),
-        Follows::Loss => local::RECOVERING.into(),
-    }
 }
 
 /// The table of objects with more than one name, unless it came from the local disk.
@@ -326,7 +331,7 @@ fn usable(cell: &UserCell, head: &Head, mut local: LocalState) -> Option<LocalSt
 fn unflushed_leftovers(cell: &UserCell, dir: &std::path::Path) -> Result<bool> {
     let disk = cell.session.disk();
     Ok(match local::read(disk, dir, &cell.name, &cell.session.settings.boot_id)? {
-        Some(local) => local.last_seq > local.stamp.flushed_seq && !local.stamp.clean,
+        Some(local) => local.last_seq > local.stamp.flushed_seq,
         None => disk.exists(&dir.join("journal")).map_err(|e| Error::disk("state", &e))?,
     })
 }
@@ -428,7 +433,13 @@ fn build(
     build_folders(cell, &head, &mut tree)?;
     let resumed = local.is_some();
     let local = local.unwrap_or_else(|| LocalState {
-        stamp: Stamp { version: 1, flushed_seq: 0, boot: String::new(), clean: true },
+        stamp: Stamp {
+            version: 1,
+            flushed_seq: 0,
+            boot: String::new(),
+            clean: true,
+            recovering: false,
+        },
         head: head.clone(),
         next: None,
         records: Vec::new(),
@@ -471,6 +482,7 @@ fn build(
         uidvalidity: None,
         uidvalidity_ceiling: head.uidvalidity_ceiling,
         uidvalidity_burnt: head.uidvalidity_burnt,
+        recovering: follows == Follows::Loss,
         ceiling_wanted: false,
         idle_flush: None,
         head,
@@ -490,8 +502,7 @@ fn build(
         user.important();
     }
     let clean = follows == Follows::Clean && !user.has_unflushed();
-    let boot = boot_mark(cell, follows);
-    let stamp = Stamp { version: 1, flushed_seq: user.flushed_seq, boot, clean };
+    let stamp = user.stamp(user.flushed_seq, clean);
     let bytes = encode_stamped(&stamp, &user.head)?;
     let path = state_dir.join("head");
     disk.replace(&path, &bytes, true).map_err(|e| Error::disk(path.display().to_string(), &e))?;

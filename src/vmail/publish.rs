@@ -18,6 +18,11 @@
 //! A PUT that failed may still have happened, or happen later: its id goes on the dropped list
 //! before the watermark may pass it.
 //!
+//! A mail in a folder that no head knows yet is answered only after the flush that makes the
+//! folder known, with its index files: without them a recovery could bring back the mail's bytes
+//! but not the UIDVALIDITY under which clients have seen it, and dbox would not show it. That
+//! flush is due anyway and comes only earlier.
+//!
 //! No directory is locked while this goes on, neither here nor in the kernel: fsync and close
 //! lock none. Publishes of one user run side by side.
 //!
@@ -25,6 +30,7 @@
 //! cross-directory renames, so one slow PUT would stop everybody's deliveries).
 
 use super::error::{During, Error, Result};
+use super::flush;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
 use super::user::User;
@@ -327,7 +333,7 @@ pub async fn publish(node: &NodeRef) -> Result<()> {
 async fn publish_once(node: &NodeRef) -> Result<()> {
     let session = node.cell.session.clone();
     let Some(job) = node.cell.open_user(|user| user.begin_publish(node))? else {
-        return sync_journal(node).await;
+        return settle(node).await;
     };
     let (job, found) = blocking(move || {
         let found = digest(&job);
@@ -380,6 +386,20 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         super::fetch::keep(&session, &node.cell.name, job.id, bytes);
     }
     node.cell.open_user(|user| user.end_publish(node, &job, &key))?;
+    settle(node).await
+}
+
+/// The object is in the store: now its folder must be, too, and the record on disk.
+async fn settle(node: &NodeRef) -> Result<()> {
+    let known = node.cell.open_user(|user| {
+        let found = user.tree.nodes.get(node.ix).filter(|n| n.ino == node.ino && n.nlink > 0);
+        let folder = found.and_then(|n| n.names.first()).map(|name| name.at.folder);
+        Ok(folder
+            .is_none_or(|id| user.head.folders.iter().any(|f| f.id == id && !f.parts.is_empty())))
+    })?;
+    if !known {
+        flush::flush(&node.cell, flush::Options::default()).await?;
+    }
     sync_journal(node).await
 }
 

@@ -19,7 +19,7 @@ use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::Class;
 use crate::dovecot::recover::{RecoverError, append_sdbox, mark_fsckd};
-use crate::dovecot::recover_mdbox::{MdboxFolder, MdboxInput, MdboxRange, recover_mdbox};
+use crate::dovecot::recover_mdbox::{MapEntry, MdboxFolder, MdboxInput, MdboxRange, recover_mdbox};
 use crate::dovecot::replay::replay;
 use crate::format::journal::Change;
 use crate::format::key::{
@@ -63,6 +63,21 @@ pub async fn finish_names(cell: &Arc<UserCell>) -> Result<()> {
             tracing::warn!(user = %cell.name, mails = found.len(), "naming mails that had only a temporary name");
             put_back(cell, folder, found).await?;
         }
+        let name =
+            cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
+        match name.as_deref() {
+            Some(b"dbox-Mails") => {
+                let index = index_folder(cell, folder, b"dovecot.index.log").await?;
+                cell.open_user(|user| user.show_unindexed(folder, index))?;
+            }
+            Some(b"storage") => map_unmapped(cell, folder).await?,
+            _ => {}
+        }
+        cell.if_open(|user| {
+            if let Some(folder) = user.tree.folders.get_mut(&folder) {
+                folder.unfinished = false;
+            }
+        });
     }
     Ok(())
 }
@@ -280,6 +295,26 @@ async fn put_back_growing(
         bytes.insert(object.key.id, whole);
     }
     let ranges = cell.open_user(|user| user.put_back_extents(folder, objects, &bytes))?;
+    map_ranges(cell, folder, ranges).await
+}
+
+/// mdbox: mails that were in the storage when the last flush was cut, and not yet in the map or
+/// in their folder.
+async fn map_unmapped(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
+    let Some(map) = index_folder(cell, folder, b"dovecot.map.index.log").await? else {
+        return Ok(());
+    };
+    let extents = cell.open_user(|user| user.unmapped(folder, map))?;
+    let mut ranges = Vec::new();
+    for (file, extent) in extents {
+        let bytes = fetch::whole(&cell.session, &cell.name, &extent.object, extent.len).await?;
+        ranges.push(Range { file, offset: extent.offset, bytes });
+    }
+    map_ranges(cell, folder, ranges).await
+}
+
+async fn map_ranges(cell: &Arc<UserCell>, folder: FolderId, ranges: Vec<Range>) -> Result<()> {
+    let mut ranges = ranges;
     let Some(map) = index_folder(cell, folder, b"dovecot.map.index.log").await? else {
         tracing::error!(
             user = %cell.name,
@@ -291,7 +326,29 @@ async fn put_back_growing(
     for id in &folders {
         load::load(cell, *id).await?;
     }
-    cell.open_user(|user| user.map_recovered(map, &folders, &ranges))
+    let missing = cell.open_user(|user| user.map_recovered(map, &folders, &ranges))?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for entry in missing {
+        let end = u64::from(entry.offset) + u64::from(entry.size);
+        let held = cell.open_user(|user| {
+            Ok(user
+                .storage_extents(folder)
+                .into_iter()
+                .filter(|(file, extent)| {
+                    *file == entry.file
+                        && extent.offset < end
+                        && extent.offset + extent.len > u64::from(entry.offset)
+                })
+                .collect::<Vec<_>>())
+        })?;
+        for (file, extent) in held {
+            let bytes = fetch::whole(&cell.session, &cell.name, &extent.object, extent.len).await?;
+            ranges.push(Range { file, offset: extent.offset, bytes });
+        }
+    }
+    cell.open_user(|user| user.map_recovered(map, &folders, &ranges)).map(|_| ())
 }
 
 /// A stretch of `m.<file>` that came back.
@@ -419,13 +476,7 @@ impl User {
         objects: Vec<Found>,
     ) -> Result<()> {
         let at = Place::own(folder);
-        let highest = self.tree.dir(at).map_or(0, |dir| {
-            dir.entries.after(0).filter_map(|(_, n, _)| number(n, b"u.")).max().unwrap_or(0)
-        });
-        let known = index.and_then(|id| self.tree.folders.get(&id));
-        let burnt = known.and_then(|f| f.burnt_below).unwrap_or(0);
-        let next = known.and_then(|f| f.next_uid).unwrap_or(1);
-        let mut uid = burnt.max(next).max(highest.saturating_add(1)).max(1);
+        let mut uid = self.free_uid(folder, index);
         let mut uids = Vec::new();
         for object in &objects {
             let name: NameBytes = format!("u.{uid}").into_bytes().into();
@@ -434,6 +485,24 @@ impl User {
             uids.push(uid);
             uid = uid.saturating_add(1);
         }
+        self.show_numbered(index, &uids)
+    }
+
+    /// A number that no mail of an sdbox folder has or may have had.
+    fn free_uid(&self, folder: FolderId, index: Option<FolderId>) -> u32 {
+        let highest = self.tree.dir(Place::own(folder)).map_or(0, |dir| {
+            dir.entries.after(0).filter_map(|(_, n, _)| number(n, b"u.")).max().unwrap_or(0)
+        });
+        let known = index.and_then(|id| self.tree.folders.get(&id));
+        let burnt = known.and_then(|f| f.burnt_below).unwrap_or(0);
+        let next = known.and_then(|f| f.next_uid).unwrap_or(1);
+        burnt.max(next).max(highest.saturating_add(1)).max(1)
+    }
+
+    /// Makes Dovecot show the files with these numbers.
+    fn show_numbered(&mut self, index: Option<FolderId>, uids: &[u32]) -> Result<()> {
+        let known = index.and_then(|id| self.tree.folders.get(&id));
+        let burnt = known.and_then(|f| f.burnt_below).unwrap_or(0);
         let Some(index) = index else {
             tracing::warn!(user = %self.name, "recovered sdbox mails have no index yet; Dovecot finds them at its rebuild");
             return Ok(());
@@ -441,7 +510,7 @@ impl User {
         let Some(log) = self.child(index, b"dovecot.index.log") else { return Ok(()) };
         let state = self.index_state(index, b"dovecot.index")?;
         let content = self.index_content(log)?;
-        let append = match state.map(|state| append_sdbox(&state, &uids, burnt)) {
+        let append = match state.map(|state| append_sdbox(&state, uids, burnt)) {
             Some(Ok(append)) => append,
             other => {
                 tracing::warn!(user = %self.name, problem = ?other.map(|r| r.err()), "Dovecot is asked to rebuild a folder");
@@ -449,6 +518,100 @@ impl User {
             }
         };
         self.append_log(log, &append)
+    }
+
+    /// sdbox: mails that had their number when the last flush was cut, and were not yet in the
+    /// index. The number may have been given again since, so they get another.
+    fn show_unindexed(&mut self, folder: FolderId, index: Option<FolderId>) -> Result<()> {
+        let Some(id) = index else { return Ok(()) };
+        let Some(state) = self.index_state(id, b"dovecot.index")? else { return Ok(()) };
+        let last = state.records.keys().next_back().copied().unwrap_or(0);
+        let at = Place::own(folder);
+        let Some(dir) = self.tree.dir(at) else { return Ok(()) };
+        let mut waiting: Vec<u32> = dir
+            .entries
+            .after(0)
+            .filter_map(|(_, name, _)| number(name, b"u."))
+            .filter(|uid| *uid > last)
+            .collect();
+        waiting.sort_unstable();
+        let mut uids = Vec::new();
+        for old in waiting {
+            let uid = self.free_uid(folder, index);
+            let (from, to) = (format!("u.{old}"), format!("u.{uid}"));
+            self.rename(at, from.as_bytes(), at, to.as_bytes(), true).map_err(unstop)?;
+            uids.push(uid);
+        }
+        if uids.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(user = %self.name, mails = uids.len(), "mails that were not yet in their index are put into it");
+        self.show_numbered(index, &uids)
+    }
+
+    /// Whether the newest mail file of an sdbox folder, or a file of a storage, may not be in
+    /// its index yet.
+    pub(super) fn unindexed(&self, id: FolderId, changed: &[&[u8]]) -> bool {
+        let Some(folder) = self.tree.folders.get(&id) else { return false };
+        match &*folder.name {
+            b"dbox-Mails" => {
+                let newest = changed.iter().filter_map(|n| number(n, b"u.")).max().unwrap_or(0);
+                let index = if self.child(id, b"dovecot.index.log").is_some() {
+                    Some(id)
+                } else {
+                    self.counterpart(id)
+                };
+                let next = index.and_then(|i| self.tree.folders.get(&i)).and_then(|f| f.next_uid);
+                newest >= next.unwrap_or(1)
+            }
+            // A delivery keeps its storage file open until it is in map and folder.
+            b"storage" => folder.dir(Sub::Own).is_some_and(|dir| {
+                dir.entries.after(0).any(|(_, _, target)| match target {
+                    Target::Node(ix) => self
+                        .tree
+                        .nodes
+                        .get(ix)
+                        .is_some_and(|n| n.writers > 0 && matches!(n.kind, Kind::Growing(_))),
+                    _ => false,
+                })
+            }),
+            _ => false,
+        }
+    }
+
+    /// The extents of a storage's files, with the files' numbers.
+    fn storage_extents(&self, folder: FolderId) -> Vec<(u32, Extent)> {
+        let mut all = Vec::new();
+        let Some(dir) = self.tree.dir(Place::own(folder)) else { return all };
+        for (_, name, target) in dir.entries.after(0) {
+            if let (Some(file), Target::Node(ix)) = (number(name, b"m."), target)
+                && let Some(Node { kind: Kind::Growing(grow), .. }) = self.tree.nodes.get(ix)
+            {
+                all.extend(grow.extents.iter().map(|e| (file, e.clone())));
+            }
+        }
+        all
+    }
+
+    /// Extents that reach beyond what the map knows of their file.
+    fn unmapped(&self, folder: FolderId, map: FolderId) -> Result<Vec<(u32, Extent)>> {
+        let mut ends: HashMap<u32, u64> = HashMap::new();
+        let Some(state) = self.index_state(map, b"dovecot.map.index")? else {
+            return Ok(Vec::new());
+        };
+        for (_, data) in state.ext_data("map") {
+            let field = |at: usize| {
+                let bytes = data.get(at..at + 4)?;
+                Some(u32::from_le_bytes(bytes.try_into().ok()?))
+            };
+            if let (Some(file), Some(offset), Some(size)) = (field(0), field(4), field(8)) {
+                let end = ends.entry(file).or_insert(0);
+                *end = (*end).max(u64::from(offset) + u64::from(size));
+            }
+        }
+        let mut all = self.storage_extents(folder);
+        all.retain(|(file, e)| e.offset + e.len > ends.get(file).copied().unwrap_or(0));
+        Ok(all)
     }
 
     /// The state of a Dovecot index from its files; `None` if they cannot be read.
@@ -577,15 +740,17 @@ impl User {
             .collect()
     }
 
+    /// Brings stretches of storage files into map and folders. Gives mails that the map counts,
+    /// no folder holds, and whose bytes were not among the stretches.
     fn map_recovered(
         &mut self,
         map: FolderId,
         folders: &[FolderId],
         ranges: &[Range],
-    ) -> Result<()> {
+    ) -> Result<Vec<MapEntry>> {
         let depth = match self.tree.folders.get(&map) {
             Some(folder) => self.tree.path(folder.parent).len(),
-            None => return Ok(()),
+            None => return Ok(Vec::new()),
         };
         let map_files = IndexFiles::read(self, map, b"dovecot.map.index")?;
         let mut indexes = Vec::new();
@@ -646,7 +811,7 @@ impl User {
                         self.append_log(log, append)?;
                     }
                 }
-                Ok(())
+                Ok(output.unreferenced)
             }
             Err(error) => {
                 tracing::warn!(user = %self.name, %error, "Dovecot is asked to rebuild the storage");
@@ -657,7 +822,7 @@ impl User {
                         self.append_log(log, &mark)?;
                     }
                 }
-                Ok(())
+                Ok(Vec::new())
             }
         }
     }

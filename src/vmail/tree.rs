@@ -306,6 +306,33 @@ impl Tree {
         Some(ix)
     }
 
+    /// Lets a name that is there stand for something else, which no longer counts its old place.
+    pub fn retarget(&mut self, at: Place, name: &[u8], target: Target) {
+        let Some(dir) = self.dir_mut(at) else { return };
+        let Some((cookie, old)) = dir.entries.get(name) else { return };
+        dir.entries.retarget(name, target);
+        let place = Name { at, cookie };
+        if let Target::Node(ix) = old
+            && let Some(node) = self.nodes.get_mut(ix)
+        {
+            node.names.remove(place);
+        }
+        match target {
+            Target::Node(ix) => {
+                if let Some(node) = self.nodes.get_mut(ix) {
+                    node.names.add(place);
+                }
+            }
+            Target::Folder(id) => {
+                if let Some(folder) = self.folders.get_mut(&id) {
+                    folder.parent = at;
+                    folder.name = name.into();
+                }
+            }
+            Target::Sub(_) => {}
+        }
+    }
+
     /// Removes a node that nothing refers to any more.
     pub fn collect(&mut self, ix: NodeIx) -> Option<Node> {
         if !self.nodes.get(ix)?.unused() {
@@ -344,6 +371,13 @@ impl Tree {
     /// How deep a directory lies.
     pub fn depth(&self, at: Place) -> usize {
         self.path(at).len()
+    }
+
+    /// How many levels of folders a folder and those below it make.
+    pub fn levels(&self, id: FolderId) -> usize {
+        let inside = self.folders.keys().filter(|f| self.within(Place::own(**f), id));
+        let deepest = inside.map(|f| self.depth(Place::own(*f))).max().unwrap_or(0);
+        (deepest + 1).saturating_sub(self.depth(Place::own(id)))
     }
 
     /// Whether `inner` is `outer` or lies below it.

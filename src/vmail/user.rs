@@ -84,6 +84,8 @@ pub struct User {
     pub uidvalidity_burnt: Option<u32>,
     /// When caches were last sent because nobody used them.
     pub idle_flush: Option<Duration>,
+    /// What a lost session left is being brought back.
+    pub recovering: bool,
     /// Some ceiling is nearer than half of its room.
     pub ceiling_wanted: bool,
 }

@@ -61,6 +61,12 @@ pub fn answer(status: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     [text.as_bytes(), body].concat()
 }
 
+/// An error as S3 tells it.
+pub fn error(status: &str, code: &str) -> Vec<u8> {
+    let body = format!("<Error><Code>{code}</Code><Message>as told</Message></Error>");
+    answer(status, &[("Content-Type", "application/xml")], body.as_bytes())
+}
+
 /// Starts a server. What `serve` yields is sent as it is and the connection closed; a future
 /// that does not end is a server that does not answer.
 pub async fn start<F, Fut>(serve: F) -> HttpServer
