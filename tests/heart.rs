@@ -8,6 +8,7 @@ mod heart {
     mod flush;
     mod ownership;
     mod publish;
+    mod random;
     mod uids;
     mod world;
 }

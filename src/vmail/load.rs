@@ -476,11 +476,16 @@ impl User {
             let class = self.class_of(at, &name);
             let (kind, size, attrs, class) = match entry {
                 Entry::Mail { size, attrs, object } => {
+                    let class = if class == Class::MailTemp { class } else { Class::Mail };
                     if let Some(ix) = self.tree.shared.get(&object.id()).copied() {
                         self.tree.attach(at, name, ix);
+                        if class == Class::Mail
+                            && let Some(node) = self.tree.nodes.get_mut(ix)
+                        {
+                            node.class = class;
+                        }
                         continue;
                     }
-                    let class = if class == Class::MailTemp { class } else { Class::Mail };
                     (Kind::Published(object), size, attrs, class)
                 }
                 Entry::Extents { size, attrs, extents } => {

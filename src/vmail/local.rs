@@ -54,7 +54,8 @@ pub struct LocalState {
     pub journal_len: u64,
     pub last_seq: u64,
     pub snapshots: HashSet<FolderId>,
-    pub links: HashMap<ObjectId, u32>,
+    /// The table of links at the last checkpoint, if there was one.
+    pub links: Option<HashMap<ObjectId, u32>>,
 }
 
 const WHAT: &str = "local state";
@@ -155,7 +156,7 @@ pub fn read(disk: &dyn Disk, dir: &Path, user: &str, boot: &str) -> Result<Optio
     let links_path = dir.join("links");
     let links = disk.read(&links_path, u64::MAX).map_err(disk_error(&links_path))?;
     let links = match links.map(|bytes| decode_links(&bytes)).transpose() {
-        Ok(links) => links.unwrap_or_default(),
+        Ok(links) => links,
         Err(error) => return unusable("link table", &error),
     };
     Ok(Some(LocalState { stamp, head, next, records, journal_len, last_seq, snapshots, links }))

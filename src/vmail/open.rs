@@ -446,7 +446,7 @@ fn build(
         journal_len: 0,
         last_seq: 0,
         snapshots: HashSet::new(),
-        links: HashMap::new(),
+        links: None,
     });
     let journal_path = state_dir.join("journal");
     let journal = if resumed {
@@ -454,7 +454,8 @@ fn build(
     } else {
         Journal::create(&*disk, &journal_path, 0)?
     };
-    tree.links = local.links;
+    let links_known = local.links.is_some();
+    tree.links = local.links.unwrap_or_default();
     let mut named_above: HashSet<ObjectId> = head.known_above.iter().copied().collect();
     let mut user = User {
         name: cell.name.clone(),
@@ -468,7 +469,7 @@ fn build(
         flushed_seq: local.stamp.flushed_seq,
         dropped: Vec::new(),
         links_changed: HashSet::new(),
-        links_known: resumed,
+        links_known,
         folders_changed: false,
         changes: Changes::default(),
         snapshots: local.snapshots,

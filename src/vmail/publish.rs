@@ -385,7 +385,17 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     {
         super::fetch::keep(&session, &node.cell.name, job.id, bytes);
     }
-    node.cell.open_user(|user| user.end_publish(node, &job, &key))?;
+    let ended = node.cell.open_user(|user| {
+        let ended = user.end_publish(node, &job, &key);
+        if ended.is_err() && user.may_write().is_ok() {
+            // No record could be written: the object is nobody's. The next flush says so; until
+            // then a restart finds it unnamed above the watermark, which says the same.
+            user.dropped.push(key.clone());
+            user.answered(job.id);
+        }
+        ended
+    });
+    ended?;
     settle(node).await
 }
 
@@ -435,7 +445,9 @@ pub async fn sync_local(node: &NodeRef) -> Result<()> {
     })
     .await??;
     node.cell.if_open(|user| {
-        if let Some(Node { kind: Kind::Local(local), .. }) = user.tree.nodes.get_mut(node.ix) {
+        if let Some(Node { kind: Kind::Local(local), ino, .. }) = user.tree.nodes.get_mut(node.ix)
+            && *ino == node.ino
+        {
             local.synced = local.synced.max(writes);
         }
     });

@@ -144,7 +144,8 @@ fn retry_publishes(session: &Arc<Session>) {
             if let Err(error) = publish::publish(&node).await {
                 tracing::warn!(user = %node.cell.name, %error, "a mail is still not in the store");
                 let waiting = node.cell.if_open(|user| {
-                    user.tree.nodes.get(ix).is_some_and(|n| n.ino == ino && n.nlink > 0)
+                    !user.lost
+                        && user.tree.nodes.get(ix).is_some_and(|n| n.ino == ino && n.nlink > 0)
                 });
                 if waiting == Some(true) {
                     session.retries.lock().push((Arc::downgrade(&node.cell), ix, ino));

@@ -162,6 +162,11 @@ impl User {
         Ok(())
     }
 
+    /// Locks and temporary files can be changed without owning the user: reading makes some.
+    pub fn may_change(&self, class: Class) -> Result<()> {
+        if class.is_local_only() { Ok(()) } else { self.may_write() }
+    }
+
     // ---- records
 
     /// Writes one record, marks what it changes as not flushed, and does its disk operation.
@@ -235,7 +240,7 @@ impl User {
         let again = |(at, name): (Place, &Vec<u8>)| {
             self.renamed_from.as_ref().is_some_and(|(a, n)| *a == at && n == name)
         };
-        if made.is_some_and(again) {
+        if made.is_some_and(again) && self.may_write().is_ok() {
             return self.commit(vec![Change::Disk(op)]);
         }
         self.run(&op).map_err(|e| Error::disk("metacache", &e))

@@ -19,7 +19,10 @@ async fn i3_a_dead_process_loses_nothing() {
         client.put("u/.Sent/notes", format!("notes {round}").as_bytes()).await.unwrap();
         client.replace("u/subscriptions", format!("Sent{round}\n").as_bytes()).await.unwrap();
         if round % 2 == 0 {
-            client.rename(&format!("u/new/m{round}"), &format!("u/cur/m{round}:2,S")).await.unwrap();
+            client
+                .rename(&format!("u/new/m{round}"), &format!("u/cur/m{round}:2,S"))
+                .await
+                .unwrap();
         }
         if round == 3 {
             client.flush("u").await;

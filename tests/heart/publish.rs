@@ -62,7 +62,8 @@ async fn i1_a_lost_answer_of_a_put_makes_one_mail() {
         client.maildir(&["u"]).await;
         let first = std::sync::atomic::AtomicBool::new(true);
         world.faults(move |r| {
-            let hit = r.why.0 == "publish" && first.swap(false, std::sync::atomic::Ordering::SeqCst);
+            let hit =
+                r.why.0 == "publish" && first.swap(false, std::sync::atomic::Ordering::SeqCst);
             match (hit, before) {
                 (true, true) => Fault::Before(down()),
                 (true, false) => Fault::After(down()),
@@ -148,7 +149,8 @@ async fn i1_names_and_times_may_change_during_a_publish() {
         world.no_faults();
         client.close_file(file).await.unwrap();
         let check = async |client: &Client| {
-            let (tmp, new) = (client.list("u/tmp").await.unwrap(), client.list("u/new").await.unwrap());
+            let (tmp, new) =
+                (client.list("u/tmp").await.unwrap(), client.list("u/new").await.unwrap());
             match change {
                 "rename" => assert_eq!((tmp.len(), &new[..]), (0, &["2".to_string()][..])),
                 "link" => {
