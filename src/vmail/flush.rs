@@ -24,6 +24,7 @@ use super::local::encode_stamped;
 use super::open::{intend, swap_head};
 use super::publish::blocking;
 use super::session::{CellState, UserCell};
+use super::wait::Patience;
 use super::{load, need};
 use crate::format::head::{Head, PartKind, PartRef};
 use crate::format::key::{bundle_key, file_key};
@@ -447,11 +448,20 @@ pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
 
 /// Waits that end in a head swap.
 pub async fn await_ceiling(need: need::Need) -> Result<()> {
-    match need {
-        need::Need::Ceiling(cell, folder, next) => {
-            raise_ceilings(&cell, Some((folder, next)), None).await
+    let (cell, folder, uidvalidity) = match need {
+        need::Need::Ceiling(cell, folder, next) => (cell, Some((folder, next)), None),
+        need::Need::UidValidity(cell, value) => (cell, None, Some(value)),
+        other => return Err(Error::Internal(format!("not a ceiling: {other:?}"))),
+    };
+    let mut patience = Patience::new(&cell.session);
+    loop {
+        let error = match raise_ceilings(&cell, folder, uidvalidity).await {
+            Err(error @ Error::Store { .. }) => error,
+            done => return done,
+        };
+        tracing::warn!(user = %cell.name, %error, "UID ceiling not raised");
+        if !patience.again().await {
+            return Err(error);
         }
-        need::Need::UidValidity(cell, value) => raise_ceilings(&cell, None, Some(value)).await,
-        other => Err(Error::Internal(format!("not a ceiling: {other:?}"))),
     }
 }

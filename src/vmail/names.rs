@@ -89,6 +89,10 @@ impl User {
         if self.target(at, name)?.is_some() {
             return Err(Plain::Exists.into());
         }
+        let uid_validity = match class {
+            Class::Index(IndexKind::UidValidity) => self.await_uidvalidity_ceiling(name)?,
+            _ => None,
+        };
         let owner = self.new_owner(at, caller);
         let now = self.now();
         let kind = match class {
@@ -121,6 +125,9 @@ impl User {
         let ix = self.tree.nodes.add(node);
         self.tree.attach(at, name.into(), ix);
         self.touch(at, now);
+        if let Some(value) = uid_validity {
+            self.uidvalidity_given(value);
+        }
         Ok(ix)
     }
 

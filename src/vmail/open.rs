@@ -26,6 +26,7 @@ use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::tree::{Dir, Folder, Target, Tree};
 use super::user::{Changes, User};
+use super::wait::Patience;
 use super::{ceilings, load, publish, recover};
 use crate::format::head::{ClosedEpoch, HEAD_LIMIT, Head, HeadFolder, HeadOwner};
 use crate::format::journal::{Change, DiskOp};
@@ -36,14 +37,11 @@ use crate::store::{Body, ETag, PutMode, Reason, StoreError};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Opens a user unless it is open, trying for as long as a delivery may wait.
 pub async fn open(cell: &Arc<UserCell>) -> Result<()> {
     let session = &cell.session;
-    let clock = session.env.clock.clone();
-    let start = clock.boot();
-    let mut pause = Duration::from_millis(100);
+    let mut patience = Patience::new(session);
     let _one = cell.opening.lock().await;
     loop {
         if matches!(&*cell.state.lock(), CellState::Open(user) if user.ready) {
@@ -52,16 +50,13 @@ pub async fn open(cell: &Arc<UserCell>) -> Result<()> {
         if session.closing.load(std::sync::atomic::Ordering::Acquire) {
             return Err(Error::Closing);
         }
-        match open_once(cell).await {
-            Err(error @ (Error::Store { .. } | Error::Foreign { .. }))
-                if clock.boot().saturating_sub(start) + pause
-                    < session.settings.delivery_timeout =>
-            {
-                tracing::warn!(user = %cell.name, %error, "opening is tried again");
-                clock.sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(5));
-            }
+        let error = match open_once(cell).await {
+            Err(error @ (Error::Store { .. } | Error::Foreign { .. })) => error,
             done => return done,
+        };
+        tracing::warn!(user = %cell.name, %error, "user not opened");
+        if !patience.again().await {
+            return Err(error);
         }
     }
 }

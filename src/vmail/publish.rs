@@ -34,6 +34,7 @@ use super::flush;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
 use super::user::User;
+use super::wait::Patience;
 use crate::cache::staging::Staged;
 use crate::dovecot::classes::Class;
 use crate::format::journal::Change;
@@ -45,7 +46,6 @@ use crate::format::{ObjectId, Timestamp};
 use crate::store::{Body, PutMode, Reason};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// One attempt to publish, taken under the user's lock.
 struct Job {
@@ -310,22 +310,16 @@ impl User {
 ///
 /// Tries for as long as a delivery may wait; then the error is one that servers defer on.
 pub async fn publish(node: &NodeRef) -> Result<()> {
-    let session = node.cell.session.clone();
-    let clock = session.env.clock.clone();
-    let start = clock.boot();
-    let mut pause = Duration::from_millis(100);
+    let mut patience = Patience::new(&node.cell.session);
     let _one = node.cell.one_at_a_time(node.ino).await;
     loop {
-        match publish_once(node).await {
-            Err(error @ Error::Store { .. })
-                if clock.boot().saturating_sub(start) + pause
-                    < session.settings.delivery_timeout =>
-            {
-                tracing::warn!(user = %node.cell.name, %error, "publish is tried again");
-                clock.sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(5));
-            }
+        let error = match publish_once(node).await {
+            Err(error @ Error::Store { .. }) => error,
             done => return done,
+        };
+        tracing::warn!(user = %node.cell.name, %error, "mail not published");
+        if !patience.again().await {
+            return Err(error);
         }
     }
 }

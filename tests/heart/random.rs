@@ -82,6 +82,7 @@ impl Run {
                 let (folder, name) = (self.folder(), self.name());
                 let body =
                     format!("mail {}\n", self.made).repeat(1 + self.dice.roll(40)).into_bytes();
+                let bundle = self.world.head("u").previous.map(|p| p.bundle);
                 match self.dice.roll(3) {
                     0 => {
                         // Postfix: link and unlink.
@@ -94,6 +95,10 @@ impl Run {
                         self.client.unlink(&tmp).await.unwrap();
                     }
                     _ => self.client.deliver(&folder, &name, &body).await.unwrap(),
+                }
+                if self.world.head("u").previous.map(|p| p.bundle) != bundle {
+                    // The folder was not in the store yet, and went there before its first mail.
+                    self.is_flushed();
                 }
                 self.since.insert(body.clone());
                 self.now.insert(format!("{folder}/new/{name}"), body);
@@ -196,7 +201,8 @@ impl Run {
             }
             82..90 => self.flush().await,
             90..92 => self.failing_flush().await,
-            92..96 => self.die().await,
+            92..95 => self.die().await,
+            95 => self.reboot().await,
             96..98 => self.hand_over().await,
             _ => self.lose().await,
         }
@@ -240,6 +246,14 @@ impl Run {
     async fn die(&mut self) {
         self.client = self.world.session(self.on);
         self.check("after a death").await;
+    }
+
+    /// A power cut after which all that was written is on the disk.
+    async fn reboot(&mut self) {
+        self.made += 1;
+        self.on.boot = Box::leak(format!("boot{}", self.made).into_boxed_str());
+        self.client = self.world.session(self.on);
+        self.check("after a reboot").await;
     }
 
     async fn hand_over(&mut self) {

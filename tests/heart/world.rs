@@ -556,3 +556,14 @@ impl Disk for FullDisk {
         self.inner.replace(path, bytes, durable)
     }
 }
+
+/// Bytes that do not compress.
+pub fn noise(len: usize) -> Vec<u8> {
+    let mut seed = 7u64;
+    (0..len)
+        .map(|_| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+            (seed >> 33) as u8
+        })
+        .collect()
+}
