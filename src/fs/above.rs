@@ -84,11 +84,11 @@ impl VmailFs {
 
     pub(super) fn root_attr(&self, cell: &Arc<UserCell>) -> super::api::Attr {
         match &*cell.state.lock() {
-            CellState::Open(user) => match user.tree.dir(Place::ROOT) {
+            CellState::Open(user) if user.ready => match user.tree.dir(Place::ROOT) {
                 Some(dir) => attr::of_dir(user, Place::ROOT, dir),
                 None => attr::of_closed_root(cell),
             },
-            CellState::Closed => attr::of_closed_root(cell),
+            CellState::Open(_) | CellState::Closed => attr::of_closed_root(cell),
         }
     }
 

@@ -203,10 +203,11 @@ impl VmailFs {
         &self,
         caller: Caller,
         cell: &Arc<UserCell>,
-        ix: NodeIx,
+        (ix, ino): (NodeIx, Ino),
         set: SetAttr,
     ) -> Step<Attr> {
         step(cell.with(|user| {
+            user.node_known(ix, ino)?;
             let now = user.now();
             if let Some(size) = set.size {
                 let node = user.node(ix)?;
@@ -323,7 +324,7 @@ impl MailFs for VmailFs {
             Ok(InoTarget::Above(_)) => Step::Done(Ok(attr::above(&self.session, ino))),
             Ok(InoTarget::Dir(cell, at)) => self.dir_attr(&cell, at),
             Ok(InoTarget::Node(cell, ix)) => {
-                step(cell.with(|user| Ok(attr::of_node(user, user.node(ix)?))))
+                step(cell.with(|user| Ok(attr::of_node(user, user.node_known(ix, ino)?))))
             }
         }
     }
@@ -333,17 +334,19 @@ impl MailFs for VmailFs {
             Err(error) => Step::Done(Err(error.answer())),
             Ok(InoTarget::Above(path)) => Step::Done(Err(self.refuse_in(&path, b"."))),
             Ok(InoTarget::Dir(cell, at)) => self.set_dir_attr(&cell, at, set),
-            Ok(InoTarget::Node(cell, ix)) => self.set_node_attr(caller, &cell, ix, set),
+            Ok(InoTarget::Node(cell, ix)) => self.set_node_attr(caller, &cell, (ix, ino), set),
         }
     }
 
     fn readlink(&self, ino: Ino) -> Step<Vec<u8>> {
         match self.target(ino) {
             Err(error) => Step::Done(Err(error.answer())),
-            Ok(InoTarget::Node(cell, ix)) => step(cell.with(|user| match &user.node(ix)?.kind {
-                Kind::Symlink(target) => Ok(target.to_vec()),
-                _ => Err(Plain::Invalid.into()),
-            })),
+            Ok(InoTarget::Node(cell, ix)) => {
+                step(cell.with(|user| match &user.node_known(ix, ino)?.kind {
+                    Kind::Symlink(target) => Ok(target.to_vec()),
+                    _ => Err(Plain::Invalid.into()),
+                }))
+            }
             Ok(_) => plain(Plain::Invalid),
         }
     }
@@ -458,6 +461,7 @@ impl MailFs for VmailFs {
                     // Each user stays whole by itself: the server copies.
                     return Err(Plain::CrossDevice.into());
                 }
+                user.node_known(node.1, ino)?;
                 user.link(node.1, at, new_name)?;
                 self.found(user, cell, at, Target::Node(node.1))
             },

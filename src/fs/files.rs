@@ -29,6 +29,7 @@ impl VmailFs {
         match self.target(ino) {
             Err(error) => Step::Done(Err(error.answer())),
             Ok(InoTarget::Node(cell, ix)) => step(cell.with(|user| {
+                user.node_known(ix, ino)?;
                 if how.truncate && caller.uid == 0 && !user.session.settings.allow_root_delete {
                     let node = user.node(ix)?;
                     if node.size > 0 && !node.class.is_local_only() {

@@ -345,7 +345,8 @@ impl User {
         let (len, inplace, shipped) = (node.size, local.inplace, local.shipped);
         let mut since = local.since.clone();
         let taken = since.clone();
-        if base || !shipped {
+        // With two names the first would take the changes away from the second.
+        if base || !shipped || self.node(ix)?.names.all().len() > 1 {
             since = Since::everything();
         } else {
             for layer in older.iter().rev() {
@@ -415,8 +416,10 @@ impl User {
         self.changes.unimportant = earlier(self.changes.unimportant, now.unimportant);
         self.changes.new_since = earlier(self.changes.new_since, now.new_since);
         self.changes.new_mails += now.new_mails;
-        // What was urgent is tried again with the important.
-        self.changes.urgent = now.urgent;
+        self.changes.urgent = match (self.changes.urgent, now.urgent) {
+            (Some((first, _)), Some((_, last))) => Some((first, last)),
+            (before, after) => before.or(after),
+        };
     }
 
     /// The flush succeeded: what it carried is what the parts hold.

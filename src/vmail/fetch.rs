@@ -110,7 +110,7 @@ pub fn keep(session: &Arc<Session>, user: &Arc<str>, id: ObjectId, bytes: &Bytes
 pub async fn fetch(node: &NodeRef) -> Result<()> {
     let cell = &node.cell;
     let wanted = cell.open_user(|user| {
-        let found = user.node(node.ix)?;
+        let found = user.node_known(node.ix, node.ino)?;
         match &found.kind {
             Kind::Mail(mail) if mail.staged.is_none() => {
                 let key = mail.object.clone().ok_or(Plain::BadHandle)?;
@@ -122,7 +122,7 @@ pub async fn fetch(node: &NodeRef) -> Result<()> {
     let Some((key, size)) = wanted else { return Ok(()) };
     let copy = to_cache(&cell.session, &cell.name, &key, size).await?;
     cell.if_open(|user| {
-        if let Ok(found) = user.node_mut(node.ix)
+        if let Ok(found) = user.known_mut(node)
             && let Kind::Mail(mail) = &mut found.kind
             && mail.object.as_ref() == Some(&key)
         {
@@ -136,7 +136,7 @@ pub async fn fetch(node: &NodeRef) -> Result<()> {
 /// Brings one extent of a growing file.
 pub async fn fetch_extent(node: &NodeRef, index: usize) -> Result<()> {
     let cell = &node.cell;
-    let wanted = cell.open_user(|user| match &user.node(node.ix)?.kind {
+    let wanted = cell.open_user(|user| match &user.node_known(node.ix, node.ino)?.kind {
         Kind::Growing(grow) => Ok(grow.extents.get(index).cloned()),
         _ => Ok(None),
     })?;
@@ -145,7 +145,7 @@ pub async fn fetch_extent(node: &NodeRef, index: usize) -> Result<()> {
     match to_cache(&cell.session, &cell.name, &extent.object, extent.len).await? {
         Some(copy) => {
             cell.if_open(|user| {
-                if let Ok(found) = user.node_mut(node.ix)
+                if let Ok(found) = user.known_mut(node)
                     && let Kind::Growing(grow) = &mut found.kind
                 {
                     grow.open.insert(id, copy);
@@ -160,7 +160,7 @@ pub async fn fetch_extent(node: &NodeRef, index: usize) -> Result<()> {
 /// Reads a piece of a mail that the cache has no room for.
 pub async fn through(node: &NodeRef, offset: u64) -> Result<()> {
     let cell = &node.cell;
-    let wanted = cell.open_user(|user| match &user.node(node.ix)?.kind {
+    let wanted = cell.open_user(|user| match &user.node_known(node.ix, node.ino)?.kind {
         Kind::Mail(mail) => Ok(mail.object.clone().map(|key| (key, mail.published_size))),
         _ => Ok(None),
     })?;
@@ -173,7 +173,7 @@ pub async fn through(node: &NodeRef, offset: u64) -> Result<()> {
         .await
         .map_err(|e| failed(&cell.name, &key, e))?;
     cell.if_open(|user| {
-        if let Ok(found) = user.node_mut(node.ix)
+        if let Ok(found) = user.known_mut(node)
             && let Kind::Mail(mail) = &mut found.kind
         {
             mail.window = Some((offset, got.1));
@@ -214,7 +214,7 @@ pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
         Mail(KeyTail, u64),
         Growing(u64, Vec<crate::format::listing::Extent>),
     }
-    let wanted = cell.open_user(|user| match &user.node(node.ix)?.kind {
+    let wanted = cell.open_user(|user| match &user.node_known(node.ix, node.ino)?.kind {
         Kind::Mail(mail) if mail.staged.is_none() => {
             Ok(mail.object.clone().map(|key| What::Mail(key, mail.published_size)))
         }
@@ -234,7 +234,7 @@ pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
             let staged = session.staging.create().map_err(local)?;
             staged.write(&bytes, 0).map_err(local)?;
             cell.open_user(|user| {
-                if let Kind::Mail(mail) = &mut user.node_mut(node.ix)?.kind
+                if let Kind::Mail(mail) = &mut user.known_mut(node)?.kind
                     && mail.staged.is_none()
                 {
                     mail.staged = Some(Arc::new(staged));
@@ -250,7 +250,7 @@ pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
             }
             cell.open_user(|user| {
                 let staging = user.session.staging.clone();
-                let Kind::Growing(grow) = &mut user.node_mut(node.ix)?.kind else { return Ok(()) };
+                let Kind::Growing(grow) = &mut user.known_mut(node)?.kind else { return Ok(()) };
                 if from >= grow.published {
                     return Ok(());
                 }

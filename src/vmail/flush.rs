@@ -5,7 +5,8 @@
 //! 1. The cut (see [`super::cut`]).
 //! 2. Large files are put, then the bundle. A death here leaves objects that no head names;
 //!    their ids are of our epoch and gc knows them by it.
-//! 3. `head.next` is written locally, the head is swapped by compare-and-swap, `head` is
+//! 3. The journal is synced, so that this disk never knows less than a head in the store.
+//!    `head.next` is written locally, the head is swapped by compare-and-swap, `head` is
 //!    written. A death around the swap leaves both candidates here, and the store tells by the
 //!    write id which one holds.
 //!
@@ -23,6 +24,7 @@ use super::local::encode_stamped;
 use super::open::{intend, swap_head};
 use super::publish::blocking;
 use super::session::{CellState, UserCell};
+use super::wait::Patience;
 use super::{load, need};
 use crate::format::head::{Head, PartKind, PartRef};
 use crate::format::key::{bundle_key, file_key};
@@ -63,9 +65,16 @@ const DROPPED_CHAIN: usize = 64;
 /// Flushes a user that is open.
 pub async fn flush(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let _one = cell.flushing.lock().await;
+    flush_alone(cell, options).await
+}
+
+async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let Some(wanted) = cell.if_open(|user| {
         if user.lost {
             return Err(Error::Lost { user: user.name.to_string() });
+        }
+        if !user.ready {
+            return Ok(false);
         }
         let changed = if options.important_only {
             user.changes.important.is_some() && user.has_unflushed()
@@ -216,9 +225,13 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     if options.release {
         head.owner = None;
     }
-    let dir = cell.open_user(|user| Ok(user.state_dir.clone()))?;
-    let recovering = cell.open_user(|user| Ok(user.recovering))?;
-    intend(cell, &dir, &head, cut.seq, recovering).await?;
+    let (dir, stamp, point) = cell.open_user(|user| {
+        Ok((user.state_dir.clone(), user.stamp(cut.seq, false), user.journal.sync_point()))
+    })?;
+    if let Some(point) = point {
+        blocking(move || point.sync()).await??;
+    }
+    intend(cell, &dir, &head, &stamp).await?;
     match swap_head(cell, &head, Some(tag), Reason("flush")).await? {
         Some(tag) => Ok(Some((head, tag, parts, report))),
         None => Err(lost(cell)),
@@ -339,7 +352,7 @@ pub async fn raise_ceilings(
     uidvalidity: Option<u32>,
 ) -> Result<()> {
     let _one = cell.flushing.lock().await;
-    let (mut head, tag, dir, seq, recovering) = cell.open_user(|user| {
+    let (mut head, tag, dir, stamp) = cell.open_user(|user| {
         user.may_write()?;
         user.ceiling_wanted = false;
         let mut next: HashMap<FolderId, u32> =
@@ -352,13 +365,17 @@ pub async fn raise_ceilings(
         // A folder whose ceiling the head does not hold gets one with its first flush.
         next.retain(|id, _| head.folders.iter().any(|f| f.id == *id && f.uid_ceiling.is_some()));
         raise(&mut head, &next, uidvalidity.max(user.uidvalidity));
-        let dir = user.state_dir.clone();
-        Ok((head, user.etag.clone(), dir, user.flushed_seq, user.recovering))
+        let stamp = user.stamp(user.flushed_seq, false);
+        Ok((head, user.etag.clone(), user.state_dir.clone(), stamp))
     })?;
     head.write_id = new_write_id(cell);
     head.written = cell.session.env.clock.wall().secs;
-    intend(cell, &dir, &head, seq, recovering).await?;
-    match swap_head(cell, &head, Some(tag), Reason("ceiling")).await? {
+    intend(cell, &dir, &head, &stamp).await?;
+    let swapped = swap_head(cell, &head, Some(tag), Reason("ceiling")).await;
+    if swapped.is_err() {
+        cell.if_open(|user| user.ceiling_wanted = true);
+    }
+    match swapped? {
         Some(tag) => cell.open_user(|user| {
             user.take_head(head, tag);
             user.write_head(false)
@@ -408,8 +425,14 @@ pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
     if matches!(*cell.state.lock(), CellState::Closed) {
         return Ok(());
     }
+    // Not in the middle of an opening, and no other flush between this one and its checkpoint.
+    let _opened = cell.opening.lock().await;
+    if matches!(*cell.state.lock(), CellState::Closed) {
+        return Ok(());
+    }
+    let _one = cell.flushing.lock().await;
     let options = Options { caches: true, release: true, important_only: false };
-    flush(cell, options).await?;
+    flush_alone(cell, options).await?;
     let more = cell.open_user(|user| {
         user.checkpoint()?;
         let clean = !user.has_unflushed();
@@ -425,11 +448,20 @@ pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
 
 /// Waits that end in a head swap.
 pub async fn await_ceiling(need: need::Need) -> Result<()> {
-    match need {
-        need::Need::Ceiling(cell, folder, next) => {
-            raise_ceilings(&cell, Some((folder, next)), None).await
+    let (cell, folder, uidvalidity) = match need {
+        need::Need::Ceiling(cell, folder, next) => (cell, Some((folder, next)), None),
+        need::Need::UidValidity(cell, value) => (cell, None, Some(value)),
+        other => return Err(Error::Internal(format!("not a ceiling: {other:?}"))),
+    };
+    let mut patience = Patience::new(&cell.session);
+    loop {
+        let error = match raise_ceilings(&cell, folder, uidvalidity).await {
+            Err(error @ Error::Store { .. }) => error,
+            done => return done,
+        };
+        tracing::warn!(user = %cell.name, %error, "UID ceiling not raised");
+        if !patience.again().await {
+            return Err(error);
         }
-        need::Need::UidValidity(cell, value) => raise_ceilings(&cell, None, Some(value)).await,
-        other => Err(Error::Internal(format!("not a ceiling: {other:?}"))),
     }
 }

@@ -26,6 +26,17 @@ impl User {
         self.tree.nodes.get_mut(ix).ok_or_else(|| Plain::BadHandle.into())
     }
 
+    /// The node of a number that was handed out. The slot may be another's since.
+    pub fn node_known(&self, ix: NodeIx, ino: u64) -> Result<&Node> {
+        let lost = || Error::Lost { user: self.name.to_string() };
+        self.tree.nodes.get(ix).filter(|node| node.ino == ino).ok_or_else(lost)
+    }
+
+    pub fn known_mut(&mut self, node: &NodeRef) -> Result<&mut Node> {
+        self.node_known(node.ix, node.ino)?;
+        self.node_mut(node.ix)
+    }
+
     pub fn node_ref(&self, ix: NodeIx) -> Result<NodeRef> {
         Ok(NodeRef { cell: self.cell(), ix, ino: self.node(ix)?.ino })
     }
@@ -47,7 +58,7 @@ impl User {
         // Even a file opened for reading only is emptied by O_TRUNC.
         let changes = how.write || how.truncate;
         if changes {
-            self.may_write()?;
+            self.may_change(self.node(ix)?.class)?;
         }
         let name = self.name.clone();
         let fscache = self.session.fscache.clone();
@@ -148,6 +159,10 @@ impl User {
             let ino = node.ino;
             self.session.retry_publish(&self.cell(), ix, ino);
         }
+        let forgotten = self.tree.nodes.get(ix).filter(|n| n.handles == 0 && n.lookups == 0);
+        if let Some(ino) = forgotten.map(|n| n.ino) {
+            self.session.forget_ino(ino);
+        }
         self.drop_if_unused(ix);
     }
 
@@ -247,7 +262,7 @@ impl User {
 
     /// Writes; the kernel has chosen the offset, also for O_APPEND.
     pub fn write(&mut self, ix: NodeIx, offset: u64, data: &[u8]) -> Op<()> {
-        self.may_write()?;
+        self.may_change(self.node(ix)?.class)?;
         let end = offset
             .checked_add(data.len() as u64)
             .filter(|end| *end < MAX_FILE)
@@ -376,7 +391,7 @@ impl User {
     }
 
     pub fn truncate(&mut self, ix: NodeIx, len: u64) -> Op<()> {
-        self.may_write()?;
+        self.may_change(self.node(ix)?.class)?;
         if len >= MAX_FILE {
             return Err(Plain::Invalid.into());
         }
@@ -447,7 +462,7 @@ impl User {
         owner: Option<Owner>,
         mtime: Option<Timestamp>,
     ) -> Op<()> {
-        self.may_write()?;
+        self.may_change(self.node(ix)?.class)?;
         let now = self.now();
         let deviation = owner.map(|o| self.deviation(o));
         let node = self.node_mut(ix)?;

@@ -18,6 +18,7 @@ use super::publish::blocking;
 use super::session::UserCell;
 use super::tree::{Dir, Layer, NameBytes, Target};
 use super::user::User;
+use super::wait::Patience;
 use crate::dovecot::classes::{Class, IndexKind};
 use crate::dovecot::index_snapshot::SnapshotHeader;
 use crate::dovecot::{recover, uidlist, uidvalidity};
@@ -31,7 +32,6 @@ use crate::store::{Reason, StoreError};
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Decompressed size of one part at most.
 pub const PART_LIMIT: u64 = 4 << 30;
@@ -60,21 +60,16 @@ struct Wanted {
 
 /// Loads a folder, trying for as long as a delivery may wait.
 pub async fn load(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
-    let clock = cell.session.env.clock.clone();
-    let start = clock.boot();
-    let mut pause = Duration::from_millis(100);
+    let mut patience = Patience::new(&cell.session);
     let _one = cell.loading.lock().await;
     loop {
-        match load_once(cell, folder).await {
-            Err(error @ Error::Store { .. })
-                if clock.boot().saturating_sub(start) + pause
-                    < cell.session.settings.delivery_timeout =>
-            {
-                tracing::warn!(user = %cell.name, %error, "load is tried again");
-                clock.sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(5));
-            }
+        let error = match load_once(cell, folder).await {
+            Err(error @ Error::Store { .. }) => error,
             done => return done,
+        };
+        tracing::warn!(user = %cell.name, %error, "folder not loaded");
+        if !patience.again().await {
+            return Err(error);
         }
     }
 }
@@ -358,6 +353,7 @@ impl User {
             return Ok(false);
         }
         let pending = folder.pending.clone();
+        let amended = !pending.is_empty();
         let mut contents: HashMap<(Sub, NameBytes), Vec<u8>> = HashMap::new();
         let mut layers = Vec::new();
         let from_parts = matches!(source, Source::Parts(_));
@@ -401,7 +397,7 @@ impl User {
             folder.loaded = true;
             folder.pending = Vec::new();
             folder.layers = layers;
-            folder.snapshot_stale = from_parts;
+            folder.snapshot_stale = from_parts || amended;
             if restore {
                 folder.burnt_below = folder.burnt_below.max(folder.uid_ceiling);
             }
@@ -476,11 +472,16 @@ impl User {
             let class = self.class_of(at, &name);
             let (kind, size, attrs, class) = match entry {
                 Entry::Mail { size, attrs, object } => {
+                    let class = if class == Class::MailTemp { class } else { Class::Mail };
                     if let Some(ix) = self.tree.shared.get(&object.id()).copied() {
                         self.tree.attach(at, name, ix);
+                        if class == Class::Mail
+                            && let Some(node) = self.tree.nodes.get_mut(ix)
+                        {
+                            node.class = class;
+                        }
                         continue;
                     }
-                    let class = if class == Class::MailTemp { class } else { Class::Mail };
                     (Kind::Published(object), size, attrs, class)
                 }
                 Entry::Extents { size, attrs, extents } => {

@@ -54,7 +54,8 @@ pub struct LocalState {
     pub journal_len: u64,
     pub last_seq: u64,
     pub snapshots: HashSet<FolderId>,
-    pub links: HashMap<ObjectId, u32>,
+    /// The table of links at the last checkpoint, if there was one.
+    pub links: Option<HashMap<ObjectId, u32>>,
 }
 
 const WHAT: &str = "local state";
@@ -128,9 +129,11 @@ pub fn read(disk: &dyn Disk, dir: &Path, user: &str, boot: &str) -> Result<Optio
                 tracing::warn!(user, offset, "the journal ends in an unfinished record");
                 break;
             }
-            // A power cut may leave such things.
+            // After a power cut blocks beyond the last sync may be missing before others: what was
+            // synced is before them.
             Err(JournalEnd::Corrupt { offset, error }) if stamp.boot != boot => {
-                return unusable("journal", &format!("at byte {offset}: {error}"));
+                tracing::warn!(user, offset, %error, "the journal ends where the power cut tore it");
+                break;
             }
             Err(JournalEnd::Corrupt { offset, error }) => {
                 let what = format!(
@@ -153,7 +156,7 @@ pub fn read(disk: &dyn Disk, dir: &Path, user: &str, boot: &str) -> Result<Optio
     let links_path = dir.join("links");
     let links = disk.read(&links_path, u64::MAX).map_err(disk_error(&links_path))?;
     let links = match links.map(|bytes| decode_links(&bytes)).transpose() {
-        Ok(links) => links.unwrap_or_default(),
+        Ok(links) => links,
         Err(error) => return unusable("link table", &error),
     };
     Ok(Some(LocalState { stamp, head, next, records, journal_len, last_seq, snapshots, links }))

@@ -84,11 +84,15 @@ impl User {
     /// A new empty file; the name must be free.
     pub fn create(&mut self, caller: Caller, at: Place, name: &[u8], mode: u32) -> Op<NodeIx> {
         check_name(name)?;
-        self.may_write()?;
+        let class = self.class_of(at, name);
+        self.may_change(class)?;
         if self.target(at, name)?.is_some() {
             return Err(Plain::Exists.into());
         }
-        let class = self.class_of(at, name);
+        let uid_validity = match class {
+            Class::Index(IndexKind::UidValidity) => self.await_uidvalidity_ceiling(name)?,
+            _ => None,
+        };
         let owner = self.new_owner(at, caller);
         let now = self.now();
         let kind = match class {
@@ -116,11 +120,14 @@ impl User {
             self.commit(changes)?;
             self.note_new_name(class);
         } else if local {
-            self.run(&disk).map_err(|e| Error::disk("metacache", &e))?;
+            self.run_unrecorded(disk)?;
         }
         let ix = self.tree.nodes.add(node);
         self.tree.attach(at, name.into(), ix);
         self.touch(at, now);
+        if let Some(value) = uid_validity {
+            self.uidvalidity_given(value);
+        }
         Ok(ix)
     }
 
@@ -167,7 +174,7 @@ impl User {
         if self.target(at, name)?.is_some() {
             return Err(Plain::Exists.into());
         }
-        let class = self.class_of(at, name);
+        let class = self.class_for(ix, at, name)?;
         let node = self.tree.nodes.get(ix).ok_or(Plain::NotFound)?;
         if node.nlink == 0 {
             return Err(Plain::NotFound.into());
@@ -185,15 +192,12 @@ impl User {
                 }
             }
             Kind::Local(_) => {
-                if class.holds_mail() {
-                    return Err(Plain::CrossDevice.into());
-                }
                 let first = node.names.first().ok_or(Plain::NotFound)?;
                 let from = self.tree.name_bytes(first).ok_or(Plain::NotFound)?.to_vec();
                 let disk =
                     DiskOp::Link { from: first.at, name: from, to: at, new_name: name.to_vec() };
                 if class.is_local_only() {
-                    self.run(&disk).map_err(|e| Error::disk("metacache", &e))?;
+                    self.run_unrecorded(disk)?;
                 } else {
                     let entry = crate::format::listing::Entry::Local {
                         size: node.size,
@@ -212,10 +216,17 @@ impl User {
             Some(node) => {
                 node.nlink += 1;
                 node.ctime = now;
-                // The weightier class decides: a lock linked into place is what it became.
+                // The weightier class decides: a lock linked into place is what it became, and a
+                // mail of which a copy is being made stays a mail.
                 let before = node.class;
-                if !class.is_local_only() || before.is_local_only() {
+                let lighter = class.is_local_only() || class == Class::MailTemp;
+                if !lighter || before.is_local_only() || before == Class::MailTemp {
                     node.class = class;
+                }
+                if let Kind::Local(local) = &mut node.kind {
+                    // No part has it under this name.
+                    local.since = Since::everything();
+                    local.shipped = false;
                 }
                 (before, node.objects().iter().map(|o| o.id()).collect::<Vec<_>>())
             }
@@ -231,6 +242,8 @@ impl User {
             }
             if from_class != Class::MailTemp {
                 self.important();
+            } else if class == Class::Mail {
+                self.note_new_mail();
             }
         } else if self.tree.kind_is_local(ix) {
             self.became(ix)?;
@@ -302,7 +315,6 @@ impl User {
     }
 
     pub fn unlink(&mut self, at: Place, name: &[u8]) -> Op<()> {
-        self.may_write()?;
         let ix = match self.target(at, name)?.ok_or(Plain::NotFound)? {
             Target::Node(ix) => ix,
             Target::Folder(_) | Target::Sub(_) => return Err(Plain::IsDir.into()),
@@ -310,15 +322,17 @@ impl User {
         let now = self.now();
         let node = self.tree.nodes.get(ix).ok_or(Plain::NotFound)?;
         let class = node.class;
+        self.may_change(class)?;
         let last_of_new_mail = node.nlink <= 1
             && class == Class::Mail
             && node.object().is_some_and(|o| o.id() > self.head.watermark);
         let local = matches!(node.kind, Kind::Local(_));
+        let more_names = node.nlink > 1;
         let disk = DiskOp::Unlink { at, name: name.to_vec() };
         let mut changes = self.loss(at, name, ix);
         if changes.is_empty() {
             if local {
-                self.run(&disk).map_err(|e| Error::disk("metacache", &e))?;
+                self.run_unrecorded(disk)?;
             }
         } else {
             changes.extend(self.touch_line(at, now));
@@ -326,7 +340,9 @@ impl User {
                 changes.push(Change::Disk(disk));
             }
             self.commit(changes)?;
-            if class != Class::MailTemp && !class.is_cache() {
+            // A delivery that linked its mail into place takes the temporary name away.
+            let spare = more_names && self.class_of(at, name) == Class::MailTemp;
+            if class != Class::MailTemp && !class.is_cache() && !spare {
                 self.important();
             }
             if last_of_new_mail || class == Class::Growing {
@@ -414,7 +430,7 @@ impl User {
         let replaced_local = replaced.is_some_and(|other| self.tree.kind_is_local(other));
         if changes.is_empty() {
             if local {
-                self.run(&disk).map_err(|e| Error::disk("metacache", &e))?;
+                self.run_unrecorded(disk)?;
             }
         } else {
             changes.extend(self.touch_line(from, now));

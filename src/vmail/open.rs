@@ -11,7 +11,13 @@
 //!    mails that were made safe after the last flush. With our own journal at hand they were
 //!    promised to nobody and are dropped; without it they are put into their folders.
 //!
-//! A swap whose answer is lost is read back and known by its write id.
+//! Until step 4 is done nobody is served and nothing is flushed: a new mail would be taken for
+//! a lost one, and a flush would move the watermark past what is looked for. Local state says
+//! so, too (`recovering`): whoever opens the user after a step 4 that failed or died
+//! begins it again, and does not take the half of it for a journal that knows everything.
+//!
+//! A swap whose answer is lost is read back and known by its write id. One that was given up
+//! may still arrive later; it is known by its session, and the next swap goes on top of it.
 
 use super::error::{During, Error, Result};
 use super::journal::Journal;
@@ -20,6 +26,7 @@ use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::tree::{Dir, Folder, Target, Tree};
 use super::user::{Changes, User};
+use super::wait::Patience;
 use super::{ceilings, load, publish, recover};
 use crate::format::head::{ClosedEpoch, HEAD_LIMIT, Head, HeadFolder, HeadOwner};
 use crate::format::journal::{Change, DiskOp};
@@ -30,32 +37,26 @@ use crate::store::{Body, ETag, PutMode, Reason, StoreError};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Opens a user unless it is open, trying for as long as a delivery may wait.
 pub async fn open(cell: &Arc<UserCell>) -> Result<()> {
     let session = &cell.session;
-    let clock = session.env.clock.clone();
-    let start = clock.boot();
-    let mut pause = Duration::from_millis(100);
+    let mut patience = Patience::new(session);
     let _one = cell.opening.lock().await;
     loop {
-        if matches!(*cell.state.lock(), CellState::Open(_)) {
+        if matches!(&*cell.state.lock(), CellState::Open(user) if user.ready) {
             return Ok(());
         }
         if session.closing.load(std::sync::atomic::Ordering::Acquire) {
             return Err(Error::Closing);
         }
-        match open_once(cell).await {
-            Err(error @ (Error::Store { .. } | Error::Foreign { .. }))
-                if clock.boot().saturating_sub(start) + pause
-                    < session.settings.delivery_timeout =>
-            {
-                tracing::warn!(user = %cell.name, %error, "opening is tried again");
-                clock.sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(5));
-            }
+        let error = match open_once(cell).await {
+            Err(error @ (Error::Store { .. } | Error::Foreign { .. })) => error,
             done => return done,
+        };
+        tracing::warn!(user = %cell.name, %error, "user not opened");
+        if !patience.again().await {
+            return Err(error);
         }
     }
 }
@@ -86,6 +87,21 @@ pub async fn swap_head(
     old: Option<ETag>,
     why: Reason,
 ) -> Result<Option<ETag>> {
+    swap(cell, head, old, why, true).await
+}
+
+/// Whether this session wrote a head.
+fn ours(cell: &UserCell, head: &Head) -> bool {
+    head.owner.as_ref().is_some_and(|owner| owner.session == cell.session.id)
+}
+
+async fn swap(
+    cell: &UserCell,
+    head: &Head,
+    old: Option<ETag>,
+    why: Reason,
+    again: bool,
+) -> Result<Option<ETag>> {
     let mode = match old {
         Some(tag) => PutMode::Update(tag),
         None => PutMode::Create,
@@ -98,6 +114,10 @@ pub async fn swap_head(
             // Perhaps our own write, its answer lost.
             match read_head(cell, why).await? {
                 Some((now, tag)) if now.write_id == head.write_id => Ok(Some(tag)),
+                // An earlier swap of ours that was given up and has arrived since.
+                Some((now, tag)) if again && ours(cell, &now) && now.epoch == head.epoch => {
+                    Box::pin(swap(cell, head, Some(tag), why, false)).await
+                }
                 _ if matches!(first, StoreError::Precondition { .. }) => Ok(None),
                 _ => Err(Error::store(format!("head of {}", cell.name), During::Delivery, first)),
             }
@@ -141,11 +161,10 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     };
     if local.is_none() {
         let (disk, dir, cache) = (session.env.disk.clone(), state_dir.clone(), cache_dir.clone());
-        let keep =
-            unflushed_leftovers(&*disk, &dir, &cell.name, &session.settings.boot_id)?.then(|| {
-                let name = format!("{}-{}", cell.path.join("_"), session.id);
-                session.settings.state_dir.join("lost").join(name)
-            });
+        let keep = unflushed_leftovers(cell, &dir)?.then(|| {
+            let name = format!("{}-{:016x}", cell.path.join("_"), session.env.random.u64());
+            session.settings.state_dir.join("lost").join(name)
+        });
         if let Some(keep) = &keep {
             tracing::error!(
                 user = %cell.name, kept = %keep.display(),
@@ -172,14 +191,27 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     {
         return Err(Error::Foreign { user: cell.name.to_string(), backend: owner.backend.clone() });
     }
-    let old_tag = remote.as_ref().map(|(_, tag)| tag.clone());
     let old_watermark = remote.as_ref().map(|(head, _)| head.watermark);
-    let head = next_head(cell, remote.as_ref().map(|(head, _)| head), follows);
-    let flushed = local.as_ref().map_or(0, |l| l.stamp.flushed_seq);
-    let recovering = follows == Follows::Loss;
-    intend(cell, &state_dir, &head, flushed, recovering).await?;
-    let Some(tag) = swap_head(cell, &head, old_tag, Reason("open")).await? else {
-        return Err(Error::Foreign { user: cell.name.to_string(), backend: "(a rival)".into() });
+    let begun = local.as_ref().is_some_and(|l| l.stamp.recovering);
+    let (head, tag) = match remote {
+        // A recovery of this session that failed: its epoch has given no id yet.
+        Some((head, tag)) if begun && ours(cell, &head) => (head, tag),
+        remote => {
+            let (old, tag) = remote.unzip();
+            let head = next_head(cell, old.as_ref(), follows);
+            let flushed_seq = local.as_ref().map_or(0, |l| l.stamp.flushed_seq);
+            let boot = session.settings.boot_id.clone();
+            let recovering = follows == Follows::Loss;
+            let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
+            intend(cell, &state_dir, &head, &stamp).await?;
+            match swap_head(cell, &head, tag, Reason("open")).await? {
+                Some(tag) => (head, tag),
+                None => {
+                    let backend = "(a rival)".into();
+                    return Err(Error::Foreign { user: cell.name.to_string(), backend });
+                }
+            }
+        }
     };
     let user = {
         let (cell, head, follows) = (cell.clone(), head, follows);
@@ -221,6 +253,10 @@ async fn finish(
         })?;
     }
     load::load(cell, FolderId::ROOT).await?;
+    cell.open_user(|user| {
+        user.ready = true;
+        Ok(())
+    })?;
     cell.session.invalidate(crate::fs::api::Invalidate::Inode { ino: cell.ino });
     Ok(())
 }
@@ -261,30 +297,35 @@ async fn load_links(cell: &Arc<UserCell>) -> Result<()> {
 
 /// Local state that goes with the head in the store.
 fn usable(cell: &UserCell, head: &Head, mut local: LocalState) -> Option<LocalState> {
-    if local.head.write_id == head.write_id {
-        return Some(local);
-    }
-    match local.next.take() {
-        Some((stamp, next)) if next.write_id == head.write_id => {
-            local.stamp = stamp;
-            local.head = next;
-            Some(local)
+    if local.head.write_id != head.write_id {
+        match local.next.take() {
+            Some((stamp, next)) if next.write_id == head.write_id => {
+                local.stamp = stamp;
+                local.head = next;
+            }
+            // A later head of the same session, of which the disk does not know (a swap that
+            // arrived after it was given up, or a power cut): the journal was on the disk
+            // before that swap, so it holds all that is in the head, and is only flushed again.
+            _ if head.owner.is_some()
+                && head.owner == local.head.owner
+                && head.epoch == local.head.epoch => {}
+            _ => {
+                tracing::info!(user = %cell.name, "local state is older than the store's and not used");
+                return None;
+            }
         }
-        _ => {
-            tracing::info!(user = %cell.name, "local state is older than the store's and not used");
-            None
-        }
     }
+    if local.last_seq < local.stamp.flushed_seq {
+        tracing::warn!(user = %cell.name, "the journal ends before the last flush and is not used");
+        return None;
+    }
+    Some(local)
 }
 
 /// Whether obsolete local state holds changes that no head has.
-fn unflushed_leftovers(
-    disk: &dyn crate::cache::disk::Disk,
-    dir: &std::path::Path,
-    user: &str,
-    boot: &str,
-) -> Result<bool> {
-    Ok(match local::read(disk, dir, user, boot)? {
+fn unflushed_leftovers(cell: &UserCell, dir: &std::path::Path) -> Result<bool> {
+    let disk = cell.session.disk();
+    Ok(match local::read(disk, dir, &cell.name, &cell.session.settings.boot_id)? {
         Some(local) => local.last_seq > local.stamp.flushed_seq,
         None => disk.exists(&dir.join("journal")).map_err(|e| Error::disk("state", &e))?,
     })
@@ -358,14 +399,10 @@ pub async fn intend(
     cell: &Arc<UserCell>,
     state_dir: &std::path::Path,
     head: &Head,
-    flushed_seq: u64,
-    recovering: bool,
+    stamp: &Stamp,
 ) -> Result<()> {
-    let session = &cell.session;
-    let boot = session.settings.boot_id.clone();
-    let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
-    let bytes = encode_stamped(&stamp, head)?;
-    let (disk, path) = (session.env.disk.clone(), state_dir.join("head.next"));
+    let bytes = encode_stamped(stamp, head)?;
+    let (disk, path) = (cell.session.env.disk.clone(), state_dir.join("head.next"));
     blocking(move || disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e)))
         .await?
 }
@@ -404,7 +441,7 @@ fn build(
         journal_len: 0,
         last_seq: 0,
         snapshots: HashSet::new(),
-        links: HashMap::new(),
+        links: None,
     });
     let journal_path = state_dir.join("journal");
     let journal = if resumed {
@@ -412,7 +449,8 @@ fn build(
     } else {
         Journal::create(&*disk, &journal_path, 0)?
     };
-    tree.links = local.links;
+    let links_known = local.links.is_some();
+    tree.links = local.links.unwrap_or_default();
     let mut named_above: HashSet<ObjectId> = head.known_above.iter().copied().collect();
     let mut user = User {
         name: cell.name.clone(),
@@ -426,13 +464,15 @@ fn build(
         flushed_seq: local.stamp.flushed_seq,
         dropped: Vec::new(),
         links_changed: HashSet::new(),
-        links_known: resumed,
+        links_known,
         folders_changed: false,
         changes: Changes::default(),
         snapshots: local.snapshots,
         cache_dir,
         state_dir: state_dir.clone(),
         lost: false,
+        ready: false,
+        renamed_from: None,
         used: session.env.clock.boot(),
         cell: Arc::downgrade(cell),
         uidvalidity: None,

@@ -34,6 +34,7 @@ use super::flush;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
 use super::user::User;
+use super::wait::Patience;
 use crate::cache::staging::Staged;
 use crate::dovecot::classes::Class;
 use crate::format::journal::Change;
@@ -45,7 +46,6 @@ use crate::format::{ObjectId, Timestamp};
 use crate::store::{Body, PutMode, Reason};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// One attempt to publish, taken under the user's lock.
 struct Job {
@@ -310,22 +310,16 @@ impl User {
 ///
 /// Tries for as long as a delivery may wait; then the error is one that servers defer on.
 pub async fn publish(node: &NodeRef) -> Result<()> {
-    let session = node.cell.session.clone();
-    let clock = session.env.clock.clone();
-    let start = clock.boot();
-    let mut pause = Duration::from_millis(100);
+    let mut patience = Patience::new(&node.cell.session);
     let _one = node.cell.one_at_a_time(node.ino).await;
     loop {
-        match publish_once(node).await {
-            Err(error @ Error::Store { .. })
-                if clock.boot().saturating_sub(start) + pause
-                    < session.settings.delivery_timeout =>
-            {
-                tracing::warn!(user = %node.cell.name, %error, "publish is tried again");
-                clock.sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(5));
-            }
+        let error = match publish_once(node).await {
+            Err(error @ Error::Store { .. }) => error,
             done => return done,
+        };
+        tracing::warn!(user = %node.cell.name, %error, "mail not published");
+        if !patience.again().await {
+            return Err(error);
         }
     }
 }
@@ -385,7 +379,17 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     {
         super::fetch::keep(&session, &node.cell.name, job.id, bytes);
     }
-    node.cell.open_user(|user| user.end_publish(node, &job, &key))?;
+    let ended = node.cell.open_user(|user| {
+        let ended = user.end_publish(node, &job, &key);
+        if ended.is_err() && user.may_write().is_ok() {
+            // No record could be written: the object is nobody's. The next flush says so; until
+            // then a restart finds it unnamed above the watermark, which says the same.
+            user.dropped.push(key.clone());
+            user.answered(job.id);
+        }
+        ended
+    });
+    ended?;
     settle(node).await
 }
 
@@ -435,7 +439,9 @@ pub async fn sync_local(node: &NodeRef) -> Result<()> {
     })
     .await??;
     node.cell.if_open(|user| {
-        if let Some(Node { kind: Kind::Local(local), .. }) = user.tree.nodes.get_mut(node.ix) {
+        if let Some(Node { kind: Kind::Local(local), ino, .. }) = user.tree.nodes.get_mut(node.ix)
+            && *ino == node.ino
+        {
             local.synced = local.synced.max(writes);
         }
     });

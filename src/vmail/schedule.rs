@@ -37,7 +37,7 @@ pub enum Due {
 
 /// Decides at `now` by what waits. Pure, so that a virtual clock can walk through it.
 pub fn due(user: &User, now: Duration) -> Due {
-    if user.lost {
+    if user.lost || !user.ready {
         return Due::Nothing;
     }
     let settings = &user.session.settings;
@@ -147,7 +147,8 @@ fn retry_publishes(session: &Arc<Session>) {
             if let Err(error) = publish::publish(&node).await {
                 tracing::warn!(user = %node.cell.name, %error, "a mail is still not in the store");
                 let waiting = node.cell.if_open(|user| {
-                    user.tree.nodes.get(ix).is_some_and(|n| n.ino == ino && n.nlink > 0)
+                    !user.lost
+                        && user.tree.nodes.get(ix).is_some_and(|n| n.ino == ino && n.nlink > 0)
                 });
                 if waiting == Some(true) {
                     session.retries.lock().push((Arc::downgrade(&node.cell), ix, ino));

@@ -127,8 +127,8 @@ impl UserCell {
     /// Calls `f` with the open user, or says that it must be opened first.
     pub fn with<T>(self: &Arc<Self>, f: impl FnOnce(&mut User) -> Op<T>) -> Op<T> {
         match &mut *self.state.lock() {
-            CellState::Open(user) => f(user),
-            CellState::Closed => Err(Stop::Wait(Need::Open(self.clone()))),
+            CellState::Open(user) if user.ready => f(user),
+            CellState::Open(_) | CellState::Closed => Err(Stop::Wait(Need::Open(self.clone()))),
         }
     }
 

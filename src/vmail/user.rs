@@ -69,6 +69,10 @@ pub struct User {
     pub state_dir: PathBuf,
     /// Another session owns it now: nothing is written any more.
     pub lost: bool,
+    /// The old name in the last record, if that is a rename. See [`User::run_unrecorded`].
+    pub renamed_from: Option<(Place, Vec<u8>)>,
+    /// Nothing of an earlier session is looked for any more: calls may be served.
+    pub ready: bool,
     /// When something was last done with it.
     pub used: Duration,
     pub cell: Weak<UserCell>,
@@ -158,6 +162,11 @@ impl User {
         Ok(())
     }
 
+    /// Locks and temporary files can be changed without owning the user: reading makes some.
+    pub fn may_change(&self, class: Class) -> Result<()> {
+        if class.is_local_only() { Ok(()) } else { self.may_write() }
+    }
+
     // ---- records
 
     /// Writes one record, marks what it changes as not flushed, and does its disk operation.
@@ -172,6 +181,10 @@ impl User {
             .collect();
         changes.shrink_to_fit();
         let record = self.journal.append(changes)?;
+        self.renamed_from = ops.iter().find_map(|op| match op {
+            DiskOp::Rename { from, name, .. } => Some((*from, name.clone())),
+            _ => None,
+        });
         for op in &ops {
             if let Err(error) = self.run(op) {
                 let undo = self.restate(op);
@@ -211,6 +224,26 @@ impl User {
             Change::Drop { object } => self.dropped.push(object.clone()),
             Change::Disk(_) => {}
         }
+    }
+
+    /// Does the disk operation of a file that no listing has. Where that makes a file under the
+    /// old name of the last record's rename, it needs a record all the same: the next start
+    /// would find the name on the disk, and take the rename for one that was not done.
+    pub fn run_unrecorded(&mut self, op: DiskOp) -> Result<()> {
+        let made = match &op {
+            DiskOp::Create { at, name } => Some((*at, name)),
+            DiskOp::Rename { to, new_name, .. }
+            | DiskOp::Link { to, new_name, .. }
+            | DiskOp::Exchange { to, new_name, .. } => Some((*to, new_name)),
+            DiskOp::Unlink { .. } => None,
+        };
+        let again = |(at, name): (Place, &Vec<u8>)| {
+            self.renamed_from.as_ref().is_some_and(|(a, n)| *a == at && n == name)
+        };
+        if made.is_some_and(again) && self.may_write().is_ok() {
+            return self.commit(vec![Change::Disk(op)]);
+        }
+        self.run(&op).map_err(|e| Error::disk("metacache", &e))
     }
 
     /// Does a disk operation; doing it again after it was done is harmless.

@@ -1,5 +1,6 @@
 //! What is awaited on behalf of a call, each with its deadline.
 
+use super::env::Clock;
 use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
@@ -8,6 +9,35 @@ use crate::format::key::{head_key, parse_user_dir};
 use crate::store::{Reason, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How long a delivery waits for a store that fails, and the pauses between its tries.
+#[derive(Debug)]
+pub struct Patience {
+    clock: Arc<dyn Clock>,
+    end: Duration,
+    pause: Duration,
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+impl Patience {
+    pub fn new(session: &Session) -> Patience {
+        let clock = session.env.clock.clone();
+        let end = clock.boot() + session.settings.delivery_timeout;
+        Patience { clock, end, pause: FIRST_PAUSE }
+    }
+
+    /// Pauses before one more try; false when there is no time for it.
+    pub async fn again(&mut self) -> bool {
+        if self.clock.boot() + self.pause >= self.end {
+            return false;
+        }
+        self.clock.sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        true
+    }
+}
 
 /// How long a lookup waits to hear whether a user exists: the kernel holds the lock of the
 /// users' directory meanwhile.

@@ -1,0 +1,14 @@
+//! The heart without a mount: the file system driven through its calls over a store that fails
+//! as told, real directories and a clock of its own. Tests name the invariant they stand for.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod heart {
+    mod caches;
+    mod crash;
+    mod flush;
+    mod ownership;
+    mod publish;
+    mod random;
+    mod uids;
+    mod world;
+}

@@ -1,0 +1,302 @@
+//! Deaths and losses (I1, I3, I6): what is there afterwards, and that it is there once.
+
+use super::world::*;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use vmailfs::store::Op;
+use vmailfs::store::faulty::Fault;
+
+/// I3: the death of the process loses nothing.
+#[tokio::test]
+async fn i3_a_dead_process_loses_nothing() {
+    let world = World::new();
+    let mut client = world.session(HERE);
+    client.maildir(&["u", "u/.Sent"]).await;
+    for round in 0..6 {
+        client.deliver("u", &format!("m{round}"), b"mail").await.unwrap();
+        client.link(&format!("u/new/m{round}"), &format!("u/.Sent/cur/c{round}")).await.unwrap();
+        client.put("u/.Sent/notes", format!("notes {round}").as_bytes()).await.unwrap();
+        client.replace("u/subscriptions", format!("Sent{round}\n").as_bytes()).await.unwrap();
+        if round % 2 == 0 {
+            client
+                .rename(&format!("u/new/m{round}"), &format!("u/cur/m{round}:2,S"))
+                .await
+                .unwrap();
+        }
+        if round == 3 {
+            client.flush("u").await;
+            client.mkdir("u/.Made").await.unwrap();
+        }
+        drop(client);
+        client = world.session(HERE);
+        assert_eq!(client.list("u/cur").await.unwrap().len(), round / 2 + 1);
+        assert_eq!(client.list("u/new").await.unwrap().len(), (round + 1) / 2);
+        assert_eq!(client.list("u/.Sent/cur").await.unwrap().len(), round + 1);
+        assert_eq!(client.stat(&format!("u/.Sent/cur/c{round}")).await.unwrap().nlink, 2);
+        let notes = client.read("u/.Sent/notes").await.unwrap();
+        assert_eq!(notes, format!("notes {round}").as_bytes());
+        let subs = client.read("u/subscriptions").await.unwrap();
+        assert_eq!(subs, format!("Sent{round}\n").as_bytes());
+    }
+    assert!(client.list("u").await.unwrap().contains(&".Made".to_string()));
+}
+
+/// I1, I3: the machine is lost: mails are there once, other changes as of the last flush.
+#[tokio::test]
+async fn i1_a_lost_machine_loses_no_mail() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u", "u/.Archive"]).await;
+    for i in 0..5 {
+        client.deliver("u", &format!("old{i}"), b"old").await.unwrap();
+    }
+    client.flush("u").await;
+    for i in 0..5 {
+        client.deliver("u", &format!("new{i}"), b"new").await.unwrap();
+    }
+    client.rename("u/new/old0", "u/cur/old0:2,S").await.unwrap();
+    client.rename("u/new/old1", "u/.Archive/cur/old1:2,").await.unwrap();
+    client.link("u/new/old2", "u/.Archive/cur/copy").await.unwrap();
+    drop(client);
+    let fresh = world.session(FRESH);
+    let names = fresh.list("u/new").await.unwrap();
+    assert_eq!(names.len(), 10, "{names:?}");
+    assert!(fresh.list("u/.Archive/cur").await.unwrap().is_empty());
+    for name in &names {
+        let want: &[u8] = if name.starts_with("old") { b"old" } else { b"new" };
+        assert_eq!(fresh.read(&format!("u/new/{name}")).await.unwrap(), want);
+        assert_eq!(fresh.stat(&format!("u/new/{name}")).await.unwrap().nlink, 1);
+    }
+}
+
+/// A MOVE is undone or done by a loss, never half: both folders are in one swap.
+#[tokio::test]
+async fn i3_a_move_is_in_both_folders_or_in_none() {
+    for fail in [None, Some("bundle"), Some("head")] {
+        let world = World::new();
+        let client = world.session(HERE);
+        client.maildir(&["u", "u/.B"]).await;
+        client.deliver("u", "1", b"mail").await.unwrap();
+        client.flush("u").await;
+        client.rename("u/new/1", "u/.B/cur/1:2,").await.unwrap();
+        if let Some(fail) = fail {
+            world.faults(move |r| match (r.op, r.key.contains(fail)) {
+                (Op::Put, true) => Fault::Before(down()),
+                _ => Fault::None,
+            });
+            let cell = client.cell("u");
+            assert!(vmailfs::vmail::flush::flush(&cell, Default::default()).await.is_err());
+            world.no_faults();
+        } else {
+            client.flush("u").await;
+        }
+        drop(client);
+        let fresh = world.session(FRESH);
+        let (a, b) = (fresh.list("u/new").await.unwrap(), fresh.list("u/.B/cur").await.unwrap());
+        let want = if fail.is_none() { (0, 1) } else { (1, 0) };
+        assert_eq!((a.len(), b.len()), want, "{fail:?}");
+    }
+}
+
+/// I1: a recovery that is interrupted, by an error or by death, is a recovery again and not
+/// taken for the restart of a session that knew everything.
+#[tokio::test]
+async fn i1_an_interrupted_recovery_begins_again() {
+    for dies in [false, true] {
+        let world = World::new();
+        let client = world.session(HERE);
+        client.maildir(&["u"]).await;
+        client.flush("u").await;
+        client.deliver("u", "1", b"mail").await.unwrap();
+        drop(client);
+        let failing = Arc::new(AtomicBool::new(true));
+        let asked = failing.clone();
+        world.faults(move |r| match (r.op, asked.load(Ordering::SeqCst)) {
+            (Op::List, true) => Fault::Before(down()),
+            _ => Fault::None,
+        });
+        let mut fresh = world.session(FRESH);
+        assert_eq!(fresh.list("u/new").await, Err(libc::EAGAIN));
+        failing.store(false, Ordering::SeqCst);
+        if dies {
+            drop(fresh);
+            fresh = world.session(FRESH);
+        }
+        let names = fresh.list("u/new").await.unwrap();
+        assert_eq!(names.len(), 1, "dies: {dies}");
+        fresh.flush("u").await;
+        drop(fresh);
+        let last = world.session(On { machine: "third", ..FRESH });
+        assert_eq!(last.list("u/new").await.unwrap(), names);
+    }
+}
+
+/// I5, I6: while the mails of a lost session are looked for nobody is served, so no new mail is
+/// taken for one of them.
+#[tokio::test]
+async fn i6_nothing_is_served_during_a_recovery() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    drop(client);
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let held = gate.clone();
+    world.faults(move |r| match r.op {
+        Op::List => Fault::HangBefore(held.clone()),
+        _ => Fault::None,
+    });
+    let fresh = world.session(FRESH);
+    let other = fresh.clone();
+    let one = tokio::spawn(async move { other.list("u/new").await });
+    let other = fresh.clone();
+    let two = tokio::spawn(async move { other.deliver("u", "2", b"second").await });
+    for _ in 0..20 {
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    assert!(!one.is_finished() && !two.is_finished());
+    assert_eq!(world.mails().len(), 1);
+    // A flush that somebody asks for would move the watermark past what is looked for.
+    if let Some(cell) = fresh.session().known_user("u") {
+        let other = tokio::spawn(async move {
+            vmailfs::vmail::flush::flush(&cell, Default::default()).await.map(|r| r.flushed)
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        other.abort();
+    }
+    assert!(world.head("u").watermark.epoch.0 == 1);
+    world.no_faults();
+    gate.notify_one();
+    one.await.unwrap().unwrap();
+    two.await.unwrap().unwrap();
+    assert_eq!(fresh.list("u/new").await.unwrap().len(), 2);
+    fresh.flush("u").await;
+    drop(fresh);
+    let last = world.session(On { machine: "third", ..FRESH });
+    assert_eq!(last.list("u/new").await.unwrap().len(), 2);
+}
+
+/// I3: a rename that was done is not done once more over its target, when the next lock file
+/// already has the old name.
+#[tokio::test]
+async fn i3_the_last_rename_is_not_repeated_with_another_file() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.replace("u/dovecot-uidlist", b"3 V1 N2 Gabc\n1 :a\n").await.unwrap();
+    let half = client.create("u/dovecot-uidlist.lock").await.unwrap();
+    client.write(half, 0, b"3 V").await.unwrap();
+    drop(client);
+    let again = world.session(HERE);
+    assert_eq!(again.read("u/dovecot-uidlist").await.unwrap(), b"3 V1 N2 Gabc\n1 :a\n");
+    assert_eq!(again.stat("u/dovecot-uidlist.lock").await.map(|_| ()), Err(libc::ENOENT));
+}
+
+/// A mail that is safe under a temporary name when the last flush is cut, and delivered after,
+/// is found after a loss.
+#[tokio::test]
+async fn i1_a_mail_flushed_under_its_temporary_name_comes_back() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    let file = client.create("u/tmp/1").await.unwrap();
+    client.write(file, 0, b"mail").await.unwrap();
+    client.fsync(file).await.unwrap();
+    client.flush("u").await;
+    client.close_file(file).await.unwrap();
+    client.rename("u/tmp/1", "u/new/1").await.unwrap();
+    drop(client);
+    let fresh = world.session(FRESH);
+    let names = fresh.list("u/new").await.unwrap();
+    assert_eq!(names.len(), 1, "{names:?}");
+    assert_eq!(fresh.read(&format!("u/new/{}", names[0])).await.unwrap(), b"mail");
+    assert!(fresh.list("u/tmp").await.unwrap().is_empty());
+    fresh.flush("u").await;
+    drop(fresh);
+    let last = world.session(On { machine: "third", ..FRESH });
+    assert_eq!(last.list("u/new").await.unwrap(), names);
+}
+
+/// I3: after a power cut with the disk kept what was synced is there, also if the flush had
+/// got further than the journal on the disk.
+#[tokio::test]
+async fn i3_a_reboot_keeps_what_was_synced() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    client.put("u/sieve.script", b"keep;").await.unwrap();
+    client.deliver("u", "2", b"mail").await.unwrap();
+    drop(client);
+    let again = world.session(REBOOTED);
+    assert_eq!(again.list("u/cur").await.unwrap(), ["1:2,S"]);
+    assert_eq!(again.list("u/new").await.unwrap(), ["2"]);
+    assert_eq!(again.read("u/sieve.script").await.unwrap(), b"keep;");
+}
+
+/// I3: of a journal whose unsynced end is damaged by a power cut the synced part counts.
+#[tokio::test]
+async fn i3_a_power_cut_may_tear_the_end_of_the_journal() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    let journal = find(&world.machine_dir(HERE).join("state"), "journal");
+    let synced = fs::metadata(&journal).unwrap().len() as usize;
+    client.put("u/a", b"x").await.unwrap();
+    client.put("u/b", b"y").await.unwrap();
+    drop(client);
+    let mut bytes = fs::read(&journal).unwrap();
+    bytes[synced + 30..synced + 60].fill(0);
+    fs::write(&journal, bytes).unwrap();
+    let again = world.session(REBOOTED);
+    assert_eq!(again.list("u/cur").await.unwrap(), ["1:2,S"]);
+}
+
+/// A journal that is damaged while the machine lives holds what the store does not have: that
+/// user answers EIO until a person decides, and others go on.
+#[tokio::test]
+async fn i9_a_damaged_journal_is_its_users_alone() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.maildir(&["v"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.deliver("v", "1", b"mail").await.unwrap();
+    drop(client);
+    let journal = find(&world.machine_dir(HERE).join("state/users"), "journal");
+    let mut bytes = fs::read(&journal).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    fs::write(&journal, bytes).unwrap();
+    let (bad, good) = match journal.parent().unwrap().ends_with("u") {
+        true => ("u/new", "v/new"),
+        false => ("v/new", "u/new"),
+    };
+    let again = world.session(HERE);
+    assert_eq!(again.list(bad).await, Err(libc::EIO));
+    assert_eq!(again.list(good).await.unwrap().len(), 1);
+}
+
+/// The first file of a name below a directory, in order.
+fn find(dir: &std::path::Path, name: &str) -> std::path::PathBuf {
+    let mut dirs = vec![dir.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        let mut all: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
+        all.sort();
+        for path in all.into_iter().rev() {
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.file_name().unwrap() == name {
+                return path;
+            }
+        }
+    }
+    panic!("no {name}");
+}

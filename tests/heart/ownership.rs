@@ -1,0 +1,161 @@
+//! Who may write (I5), and heads that were answered late or by somebody else.
+
+use super::world::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::Notify;
+use vmailfs::store::Op;
+use vmailfs::store::faulty::Fault;
+use vmailfs::vmail::flush::{self, Options};
+
+/// I5: a session whose head was swapped by another writes nothing more and answers ESTALE.
+#[tokio::test]
+async fn i5_a_session_that_lost_the_user_is_fenced() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    let rival = world.session(FRESH);
+    assert_eq!(rival.list("u/new").await.unwrap(), ["1"]);
+    let head = world.head("u");
+    assert!(flush::flush(&client.cell("u"), Options::default()).await.is_err());
+    assert_eq!(world.head("u"), head);
+    assert_eq!(client.deliver("u", "2", b"mail").await, Err(libc::ESTALE));
+    assert_eq!(client.unlink("u/cur/1:2,S").await, Err(libc::ESTALE));
+    // Reading goes on, and the lock files that it takes.
+    assert_eq!(client.read("u/cur/1:2,S").await.unwrap(), b"mail");
+    client.put("u/dovecot-uidlist.lock", b"x").await.unwrap();
+    client.unlink("u/dovecot-uidlist.lock").await.unwrap();
+    assert_eq!(rival.list("u/cur").await.unwrap(), [""; 0]);
+}
+
+/// I5: a swap whose answer is lost is known by its write id, at every kind of swap.
+#[tokio::test]
+async fn i5_a_lost_answer_of_a_swap_is_no_rival() {
+    let world = World::new();
+    world.faults(|r| match (r.op, r.key.ends_with("/head")) {
+        (Op::Put, true) => Fault::After(down()),
+        _ => Fault::None,
+    });
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    client.replace("u/dovecot-uidlist", b"3 V1 N2 Gabc\n1 :1\n").await.unwrap();
+    client.flush("u").await;
+    client.replace("u/dovecot-uidlist", b"3 V1 N5000 Gabc\n1 :1\n").await.unwrap();
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    client.close().await;
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.list("u/cur").await.unwrap(), ["1:2,S"]);
+}
+
+/// I5: a swap that was given up and arrives later is still ours, for the session that sent it
+/// and for the one after it.
+#[tokio::test]
+async fn i5_a_swap_that_arrives_late_is_ours() {
+    for dies in [false, true] {
+        let world = World::new();
+        let client = world.session(HERE);
+        client.maildir(&["u"]).await;
+        client.deliver("u", "1", b"mail").await.unwrap();
+        client.flush("u").await;
+        client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+        // The answer is lost, and so is the question what became of it.
+        world.faults(|r| match (r.op, r.key.ends_with("/head")) {
+            (Op::Put, true) => Fault::After(down()),
+            (Op::Get, true) => Fault::Before(down()),
+            _ => Fault::None,
+        });
+        assert!(flush::flush(&client.cell("u"), Options::default()).await.is_err());
+        world.no_faults();
+        client.rename("u/cur/1:2,S", "u/cur/1:2,RS").await.unwrap();
+        let client = if dies {
+            // And of two swaps the disk knows neither.
+            world.faults(|r| match (r.op, r.key.ends_with("/head")) {
+                (Op::Put, true) => Fault::Before(down()),
+                _ => Fault::None,
+            });
+            assert!(flush::flush(&client.cell("u"), Options::default()).await.is_err());
+            world.no_faults();
+            drop(client);
+            world.session(HERE)
+        } else {
+            client
+        };
+        assert_eq!(client.list("u/cur").await.unwrap(), ["1:2,RS"]);
+        client.deliver("u", "2", b"mail").await.unwrap();
+        client.flush("u").await;
+        drop(client);
+        let fresh = world.session(FRESH);
+        assert_eq!(fresh.list("u/cur").await.unwrap(), ["1:2,RS"], "dies: {dies}");
+    }
+}
+
+/// I5: two sessions open a user at once: one gets it, the other waits for its lease.
+#[tokio::test]
+async fn i5_one_of_two_gets_the_user() {
+    let world = World::new();
+    let settings = |on: On| {
+        let mut settings = world.settings(on);
+        settings.single_backend = false;
+        settings
+    };
+    let disk = || Arc::new(vmailfs::cache::disk::RealDisk);
+    let a = world.session_with(settings(HERE), disk());
+    let b = world.session_with(settings(On { backend: "b", ..FRESH }), disk());
+    for client in [&a, &b] {
+        let session = client.session();
+        session.lease.renew(session).await.unwrap();
+    }
+    let gate = Arc::new(Notify::new());
+    let held = gate.clone();
+    let heads = AtomicUsize::new(0);
+    world.faults(move |r| match (r.op, r.key.ends_with("/head")) {
+        (Op::Put, true) if heads.fetch_add(1, Ordering::SeqCst) == 0 => {
+            Fault::HangBefore(held.clone())
+        }
+        _ => Fault::None,
+    });
+    a.mkdir("u").await.unwrap();
+    let other = a.clone();
+    let slow = tokio::spawn(async move { other.mkdir("u/cur").await });
+    tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+    b.mkdir("u").await.unwrap();
+    b.mkdir("u/cur").await.unwrap();
+    b.flush("u").await;
+    gate.notify_one();
+    assert_eq!(slow.await.unwrap(), Err(libc::EAGAIN));
+    assert_eq!(world.head("u").owner.unwrap().backend, "b");
+    // The lease is over when its time and a margin have passed without a sign.
+    world.clock.advance(std::time::Duration::from_secs(200));
+    let session = a.session();
+    session.lease.renew(session).await.unwrap();
+    assert_eq!(a.list("u").await.unwrap(), ["cur"]);
+    assert_eq!(b.mkdir("u/new").await, Err(libc::ESTALE));
+}
+
+/// I9: a head or a bundle that does not decode is that user's EIO, and not one's absence.
+#[tokio::test]
+async fn i9_damage_in_the_store_is_eio_for_one_user() {
+    for what in ["/head", "/bundle/"] {
+        let world = World::new();
+        let client = world.session(HERE);
+        for user in ["u", "v"] {
+            client.maildir(&[user]).await;
+            client.deliver(user, "1", b"mail").await.unwrap();
+        }
+        client.close().await;
+        for key in world.mem.keys().into_iter().filter(|k| k.contains("/u/") && k.contains(what)) {
+            let bytes = world.mem.bytes_of(&key).unwrap();
+            let wrong: Vec<u8> = bytes.iter().map(|b| b ^ 1).collect();
+            world.mem.damage(&key, wrong);
+        }
+        let fresh = world.session(FRESH);
+        assert_eq!(fresh.list("u/new").await, Err(libc::EIO), "{what}");
+        assert_eq!(fresh.list("v/new").await.unwrap(), ["1"]);
+        assert_eq!(fresh.mkdir("u/x").await, Err(libc::EIO));
+    }
+}
