@@ -83,6 +83,11 @@ impl Entries {
         })
     }
 
+    /// The cookie of the name that was added last.
+    pub fn end(&self) -> u64 {
+        self.last
+    }
+
     pub fn len(&self) -> usize {
         self.by_name.len()
     }
