@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod ceilings;
 pub mod cut;
+pub mod entries;
 pub mod env;
 pub mod error;
 pub mod exchange;
