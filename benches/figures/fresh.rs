@@ -11,7 +11,7 @@ const FOLDER: &str = "Archive";
 /// Once after the first flush of the folder, and once after a history: mails and flags came in
 /// many flushes and sessions, so that the folder lies in a base and diffs.
 pub fn select(table: &mut Table, store: StoreKind, format: Format, mails: usize) {
-    let mut site = Site::new(store, format, &[]);
+    let mut site = Site::new(store, format, &["--log-level", "info,vmailfs::vmail::load=debug,vmailfs::store=debug"]);
     site.deliver(20);
     let mut imap = site.imap();
     for folder in ["Drafts", "Sent", "Trash", FOLDER] {
@@ -52,11 +52,14 @@ fn measure(table: &mut Table, site: &mut Site, mails: usize, when: &str) {
     let mut imap: Imap = site.imap();
     let selected = imap.select(FOLDER).unwrap();
     assert_eq!(selected.exists as usize, mails);
-    assert_eq!(imap.fetch("1:*", "(UID FLAGS)").unwrap().len(), mails);
+    assert_eq!(imap.fetch("1:*", "FLAGS").unwrap().len(), mails);
     let took = start.elapsed();
     let made = site.requests().since(&before);
     let what = format!("requests of the first login, SELECT and FETCH FLAGS of {mails}, {when}");
     let how = format!("{} ({} ms)", made.text(), took.as_millis());
     table.row(&what, &site.place(), made.total() as f64, Limit::AtMost(6.0), &how);
     imap.logout();
+    if std::env::var_os("FIGURES_LOG").is_some() {
+        println!("{}", site.mount.log());
+    }
 }
