@@ -11,7 +11,11 @@ const FOLDER: &str = "Archive";
 /// Once after the first flush of the folder, and once after a history: mails and flags came in
 /// many flushes and sessions, so that the folder lies in a base and diffs.
 pub fn select(table: &mut Table, store: StoreKind, format: Format, mails: usize) {
-    let mut site = Site::new(store, format, &["--log-level", "info,vmailfs::vmail::load=debug,vmailfs::store=debug"]);
+    let mut site = Site::new(
+        store,
+        format,
+        &["--log-level", "info,vmailfs::vmail::load=debug,vmailfs::store=debug"],
+    );
     site.deliver(20);
     let mut imap = site.imap();
     for folder in ["Drafts", "Sent", "Trash", FOLDER] {

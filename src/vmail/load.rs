@@ -10,7 +10,8 @@
 //! would lie.
 //!
 //! What travels together is fetched together: the folder, the small folders that lead to it,
-//! and the index folder of a mail folder, in one request per bundle where they lie side by side.
+//! and the index folder of a mail folder, in one request per bundle where they lie side by side
+//! (see [`super::chain`]).
 
 use super::error::{During, Error, Plain, Result};
 use super::node::{Kind, Local, Names, Node, Since};
@@ -41,12 +42,10 @@ use std::sync::Arc;
 pub const PART_LIMIT: u64 = 4 << 30;
 /// Lines of a local listing snapshot at most.
 const SNAPSHOT_LINES: usize = 50_000_000;
-/// Folders whose parts are together at most this long are fetched with others.
-const LIGHT: u64 = 4096;
 /// After loading so many names what the load itself needed is given back to the kernel.
 const MANY: usize = 5000;
 /// Parts this near to each other are fetched in one request.
-const GAP: u64 = 64 * 1024;
+const GAP: u64 = 256 * 1024;
 
 /// Attributes of a directory nothing is known about yet.
 pub const UNKNOWN: Attrs =
@@ -370,19 +369,8 @@ impl User {
             ids.push(at);
         }
         ids.reverse();
-        let mut light: Vec<FolderId> = self
-            .tree
-            .folders
-            .values()
-            .filter(|f| {
-                !f.parts.is_empty() && f.parts.iter().map(|p| p.raw_len).sum::<u64>() <= LIGHT
-            })
-            .map(|f| f.id)
-            .collect();
-        light.sort_by_key(|id| (self.tree.depth(Place::own(*id)), *id));
-        light.truncate(256);
-        ids.extend(light);
-        ids.extend(self.counterpart(id));
+        ids.extend(self.light_beside());
+        ids.extend(self.mailboxes().others(self, id));
         let mut seen = std::collections::HashSet::new();
         ids.retain(|id| seen.insert(*id));
         ids.iter()
@@ -403,15 +391,7 @@ impl User {
     /// The folder that is the same mailbox in the other tree: the index directory of a mail
     /// directory, or the other way round. Known by the end of their paths.
     pub fn counterpart(&self, id: FolderId) -> Option<FolderId> {
-        let path = self.tree.path(Place::own(id));
-        let (top, mailbox) = mailbox_of(&path)?;
-        let same = |f: &&super::tree::Folder| {
-            let other = self.tree.path(Place::own(f.id));
-            f.id != id
-                && mailbox_of(&other)
-                    .is_some_and(|(other_top, other)| other == mailbox && other_top != top)
-        };
-        self.tree.folders.values().filter(same).map(|f| f.id).min()
+        self.mailboxes().others(self, id).first().copied()
     }
 
     /// Puts a folder's names into memory and its files on the disk. With `restore` its index
@@ -852,22 +832,6 @@ impl User {
     pub(super) fn index_content(&self, ix: usize) -> Result<Vec<u8>> {
         self.content_of(ix)
     }
-}
-
-/// The top directory and the mailbox that a directory belongs to, by its path: `mail/.Sent` and
-/// `index/.Sent` are one mailbox, as are `mail/mailboxes/A/dbox-Mails` and `index/mailboxes/A`.
-/// Maildir++ keeps INBOX at the top and its index in `.INBOX`.
-fn mailbox_of(path: &[NameBytes]) -> Option<(&NameBytes, Vec<&[u8]>)> {
-    let (top, rest) = path.split_first()?;
-    let rest = match rest.split_last() {
-        Some((last, above)) if &**last == b"dbox-Mails" => above,
-        _ => rest,
-    };
-    let mut names: Vec<&[u8]> = rest.iter().map(|n| &**n).collect();
-    if names.is_empty() {
-        names.push(b".INBOX");
-    }
-    Some((top, names))
 }
 
 /// The final meaning of lines, with names in the order of their first appearance.

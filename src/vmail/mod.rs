@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod ceilings;
+pub mod chain;
 pub mod cut;
 pub mod entries;
 pub mod env;
@@ -13,6 +14,7 @@ pub mod error;
 pub mod exchange;
 pub mod fetch;
 pub mod flush;
+pub mod heads;
 pub mod io;
 pub mod journal;
 pub mod lease;
