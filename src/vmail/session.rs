@@ -171,6 +171,7 @@ pub struct Session {
     pub flushes: tokio::sync::Semaphore,
     /// Paths of all users in the store, as listed lately.
     pub user_list: Mutex<Option<Vec<Vec<String>>>>,
+    pub heads: super::heads::Heads,
 }
 
 impl fmt::Debug for Session {
@@ -214,6 +215,7 @@ impl Session {
             closing: std::sync::atomic::AtomicBool::new(false),
             flushes: tokio::sync::Semaphore::new(flushes),
             user_list: Mutex::new(None),
+            heads: super::heads::Heads::default(),
         }))
     }
 
