@@ -258,7 +258,7 @@ impl<'a> Check<'a> {
         }
         let Some(known) = folder.mails.get(&id) else {
             let undone = folder.left.contains(&id) || self.user.unanswered.contains(&id);
-            if !(undone && self.tolerance == Tolerance::LostMachine) && !unsure {
+            if !(unsure || undone && self.tolerance == Tolerance::LostMachine) {
                 self.bad(Kind::Resurrected, format!("{id}, uid {uid}, should not be here"));
             }
             return;
