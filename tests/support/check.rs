@@ -257,8 +257,9 @@ impl<'a> Check<'a> {
             self.bad(Kind::UidReused, format!("uid {uid} was {owner}, is {id}"));
         }
         let Some(known) = folder.mails.get(&id) else {
-            let undone = folder.left.contains(&id) || self.user.unanswered.contains(&id);
-            if !(unsure || undone && self.tolerance == Tolerance::LostMachine) {
+            let undone = self.tolerance == Tolerance::LostMachine
+                && (folder.left.contains(&id) || self.user.unanswered.contains(&id));
+            if !undone && !unsure {
                 self.bad(Kind::Resurrected, format!("{id}, uid {uid}, should not be here"));
             }
             return;
@@ -271,7 +272,8 @@ impl<'a> Check<'a> {
         {
             self.bad(Kind::UidChanged, format!("{id}: was {was}, is {uid}"));
         }
-        let allowed = known.flags == mail.flags || known.other_flags.contains(&mail.flags);
+        let allowed =
+            known.maybe || known.flags == mail.flags || known.other_flags.contains(&mail.flags);
         if !allowed && !self.undone(known) {
             let (want, have) = (&known.flags, &mail.flags);
             self.bad(Kind::Flags, format!("{id}, uid {uid}: want {want:?}, have {have:?}"));

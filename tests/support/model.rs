@@ -24,7 +24,9 @@ pub struct Mail {
     pub other_flags: Vec<Flags>,
     /// INTERNALDATE in seconds since 1970; None until chosen or learnt.
     pub date: Option<i64>,
-    /// Whether it may just as well not be there.
+    /// Whether it may just as well not be there. Nor are its flags promised then: a rebuild of
+    /// dbox finds the file without its record, and Maildir's keyword letters come before the
+    /// file that says what they mean.
     pub maybe: bool,
     /// Folders whose mail this is a copy of, made since the last [`Model::settled`].
     pub origins: BTreeSet<String>,
@@ -296,8 +298,7 @@ impl User {
             Op::Put { folder, id, hash, flags, date } => {
                 let mail = Mail { hash, flags, date, began, answered: u64::MAX, ..Mail::default() };
                 self.unanswered.insert(id.clone());
-                let other_flags = no_flags();
-                let mail = Mail { maybe: true, fresh: true, other_flags, ..mail };
+                let mail = Mail { maybe: true, fresh: true, ..mail };
                 self.folder(&folder).mails.entry(id).or_insert(mail);
             }
             Op::Store { folder, id, how, flags } => {
@@ -336,8 +337,6 @@ impl User {
 
     fn allow_copy(&mut self, from: &str, to: &str, id: &str, began: u64) {
         let Some(source) = self.folder(from).mails.get(id).cloned() else { return };
-        let other_flags = [source.other_flags, no_flags()].concat();
-        let source = Mail { other_flags, ..source };
         let copy =
             Mail { uid: None, maybe: true, fresh: true, began, answered: u64::MAX, ..source };
         self.folder(to).mails.entry(id.to_owned()).or_insert(copy);
@@ -347,8 +346,6 @@ impl User {
         if let Some(mail) = self.folder(folder).mails.get_mut(id) {
             mail.maybe = true;
             mail.fresh = true;
-            // Its record gone but not its file: a rebuild finds it.
-            mail.other_flags.extend(no_flags());
         }
     }
 
@@ -393,11 +390,6 @@ impl User {
         self.unsure.clear();
         self.either.clear();
     }
-}
-
-/// What a mail has that a dbox rebuild found without its record.
-fn no_flags() -> Vec<Flags> {
-    vec![Flags::new()]
 }
 
 fn changed(old: &Flags, how: &str, flags: &Flags) -> Flags {

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+/// How the daemon says that it is ready, the admin socket included.
+const MOUNTED: &str = ": mounted store=";
+
 /// A store, a mount point and the local state between them; mounted or not.
 #[derive(Debug)]
 pub struct Mount {
@@ -81,9 +84,10 @@ impl Mount {
         command
     }
 
-    /// Mounts, in the foreground of a child, and waits until the kernel shows it.
+    /// Mounts, in the foreground of a child, and waits until it is there and says so.
     pub fn mount(&mut self) -> Outcome<()> {
         let log_path = self.work.path().join("daemon.log");
+        let told = self.log().matches(MOUNTED).count();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path)?;
         let mut command = self.command("mount");
         command.arg(&self.store).arg(self.root()).arg("--state-dir").arg(self.state());
@@ -96,7 +100,8 @@ impl Mount {
         let mut child = command.spawn()?;
         let root = self.root();
         let ready = wait_until(Duration::from_secs(30), || {
-            is_mounted(&root) || matches!(child.try_wait(), Ok(Some(_)) | Err(_))
+            self.log().matches(MOUNTED).count() > told && is_mounted(&root)
+                || matches!(child.try_wait(), Ok(Some(_)) | Err(_))
         });
         let ended = child.try_wait()?;
         self.child = Some(child);
