@@ -1,1 +1,270 @@
-//! tbd
+//! Flushing, lazy loading, growing files, and what triggers a flush.
+
+use super::world::*;
+use std::time::Duration;
+use vmailfs::store::Op;
+use vmailfs::store::faulty::Fault;
+use vmailfs::vmail::flush::{self, Options};
+use vmailfs::vmail::schedule::{Due, due};
+
+/// Opening one folder fetches nothing of another.
+#[tokio::test]
+async fn a_folder_is_fetched_when_it_is_used() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u", "u/.Archive"]).await;
+    for i in 0..20 {
+        client.deliver("u", &format!("m{i}"), b"mail").await.unwrap();
+        client.deliver("u/.Archive", &format!("m{i}"), b"mail").await.unwrap();
+    }
+    // More than what is fetched along with others.
+    client.put("u/x", &noise(200_000)).await.unwrap();
+    client.put("u/.Archive/x", &noise(200_000)).await.unwrap();
+    client.close().await;
+    let fresh = world.session(FRESH);
+    world.requests();
+    assert_eq!(fresh.list("u/new").await.unwrap().len(), 20);
+    let gets = |of: &[(Op, String, &str)]| of.iter().filter(|r| r.0 == Op::Get).count();
+    let first = world.requests();
+    assert!(first.len() <= 6, "{first:?}");
+    assert_eq!(fresh.list("u/.Archive/new").await.unwrap().len(), 20);
+    assert_eq!(gets(&world.requests()), 1);
+    assert_eq!(fresh.list("u/.Archive/new").await.unwrap().len(), 20);
+    assert!(world.requests().is_empty());
+}
+
+/// COPY, MOVE, flags and renaming a folder ask nothing of the store.
+#[tokio::test]
+async fn names_cost_no_request() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u", "u/.B"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.deliver("u", "2", b"mail").await.unwrap();
+    world.requests();
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    client.link("u/cur/1:2,S", "u/.B/cur/copy").await.unwrap();
+    client.rename("u/new/2", "u/.B/cur/2:2,").await.unwrap();
+    client.rename("u/.B", "u/.C").await.unwrap();
+    client.unlink("u/cur/1:2,S").await.unwrap();
+    assert!(world.requests().is_empty());
+    client.flush("u").await;
+    let asked = world.requests();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+}
+
+/// Link counts hold while one of the folders is not loaded, and its end is counted when it is.
+#[tokio::test]
+async fn a_copy_counts_in_folders_that_are_not_loaded() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u", "u/.B"]).await;
+    client.put("u/.B/x", &noise(100_000)).await.unwrap();
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.link("u/new/1", "u/.B/cur/copy").await.unwrap();
+    client.close().await;
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.stat("u/new/1").await.unwrap().nlink, 2);
+    fresh.unlink("u/new/1").await.unwrap();
+    fresh.flush("u").await;
+    assert_eq!(fresh.stat("u/.B/cur/copy").await.unwrap().nlink, 1);
+    assert_eq!(fresh.read("u/.B/cur/copy").await.unwrap(), b"mail");
+    fresh.close().await;
+    let last = world.session(On { machine: "third", ..FRESH });
+    assert_eq!(last.stat("u/.B/cur/copy").await.unwrap().nlink, 1);
+    assert_eq!(last.read("u/.B/cur/copy").await.unwrap(), b"mail");
+}
+
+/// Names of any bytes and of full length come back from the store.
+#[tokio::test]
+async fn long_names_of_any_bytes_survive() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    for first in [1u8, 128, 200] {
+        names.push((0..255).map(|i| first.wrapping_add(i as u8)).map(legal).collect());
+    }
+    names.push(vec![0xff; 255]);
+    names.push(b"with\nline\tand % @ \\ :2,S".to_vec());
+    for (i, name) in names.iter().enumerate() {
+        client.deliver("u", &format!("m{i}"), format!("mail {i}").as_bytes()).await.unwrap();
+        client.rename_bytes(&format!("u/new/m{i}"), &["u", "cur"], name).await.unwrap();
+        client.create_bytes(&["u"], name, b"local").await.unwrap();
+        let tmp = client.create_bytes(&["u", "tmp"], name, format!("late {i}").as_bytes()).await;
+        tmp.unwrap();
+    }
+    client.flush("u").await;
+    for (i, name) in names.iter().enumerate() {
+        // Published under the long name, and never flushed.
+        let new = client.create_bytes(&["u", "new"], name, format!("new {i}").as_bytes()).await;
+        new.unwrap();
+    }
+    drop(client);
+    let fresh = world.session(FRESH);
+    for (i, name) in names.iter().enumerate() {
+        for (dir, want) in [("cur", format!("mail {i}")), ("new", format!("new {i}"))] {
+            let path: [&[u8]; 3] = [b"u", dir.as_bytes(), name];
+            let found = fresh.read_bytes(&path).await;
+            if dir == "cur" {
+                assert_eq!(found.unwrap(), want.as_bytes());
+            }
+        }
+        assert_eq!(fresh.read_bytes(&[b"u", name]).await.unwrap(), b"local");
+    }
+    // The late and the new ones have one name each, whichever got its own.
+    assert_eq!(fresh.list("u/new").await.unwrap().len(), 2 * names.len());
+    assert!(fresh.list("u/tmp").await.unwrap().is_empty());
+}
+
+fn legal(byte: u8) -> u8 {
+    if byte == b'/' || byte == 0 { b'x' } else { byte }
+}
+
+/// mdbox: appended, rewritten and truncated; after a death and after a loss.
+#[tokio::test]
+async fn i1_growing_files_keep_what_was_synced() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.mkdir("u").await.unwrap();
+    client.mkdir("u/storage").await.unwrap();
+    client.flush("u").await;
+    let file = client.create("u/storage/m.1").await.unwrap();
+    let mut model = Vec::new();
+    for i in 0..6usize {
+        let piece = format!("piece {i} ").repeat(10 + i).into_bytes();
+        client.write(file, model.len() as u64, &piece).await.unwrap();
+        model.extend(piece);
+        client.fsync(file).await.unwrap();
+        if i == 3 {
+            client.write(file, 50, b"REWRITTEN").await.unwrap();
+            model[50..59].copy_from_slice(b"REWRITTEN");
+            client.fsync(file).await.unwrap();
+        }
+        if i == 4 {
+            client.truncate(file, 300).await.unwrap();
+            model.truncate(300);
+            client.fsync(file).await.unwrap();
+            client.flush("u").await;
+        }
+        assert_eq!(client.read("u/storage/m.1").await.unwrap(), model, "{i}");
+    }
+    drop(client);
+    let again = world.session(HERE);
+    assert_eq!(again.read("u/storage/m.1").await.unwrap(), model);
+    drop(again);
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.read("u/storage/m.1").await.unwrap(), model);
+}
+
+/// A growing file is rewritten while its end is being published.
+#[tokio::test]
+async fn i1_a_rewrite_during_a_publish_counts() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.mkdir("u").await.unwrap();
+    client.mkdir("u/storage").await.unwrap();
+    client.flush("u").await;
+    let file = client.create("u/storage/m.1").await.unwrap();
+    client.write(file, 0, &[b'a'; 100]).await.unwrap();
+    client.fsync(file).await.unwrap();
+    client.write(file, 100, &[b'b'; 50]).await.unwrap();
+    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    let held = gate.clone();
+    world.faults(move |r| match r.why.0 {
+        "publish" => Fault::HangAfter(held.clone()),
+        _ => Fault::None,
+    });
+    let other = client.clone();
+    let syncing = tokio::spawn(async move { other.fsync(file).await });
+    while world.mails().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    world.no_faults();
+    client.write(file, 120, b"inside").await.unwrap();
+    let other = client.clone();
+    let writing = tokio::spawn(async move { other.write(file, 20, b"before").await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    gate.notify_one();
+    syncing.await.unwrap().unwrap();
+    writing.await.unwrap().unwrap();
+    client.fsync(file).await.unwrap();
+    let mut model = [vec![b'a'; 100], vec![b'b'; 50]].concat();
+    model[20..26].copy_from_slice(b"before");
+    model[120..126].copy_from_slice(b"inside");
+    assert_eq!(client.read("u/storage/m.1").await.unwrap(), model);
+    drop(client);
+    let again = world.session(HERE);
+    assert_eq!(again.read("u/storage/m.1").await.unwrap(), model);
+}
+
+/// What is due, and when, by a clock that the test moves.
+#[tokio::test]
+async fn flushes_are_due_as_the_table_says() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    let cell = client.cell("u");
+    let now = |after: u64| world.clock_boot() + Duration::from_secs(after);
+    let ask = |at: Duration| cell.if_open(|user| due(user, at)).unwrap();
+    let flush_soon = Due::Flush { caches: false };
+    assert_eq!(ask(now(0)), Due::Nothing, "a folder was made a moment ago");
+    assert_eq!(ask(now(2)), flush_soon, "and it is quiet");
+    client.flush("u").await;
+    assert_eq!(ask(now(4000)), Due::Nothing);
+    // Few deliveries can be found again; many cannot.
+    for i in 0..10 {
+        client.deliver("u", &format!("a{i}"), b"mail").await.unwrap();
+    }
+    assert_eq!(ask(now(400)), Due::Nothing);
+    assert_eq!(ask(now(4000)), Due::Flush { caches: true }, "long unused");
+    client.deliver("u", "a10", b"mail").await.unwrap();
+    assert_eq!(ask(now(100)), Due::Nothing);
+    assert_eq!(ask(now(301)), flush_soon);
+    client.flush("u").await;
+    // A delivery by link counts like one by rename, and is no important change.
+    for i in 0..11 {
+        let file = client.create(&format!("u/tmp/b{i}")).await.unwrap();
+        client.write(file, 0, b"mail").await.unwrap();
+        client.fsync(file).await.unwrap();
+        client.close_file(file).await.unwrap();
+        client.link(&format!("u/tmp/b{i}"), &format!("u/new/b{i}")).await.unwrap();
+        client.unlink(&format!("u/tmp/b{i}")).await.unwrap();
+        let want = if i < 10 { Due::Nothing } else { flush_soon };
+        assert_eq!(ask(now(301)), want, "{i}");
+    }
+    // An expunge of one of these goes soon.
+    client.unlink("u/new/b0").await.unwrap();
+    assert_eq!(ask(now(2)), flush_soon);
+    // A flush that fails leaves all of it due.
+    world.store.set_down(true);
+    assert!(flush::flush(&cell, Options::default()).await.is_err());
+    world.store.set_down(false);
+    assert_eq!(ask(now(2)), flush_soon);
+    client.flush("u").await;
+    // Flags: important, in their time.
+    client.rename("u/new/b1", "u/cur/b1:2,S").await.unwrap();
+    client.rename("u/cur/b1:2,S", "u/cur/b1:2,RS").await.unwrap();
+    assert_eq!(ask(now(299)), Due::Nothing);
+    assert_eq!(ask(now(301)), flush_soon);
+}
+
+/// The mount's root lists who exists, here and in the store, and an outage is no empty list.
+#[tokio::test]
+async fn i4_the_root_lists_the_users_that_exist() {
+    let world = World::new();
+    let client = world.session(HERE);
+    for user in ["anna", "bert"] {
+        client.maildir(&[user]).await;
+    }
+    client.close().await;
+    let again = world.session(HERE);
+    world.store.set_down(true);
+    assert!(again.list("").await.is_err());
+    world.store.set_down(false);
+    assert_eq!(again.list("").await.unwrap(), ["anna", "bert"]);
+    assert_eq!(again.stat("carl").await.map(|_| ()), Err(libc::ENOENT));
+    again.mkdir("carl").await.unwrap();
+    assert_eq!(again.mkdir("carl").await, Err(libc::EEXIST));
+    assert_eq!(again.list("").await.unwrap(), ["anna", "bert", "carl"]);
+}

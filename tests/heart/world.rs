@@ -567,3 +567,29 @@ pub fn noise(len: usize) -> Vec<u8> {
         })
         .collect()
 }
+
+/// Paths of any bytes.
+impl Client {
+    pub async fn rename_bytes(&self, from: &str, to: &[&str], name: &[u8]) -> Answer<()> {
+        let (a, old) = self.parent(from).await?;
+        let b = self.look(&to.join("/")).await?.attr.ino;
+        self.go(|fs| fs.rename(WHO, a, old, b, name, RenameMode::Replace)).await
+    }
+
+    pub async fn create_bytes(&self, dir: &[&str], name: &[u8], data: &[u8]) -> Answer<()> {
+        let at = self.look(&dir.join("/")).await?.attr.ino;
+        let (found, opened) = self.go(|fs| fs.create(WHO, at, name, 0o600, WRITE)).await?;
+        let file = Open { ino: found.attr.ino, fh: opened.fh };
+        self.write(file, 0, data).await?;
+        self.fsync(file).await?;
+        self.close_file(file).await
+    }
+
+    pub async fn read_bytes(&self, path: &[&[u8]]) -> Answer<Vec<u8>> {
+        let ino = self.look_bytes(path).await?.attr.ino;
+        let opened = self.go(|fs| fs.open(WHO, ino, READ)).await?;
+        let bytes = self.read_open(Open { ino, fh: opened.fh }).await;
+        self.fs.release(ino, opened.fh);
+        bytes
+    }
+}
