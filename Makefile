@@ -19,9 +19,9 @@ demo:
 	$(CARGO) build --bin vmailfs
 	@mount-scripts/demo/demo
 
-# The tests start `weed` from PATH; our own copy comes last.
+# The tests start `weed` from PATH; our own copy comes last. One failure does not hide others.
 test: deps
-	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) test
+	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) test --no-fail-fast
 
 check:
 	$(CARGO) fmt --check

@@ -265,8 +265,8 @@ fn two_users() -> Mount {
 
 /// The directory of a user in the directory store, or in the local state.
 fn user_dir(top: &Path, user: &str) -> PathBuf {
-    let found = fs::read_dir(top).unwrap().map(|e| e.unwrap().path().join(user));
-    found.filter(|p| p.is_dir()).next().expect("the user's directory")
+    let mut found = fs::read_dir(top).unwrap().map(|e| e.unwrap().path().join(user));
+    found.find(|p| p.is_dir()).expect("the user's directory")
 }
 
 fn store_dir(mount: &Mount, user: &str) -> PathBuf {
@@ -303,7 +303,8 @@ fn a_damaged_head() {
         let text = String::from_utf8(bytes).unwrap();
         text.replace("\"vmailfs-head\": 1", "\"vmailfs-head\": 2").into_bytes()
     };
-    let damages: [(&str, Box<dyn FnOnce(Vec<u8>) -> Vec<u8>>); 5] = [
+    type Change = Box<dyn FnOnce(Vec<u8>) -> Vec<u8>>;
+    let damages: [(&str, Change); 5] = [
         ("head", Box::new(half)),
         ("head", Box::new(|_| Vec::new())),
         ("head", Box::new(flip(40))),
@@ -336,7 +337,8 @@ fn a_head_of_another_user() {
 
 #[test]
 fn a_damaged_or_missing_bundle() {
-    let damages: [Box<dyn Fn(&Path)>; 3] = [
+    type Damage = Box<dyn Fn(&Path)>;
+    let damages: [Damage; 3] = [
         Box::new(|path| replace(path, |bytes| bytes[..10].to_vec())),
         Box::new(|path| {
             replace(path, |mut b| {
@@ -411,7 +413,8 @@ fn local_state_of_a_newer_version() {
 
 #[test]
 fn a_mail_whose_object_is_gone_or_altered() {
-    let damages: [Box<dyn FnOnce(&Path)>; 3] = [
+    type Damage = Box<dyn FnOnce(&Path)>;
+    let damages: [Damage; 3] = [
         Box::new(|path| fs::remove_file(path).unwrap()),
         Box::new(|path| replace(path, half)),
         Box::new(|path| replace(path, flip(3))),

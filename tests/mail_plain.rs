@@ -37,6 +37,11 @@ fn workload_passes(format: Format) {
     dovecot.resume(&root).unwrap();
     work.let_dovecot_repair(&dovecot);
     work.must_hold(&dovecot, Tolerance::Nothing, "after a crash of the mail server");
+    dovecot.stop();
+    dovecot.resume(&root).unwrap();
+    work.changes(&dovecot);
+    work.must_have_worked(&dovecot, "work after the crash");
+    work.must_hold(&dovecot, Tolerance::Nothing, "work after the crash");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
@@ -47,6 +47,23 @@ fn assert_same(have: &Side, want: &Side, when: &str) {
     assert!(lines.is_empty(), "{when}:\n{}", lines.join("\n"));
 }
 
+/// Without what tells two names of one file from two files: of files that are no mails, a fresh
+/// machine gets each name's content, but not that they are one.
+fn one_name_each(tree: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let shown = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let mut kept = Vec::new();
+        for (i, word) in words.iter().enumerate() {
+            let count = i > 0 && words[i - 1] == "links";
+            if !count && !word.starts_with('#') {
+                kept.push(*word);
+            }
+        }
+        kept.join(" ")
+    };
+    tree.iter().map(|(name, line)| (name.clone(), shown(line))).collect()
+}
+
 #[test]
 fn random_operations_plain() {
     for seed in 0..3 {
@@ -74,7 +91,8 @@ fn random_operations() {
     mount.wipe_state().unwrap();
     mount.mount().unwrap();
     for ((have, want), _) in &sides {
-        assert_same(have, want, "on a fresh machine");
+        let lines = difference(&one_name_each(have.tree()), &one_name_each(want.tree()));
+        assert!(lines.is_empty(), "on a fresh machine:\n{}", lines.join("\n"));
     }
     mount.umount().unwrap();
 }

@@ -84,7 +84,6 @@ impl Server {
         let mut connections = tokio::task::JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
-            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -93,6 +92,8 @@ impl Server {
                     continue;
                 }
             };
+            // After accepting: a slot held while nobody comes would keep the end waiting.
+            let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return };
             let (api, own_uid) = (Arc::clone(&api), self.own_uid);
             connections.spawn(async move {
                 match connection(stream, own_uid, api).await {

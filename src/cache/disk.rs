@@ -26,7 +26,7 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
     fn set_len(&self, len: u64) -> io::Result<()>;
     fn sync_data(&self) -> io::Result<()>;
     /// The real file behind it, if there is one.
@@ -89,7 +89,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        let len = file.len()?;
+        let len = file.size()?;
         if len > limit {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, "file exceeds its limit"));
         }
@@ -143,7 +143,7 @@ impl DiskFile for RealFile {
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         FileExt::write_all_at(&*self.0, data, offset)
     }
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -159,7 +159,7 @@ impl Fscache {
         if let Some(open) = known.open.upgrade() {
             return Some(open);
         }
-        let opened = self.disk.open(&self.path(key), How::Read).and_then(|f| Ok((f.len()?, f)));
+        let opened = self.disk.open(&self.path(key), How::Read).and_then(|f| Ok((f.size()?, f)));
         match opened {
             Ok((len, file)) if len == size && known.size == size => {
                 let cached = Arc::new(Cached {

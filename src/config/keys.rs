@@ -130,13 +130,13 @@ pub const KEYS: &[Key] = &[
     text(
         "metacache.max_space",
         "",
-        "Size from which users not in use are flushed and dropped. Rule of thumb: 2M for each user\n\
-         active at the same time.",
+        "Size that `vmailfs status` shows the metacache against. Nothing is dropped from it yet: see\n\
+         that the disk has room, 2M for each user as a rule of thumb.",
     ),
     text(
         "metacache.max_grace",
         "",
-        "Size above max_space that may be used while room is made; then new users must wait.",
+        "Size above max_space that may be used while room is made. Without effect yet.",
     ),
     text(
         "metacache.upload_interval",

@@ -7,6 +7,7 @@ use super::api::{
 };
 use super::attr;
 use super::handles::Handles;
+use crate::dovecot::classes::Class;
 use crate::format::journal::Change;
 use crate::format::listing::{Attrs, Line, Owner};
 use crate::format::{Place, Sub};
@@ -121,11 +122,16 @@ impl VmailFs {
         if caller.uid != 0 || self.session.settings.allow_root_delete {
             return Ok(());
         }
-        let class = match user.target(at, name)? {
-            Some(Target::Node(ix)) => user.node(ix)?.class,
-            _ => return Ok(()),
+        let harmless = match user.target(at, name)? {
+            Some(Target::Node(ix)) => {
+                let class = user.node(ix)?.class;
+                class.is_local_only() || class == Class::MailTemp
+            }
+            // An empty folder is a user's folder, too.
+            Some(Target::Folder(_) | Target::Sub(_)) => false,
+            None => true,
         };
-        if class.is_local_only() || class == crate::dovecot::classes::Class::MailTemp {
+        if harmless {
             return Ok(());
         }
         Err(Error::Refused(format!(
@@ -389,11 +395,14 @@ impl MailFs for VmailFs {
         )
     }
 
-    fn rmdir(&self, _caller: Caller, parent: Ino, name: &[u8]) -> Step<()> {
+    fn rmdir(&self, caller: Caller, parent: Ino, name: &[u8]) -> Step<()> {
         self.in_dir(
             parent,
             |path| Step::Done(Err(self.refuse_in(path, name))),
-            |user, at, _| user.rmdir(at, name),
+            |user, at, _| {
+                self.may_delete(caller, user, at, name)?;
+                user.rmdir(at, name)
+            },
         )
     }
 

@@ -70,7 +70,7 @@ async fn download(
     }
     let want = key.decode().crc;
     let (len, crc) = blocking(move || -> io::Result<(u64, u32)> {
-        let len = file.len()?;
+        let len = file.size()?;
         let mut crc = 0;
         let mut at = 0;
         let mut buf = vec![0; 128 * 1024];

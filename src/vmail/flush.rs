@@ -156,7 +156,7 @@ fn compact_journal(cell: &Arc<UserCell>) -> Result<()> {
             .sum();
         // Writing snapshots costs their size: worth it once the journal has as much.
         let worth = JOURNAL_LIMIT.max(listed as u64 * 200);
-        if user.journal.len() > worth { user.checkpoint() } else { Ok(()) }
+        if user.journal.size() > worth { user.checkpoint() } else { Ok(()) }
     })
 }
 

@@ -74,7 +74,8 @@ impl Journal {
         self.seq
     }
 
-    pub fn len(&self) -> u64 {
+    /// Bytes in its file.
+    pub fn size(&self) -> u64 {
         self.len
     }
 

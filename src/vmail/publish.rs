@@ -200,7 +200,7 @@ impl User {
                 job.len = found.size.saturating_sub(grow.published);
                 let before = |e: &&Extent| e.offset < grow.published;
                 job.predecessor =
-                    grow.extents.iter().filter(before).next_back().map(|e| e.object.id());
+                    grow.extents.iter().rfind(before).map(|e| e.object.id());
             }
             _ => return Ok(None),
         }

@@ -68,9 +68,12 @@ pub fn due(user: &User, now: Duration) -> Due {
     Due::Nothing
 }
 
+/// Users whose last flush failed: until when they rest, and for how long that is.
+type Pauses = HashMap<Arc<str>, (Duration, Duration)>;
+
 /// Runs until the session closes.
 pub async fn run(session: Arc<Session>) {
-    let pauses: Arc<Mutex<HashMap<Arc<str>, (Duration, Duration)>>> = Arc::default();
+    let pauses: Arc<Mutex<Pauses>> = Arc::default();
     loop {
         tokio::select! {
             () = session.wake.notified() => {}

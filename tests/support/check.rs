@@ -257,8 +257,8 @@ impl<'a> Check<'a> {
             self.bad(Kind::UidReused, format!("uid {uid} was {owner}, is {id}"));
         }
         let Some(known) = folder.mails.get(&id) else {
-            let undone = self.tolerance == Tolerance::LostMachine && folder.left.contains(&id);
-            if !undone && !unsure {
+            let undone = folder.left.contains(&id) || self.user.unanswered.contains(&id);
+            if !(undone && self.tolerance == Tolerance::LostMachine) && !unsure {
                 self.bad(Kind::Resurrected, format!("{id}, uid {uid}, should not be here"));
             }
             return;

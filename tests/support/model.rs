@@ -54,6 +54,9 @@ pub struct User {
     pub unsure: BTreeSet<String>,
     /// Every (UIDVALIDITY, UID) ever seen, and the mail it stood for.
     pub ledger: BTreeMap<(u32, u32), MailId>,
+    /// Mails whose bringing was never answered: one that was safe before it had its name, and
+    /// that nobody has seen since, may still come back from a store that lost its machine.
+    pub unanswered: BTreeSet<MailId>,
     /// Mails that an unanswered MOVE may have left in either folder, but must be in one.
     pub either: Vec<(MailId, String, String)>,
 }
@@ -199,8 +202,10 @@ impl Model {
     /// Takes what was seen for the truth, where a check has just passed it; the ledger and the
     /// highest UIDNEXT stay.
     pub fn adopt(&mut self, seen: &BTreeMap<String, super::check::Seen>) {
+        self.step += 1;
+        let step = self.step;
         for (name, seen) in seen {
-            self.user(name).adopt(seen);
+            self.user(name).adopt(seen, step);
             self.user(name).learn(seen);
         }
     }
@@ -283,7 +288,9 @@ impl User {
         match op {
             Op::Put { folder, id, hash, flags, date } => {
                 let mail = Mail { hash, flags, date, began, answered: u64::MAX, ..Mail::default() };
-                let mail = Mail { maybe: true, fresh: true, ..mail };
+                self.unanswered.insert(id.clone());
+                let other_flags = no_flags();
+                let mail = Mail { maybe: true, fresh: true, other_flags, ..mail };
                 self.folder(&folder).mails.entry(id).or_insert(mail);
             }
             Op::Store { folder, id, how, flags } => {
@@ -322,6 +329,8 @@ impl User {
 
     fn allow_copy(&mut self, from: &str, to: &str, id: &str, began: u64) {
         let Some(source) = self.folder(from).mails.get(id).cloned() else { return };
+        let other_flags = [source.other_flags, no_flags()].concat();
+        let source = Mail { other_flags, ..source };
         let copy =
             Mail { uid: None, maybe: true, fresh: true, began, answered: u64::MAX, ..source };
         self.folder(to).mails.entry(id.to_owned()).or_insert(copy);
@@ -331,6 +340,8 @@ impl User {
         if let Some(mail) = self.folder(folder).mails.get_mut(id) {
             mail.maybe = true;
             mail.fresh = true;
+            // Its record gone but not its file: a rebuild finds it.
+            mail.other_flags.extend(no_flags());
         }
     }
 
@@ -350,7 +361,9 @@ impl User {
         }
     }
 
-    fn adopt(&mut self, seen: &super::check::Seen) {
+    /// All are there now, and come before those that are brought from now on; in which order
+    /// they came does not matter any more.
+    fn adopt(&mut self, seen: &super::check::Seen, step: u64) {
         let old = std::mem::take(&mut self.folders);
         for (name, there) in &seen.folders {
             let before = old.get(name);
@@ -358,12 +371,11 @@ impl User {
             let mut folder = Folder { uid_next, ..Folder::default() };
             for mail in &there.mails {
                 let Some(id) = &mail.id else { continue };
-                let known = before.and_then(|f| f.mails.get(id));
                 let known = Mail {
                     hash: mail.hash.clone(),
                     flags: mail.flags.clone(),
-                    began: known.map_or(0, |m| m.began),
-                    answered: known.map_or(u64::MAX, |m| m.answered),
+                    began: step,
+                    answered: step,
                     ..Mail::default()
                 };
                 folder.mails.insert(id.clone(), known);
@@ -374,6 +386,11 @@ impl User {
         self.unsure.clear();
         self.either.clear();
     }
+}
+
+/// What a mail has that a dbox rebuild found without its record.
+fn no_flags() -> Vec<Flags> {
+    vec![Flags::new()]
 }
 
 fn changed(old: &Flags, how: &str, flags: &Flags) -> Flags {

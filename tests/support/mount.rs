@@ -13,6 +13,7 @@ pub struct Mount {
     store: String,
     options: Vec<OsString>,
     environment: Vec<(String, String)>,
+    root_may_delete: bool,
     child: Option<Child>,
 }
 
@@ -43,12 +44,18 @@ impl Mount {
         }
         let run = work.path().join("run").display().to_string();
         let environment = vec![("VMAILFS_RUN_DIR".to_owned(), run)];
-        Mount { work, store, options: Vec::new(), environment, child: None }
+        Mount { work, store, options: Vec::new(), environment, root_may_delete: true, child: None }
     }
 
     /// More arguments for `vmailfs mount`.
     pub fn option(mut self, arguments: &[&str]) -> Mount {
         self.options.extend(arguments.iter().map(OsString::from));
+        self
+    }
+
+    /// As an administrator gets it who does not ask for more.
+    pub fn root_may_not_delete(mut self) -> Mount {
+        self.root_may_delete = false;
         self
     }
 
@@ -75,7 +82,10 @@ impl Mount {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path)?;
         let mut command = self.command("mount");
         command.arg(&self.store).arg(self.root()).arg("--state-dir").arg(self.state());
-        command.args(["--allow-root-delete", "--root-owner", &format!("{MAIL_UID}:{MAIL_UID}")]);
+        command.args(["--root-owner", &format!("{MAIL_UID}:{MAIL_UID}")]);
+        if self.root_may_delete {
+            command.arg("--allow-root-delete");
+        }
         command.args(&self.options).stdout(log.try_clone()?).stderr(log);
         die_with_parent(&mut command, libc::SIGTERM);
         let mut child = command.spawn()?;

@@ -64,6 +64,9 @@ pub fn survives_everything(format: Format, mut mount: Mount) {
     work.changes(&dovecot);
     assert_eq!(work.failures(), [""; 0], "operations failed after the recovery");
     work.must_hold(&dovecot, Tolerance::Nothing, "work after the recovery");
+    work.maintain(&dovecot);
+    assert_eq!(work.failures(), [""; 0], "doveadm failed after the recovery");
+    work.must_hold(&dovecot, Tolerance::Nothing, "purged and resynced after the recovery");
     dovecot.stop();
     mount.umount().unwrap();
 }

@@ -234,7 +234,7 @@ impl Workload {
     }
 
     /// What administrators run now and then; it must change nothing that users see.
-    fn maintain(&self, dovecot: &Dovecot) {
+    pub fn maintain(&self, dovecot: &Dovecot) {
         for user in &self.users {
             let mut commands = vec![vec!["force-resync", "-u", user, "*"]];
             if dovecot.layout.format == Format::Mdbox {
@@ -270,10 +270,14 @@ impl Workload {
     }
 
     /// To be called when a crashed Dovecot is back. Its dbox formats find half-written indexes at
-    /// the first access, rebuild them, and drop that connection; it is the next one that counts.
+    /// the first access, rebuild them, and drop that connection; a file that was saved but not
+    /// yet logged is found by the next save to its number, which fails, unless an administrator
+    /// has had the folders rebuilt. It is what comes then that counts.
     pub fn let_dovecot_repair(&self, dovecot: &Dovecot) {
         if dovecot.layout.format != Format::Maildir {
             let _ = dovecot.look();
+            self.maintain(dovecot);
+            let _ = self.failures();
         }
     }
 
