@@ -47,15 +47,15 @@ pub const UNKNOWN: Attrs =
     Attrs { mode: 0o700, owner: None, mtime: Timestamp { secs: 0, nanos: 0 } };
 
 /// Where a folder's listing comes from.
-enum Source {
+pub(super) enum Source {
     Snapshot(Vec<Line>),
     Parts(Vec<Part>),
 }
 
-struct Wanted {
-    id: FolderId,
-    parts: Vec<PartRef>,
-    snapshot: Option<std::path::PathBuf>,
+pub(super) struct Wanted {
+    pub id: FolderId,
+    pub parts: Vec<PartRef>,
+    pub snapshot: Option<std::path::PathBuf>,
 }
 
 /// Loads a folder, trying for as long as a delivery may wait.
@@ -159,7 +159,7 @@ fn check_snapshot(bytes: &[u8]) -> std::result::Result<Vec<Line>, FormatError> {
 }
 
 /// Index files that lie in objects of their own and are not on the local disk.
-async fn large_files(
+pub(super) async fn large_files(
     cell: &Arc<UserCell>,
     id: FolderId,
     source: &Source,
@@ -192,7 +192,7 @@ async fn large_files(
 }
 
 /// Fetches the parts of folders, side by side ones together.
-async fn fetch_parts(
+pub(super) async fn fetch_parts(
     cell: &Arc<UserCell>,
     wanted: &[Wanted],
 ) -> Result<Vec<(FolderId, Vec<Part>)>> {
@@ -315,7 +315,9 @@ impl User {
             .map(|f| Wanted {
                 id: f.id,
                 parts: f.parts.clone(),
-                snapshot: self.snapshots.contains(&f.id).then(|| self.snapshot_path(f.id)),
+                // After a power cut the content of the last cut is needed beside it.
+                snapshot: (self.snapshots.contains(&f.id) && !self.unclean)
+                    .then(|| self.snapshot_path(f.id)),
             })
             .collect()
     }
@@ -354,42 +356,34 @@ impl User {
         }
         let pending = folder.pending.clone();
         let amended = !pending.is_empty();
-        let mut contents: HashMap<(Sub, NameBytes), Vec<u8>> = HashMap::new();
-        let mut layers = Vec::new();
         let from_parts = matches!(source, Source::Parts(_));
-        let lines: Vec<Line> = match source {
+        let (lines, contents, layers) = match source {
             Source::Snapshot(lines) => {
-                layers = vec![None; folder.parts.len().saturating_sub(1)];
-                lines
+                let layers = vec![None; folder.parts.len().saturating_sub(1)];
+                (lines, Contents::new(), layers)
             }
             Source::Parts(parts) => {
-                let mut all = Vec::new();
-                for (i, part) in parts.into_iter().enumerate() {
-                    if i > 0 {
-                        layers.push(Some(layer_of(&part)));
-                    }
-                    for member in part.members {
-                        let key = (member.sub, NameBytes::from(member.name));
-                        let old = contents.get(&key).map(Vec::as_slice);
-                        let new = apply_content(old, &member.content)
-                            .map_err(|e| Error::corrupt(format!("user {}", self.name), e))?;
-                        contents.insert(key, new);
-                    }
-                    all.extend(part.lines);
-                }
-                all
+                let layers = parts.iter().skip(1).map(|part| Some(layer_of(part))).collect();
+                let (lines, contents) = unite(&self.name, parts)?;
+                (lines, contents, layers)
             }
         };
         // The final meaning of each name, in the order in which names first appeared.
         let mut state = Final::default();
         lines.into_iter().for_each(|line| state.apply(line));
-        let at_cut = if restore { Some(state.locals()) } else { None };
+        let index = |sub: Sub, name: &[u8]| {
+            matches!(self.class_of(Place { folder: id, sub }, name), Class::Index(_))
+        };
+        let at_cut = if restore { Some(state.locals(index)) } else { None };
         pending.into_iter().for_each(|line| state.apply(line));
         if let Some(at_cut) = at_cut {
-            state.restore_locals(at_cut);
+            state.restore_locals(at_cut, index);
         }
         // What is missing must be known before anything is changed.
-        if !restore && self.any_missing(id, &state, &contents, large)? {
+        if !restore
+            && (self.any_missing(id, &state, &contents, large)?
+                || self.unclean && self.any_torn(id, &state, &contents)?)
+        {
             return Ok(true);
         }
         self.fill(id, state, contents, large, restore)?;
@@ -407,20 +401,25 @@ impl User {
         Ok(false)
     }
 
+    fn unflushed(&self, id: FolderId, key: &(Sub, NameBytes)) -> bool {
+        self.tree.folders.get(&id).is_some_and(|f| f.unflushed.names.contains(key))
+    }
+
     fn any_missing(
         &self,
         id: FolderId,
         state: &Final,
-        contents: &HashMap<(Sub, NameBytes), Vec<u8>>,
+        contents: &Contents,
         large: &HashMap<ObjectId, bytes::Bytes>,
     ) -> Result<bool> {
         for (sub, name, entry) in state.names() {
             let Entry::Local { object, .. } = entry else { continue };
             let at = Place { folder: id, sub };
-            if contents.contains_key(&(sub, name.clone()))
-                || object.is_some_and(|o| large.contains_key(&o))
-                || self.class_of(at, name).is_cache()
-            {
+            let key = (sub, name.clone());
+            // What was written since the last cut is nowhere but on the disk.
+            let fetched = !self.unflushed(id, &key)
+                && (contents.contains_key(&key) || object.is_some_and(|o| large.contains_key(&o)));
+            if fetched || self.class_of(at, name).is_cache() {
                 continue;
             }
             let path = self.file_path(at, name);
@@ -437,7 +436,7 @@ impl User {
         &mut self,
         id: FolderId,
         state: Final,
-        mut contents: HashMap<(Sub, NameBytes), Vec<u8>>,
+        mut contents: Contents,
         large: &HashMap<ObjectId, bytes::Bytes>,
         restore: bool,
     ) -> Result<()> {
@@ -503,7 +502,20 @@ impl User {
                     (Kind::Symlink(target.into()), size, attrs, Class::Other)
                 }
                 Entry::Local { attrs, object, .. } => {
-                    let known = on_disk.get(&(sub, name.clone())).copied();
+                    let restore = restore && matches!(class, Class::Index(_));
+                    let key = (sub, name.clone());
+                    // After a power cut only what the store does not have is taken from the disk.
+                    let fetch = self.unclean && !self.unflushed(id, &key);
+                    let known = on_disk.get(&key).copied().filter(|_| !fetch);
+                    // A cache of another time than the log beside it would lie.
+                    let stale = class.is_cache() && !restore && !on_disk.is_empty();
+                    if stale && (known.is_none() || self.unclean) {
+                        contents.remove(&key);
+                        if let Some(folder) = self.tree.folders.get_mut(&id) {
+                            folder.unflushed.names.insert(key);
+                        }
+                        continue;
+                    }
                     let content = contents
                         .remove(&(sub, name.clone()))
                         .or_else(|| object.and_then(|o| large.get(&o)).map(|bytes| bytes.to_vec()));
@@ -600,7 +612,7 @@ impl User {
         Ok(found)
     }
 
-    fn write_local(&self, at: Place, name: &[u8], content: &[u8]) -> Result<()> {
+    pub(super) fn write_local(&self, at: Place, name: &[u8], content: &[u8]) -> Result<()> {
         let path = self.file_path(at, name);
         let disk = &*self.session.env.disk;
         disk.create_dirs(&self.cache_path(at))
@@ -639,7 +651,7 @@ impl User {
 
     // ---- UIDs
 
-    fn content_of(&self, ix: usize) -> Result<Vec<u8>> {
+    pub(super) fn content_of(&self, ix: usize) -> Result<Vec<u8>> {
         let node = self.node(ix)?;
         let name = node.names.first().ok_or(Plain::NotFound)?;
         let bytes = self.tree.name_bytes(name).cloned().ok_or(Plain::NotFound)?;
@@ -816,6 +828,26 @@ fn mailbox_of(path: &[NameBytes]) -> Option<(&NameBytes, Vec<&[u8]>)> {
     Some((top, names))
 }
 
+/// What files hold, by their names.
+pub(super) type Contents = HashMap<(Sub, NameBytes), Vec<u8>>;
+
+/// A base and its diffs as one.
+pub(super) fn unite(user: &str, parts: Vec<Part>) -> Result<(Vec<Line>, Contents)> {
+    let mut contents = Contents::new();
+    let mut lines = Vec::new();
+    for part in parts {
+        for member in part.members {
+            let key = (member.sub, NameBytes::from(member.name));
+            let old = contents.get(&key).map(Vec::as_slice);
+            let new = apply_content(old, &member.content)
+                .map_err(|e| Error::corrupt(format!("user {user}"), e))?;
+            contents.insert(key, new);
+        }
+        lines.extend(part.lines);
+    }
+    Ok((lines, contents))
+}
+
 /// What a diff part holds, for folding it later.
 fn layer_of(part: &Part) -> Layer {
     let mut layer = Layer::default();
@@ -836,14 +868,14 @@ fn layer_of(part: &Part) -> Layer {
 
 /// The final meaning of lines, with names in the order of their first appearance.
 #[derive(Default)]
-struct Final {
+pub(super) struct Final {
     dirs: [Option<Attrs>; 4],
     order: Vec<Option<(Sub, NameBytes, Entry)>>,
     at: HashMap<(Sub, NameBytes), usize>,
 }
 
 impl Final {
-    fn apply(&mut self, line: Line) {
+    pub fn apply(&mut self, line: Line) {
         match line {
             Line::Dir { sub, attrs } => self.dirs[sub as usize] = Some(attrs),
             Line::NoDir { sub } => self.dirs[sub as usize] = None,
@@ -865,7 +897,7 @@ impl Final {
         }
     }
 
-    fn names(&self) -> impl Iterator<Item = (Sub, &NameBytes, &Entry)> {
+    pub fn names(&self) -> impl Iterator<Item = (Sub, &NameBytes, &Entry)> {
         self.order.iter().flatten().map(|(sub, name, entry)| (*sub, name, entry))
     }
 
@@ -874,17 +906,23 @@ impl Final {
         self.order.into_iter().flatten()
     }
 
-    fn locals(&self) -> Vec<(Sub, NameBytes, Entry)> {
+    fn locals(&self, which: impl Fn(Sub, &[u8]) -> bool) -> Vec<(Sub, NameBytes, Entry)> {
         self.names()
-            .filter(|(_, _, entry)| matches!(entry, Entry::Local { .. }))
+            .filter(|(sub, name, entry)| matches!(entry, Entry::Local { .. }) && which(*sub, name))
             .map(|(sub, name, entry)| (sub, name.clone(), entry.clone()))
             .collect()
     }
 
-    /// Local files are those given and no others.
-    fn restore_locals(&mut self, locals: Vec<(Sub, NameBytes, Entry)>) {
+    /// Local files of a kind are those given and no others.
+    fn restore_locals(
+        &mut self,
+        locals: Vec<(Sub, NameBytes, Entry)>,
+        which: impl Fn(Sub, &[u8]) -> bool,
+    ) {
         for slot in &mut self.order {
-            if let Some((sub, name, Entry::Local { .. })) = slot {
+            if let Some((sub, name, Entry::Local { .. })) = slot
+                && which(*sub, name)
+            {
                 self.at.remove(&(*sub, name.clone()));
                 *slot = None;
             }

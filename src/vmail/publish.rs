@@ -199,8 +199,7 @@ impl User {
                 job.offset = grow.published;
                 job.len = found.size.saturating_sub(grow.published);
                 let before = |e: &&Extent| e.offset < grow.published;
-                job.predecessor =
-                    grow.extents.iter().rfind(before).map(|e| e.object.id());
+                job.predecessor = grow.extents.iter().rfind(before).map(|e| e.object.id());
             }
             _ => return Ok(None),
         }

@@ -500,8 +500,8 @@ impl DiskFile for FullFile {
         no_space(&self.1)?;
         self.0.write_all_at(data, offset)
     }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
