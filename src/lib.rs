@@ -13,5 +13,6 @@ pub mod dovecot;
 pub mod format;
 pub mod fs;
 pub mod fuse;
+pub mod memory;
 pub mod store;
 pub mod vmail;

@@ -15,6 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 pub(super) fn mount(args: &MountArgs) -> Result<(), Failure> {
+    crate::memory::configure();
     let settings = args.effective()?.resolve()?;
     super::heart::layout(&settings)?;
     let claim = prepare(&settings)?;

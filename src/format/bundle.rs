@@ -1,13 +1,14 @@
 //! Bundles: frames one after the other. Each is a part of a folder, a table, or an earlier head,
 //! and is found by the byte range that the head names.
 
-use super::frame::{compress, content_size, decompress};
+use super::frame::{self, compress, content_size};
 use super::head::{PartKind, PartRef};
 use super::key::KeyTail;
 use super::listing::number;
 use super::part::PLAIN;
 use super::{FormatError, ObjectId, tar};
 use bytes::Bytes;
+use std::io::BufReader;
 
 const TABLE: &str = "@table";
 const NAMES: &str = "@names";
@@ -28,14 +29,16 @@ fn take_one(
     what: &'static str,
     names: &[&str],
 ) -> Result<Vec<u8>, FormatError> {
-    let raw = decompress(bytes, limit)?;
-    let mut members = tar::Members::new(&raw);
+    let source = BufReader::new(frame::Content::of(bytes, limit)?);
+    let mut tar = tar::Members::new(source);
     let bad = || FormatError::malformed(what, "not one member of the right name");
-    let (name, content) = members.next().ok_or_else(bad)??;
-    if !names.iter().any(|n| n.as_bytes() == name) || members.next().is_some() {
+    let name = tar.next_member()?.ok_or_else(bad)?;
+    let content = tar.content()?;
+    if !names.iter().any(|n| n.as_bytes() == name) || tar.next_member()?.is_some() {
         return Err(bad());
     }
-    Ok(content.to_vec())
+    tar.into_source().into_inner().end()?;
+    Ok(content)
 }
 
 fn table(name: &str, lines: impl Iterator<Item = String>) -> Vec<u8> {

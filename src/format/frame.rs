@@ -19,23 +19,42 @@ pub(super) fn compress(raw: &[u8]) -> Vec<u8> {
     compress().expect("memory")
 }
 
-/// The content of exactly one frame.
-pub(super) fn decompress(bytes: &[u8], limit: u64) -> Result<Vec<u8>, FormatError> {
-    let bad = |e: std::io::Error| FormatError::malformed(WHAT, e.to_string());
-    let mut rest = bytes;
-    let mut decoder =
-        zstd::stream::read::Decoder::with_buffer(&mut rest).map_err(bad)?.single_frame();
-    decoder.window_log_max(WINDOW_LOG_MAX).map_err(bad)?;
-    let mut raw = Vec::new();
-    decoder.by_ref().take(limit.saturating_add(1)).read_to_end(&mut raw).map_err(bad)?;
-    if raw.len() as u64 > limit {
-        return Err(FormatError::TooLarge { what: WHAT, limit });
+/// The content of a frame as it is decompressed, so that nobody needs room for all of it.
+pub(super) struct Content<'a> {
+    decoder: zstd::stream::read::Decoder<'a, &'a [u8]>,
+    limit: u64,
+    left: u64,
+}
+
+impl<'a> Content<'a> {
+    /// `limit` bounds the bytes that can be read: the next one is an error.
+    pub(super) fn of(bytes: &'a [u8], limit: u64) -> Result<Content<'a>, FormatError> {
+        let bad = |e| FormatError::from_io(WHAT, e);
+        let decoder = zstd::stream::read::Decoder::with_buffer(bytes).map_err(bad)?;
+        let mut decoder = decoder.single_frame();
+        decoder.window_log_max(WINDOW_LOG_MAX).map_err(bad)?;
+        Ok(Content { decoder, limit, left: limit })
     }
-    drop(decoder);
-    if !rest.is_empty() {
-        return Err(FormatError::malformed(WHAT, "more bytes behind the frame"));
+
+    /// That the frame was read to its end and nothing lies behind it.
+    pub(super) fn end(mut self) -> Result<(), FormatError> {
+        let more = self.read(&mut [0]).map_err(|e| FormatError::from_io(WHAT, e))?;
+        if more != 0 || !self.decoder.finish().is_empty() {
+            return Err(FormatError::malformed(WHAT, "more bytes behind the end"));
+        }
+        Ok(())
     }
-    Ok(raw)
+}
+
+impl Read for Content<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.decoder.read(buf)?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
+            let too_large = FormatError::TooLarge { what: WHAT, limit: self.limit };
+            std::io::Error::other(too_large)
+        })?;
+        Ok(n)
+    }
 }
 
 /// How long the frame's content is, as its header says; 0 if it does not say.

@@ -7,6 +7,7 @@
 use super::escape::{clip, escape_into, unescape, unescape_name};
 use super::{FormatError, ObjectId, Sub, Timestamp, key::KeyTail};
 use std::fmt::Write;
+use std::io::BufRead;
 
 /// Numeric owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -322,27 +323,49 @@ pub fn encode_listing<'a>(lines: impl Iterator<Item = &'a Line>) -> String {
 /// [`FormatError::TooNew`]; [`FormatError::TooLarge`] (its limit is in lines here) for more than
 /// `max_lines` lines below the header; [`FormatError::Malformed`] for anything else that is
 /// wrong, a last line that does not end included.
-pub fn decode_listing(bytes: &[u8], max_lines: usize) -> Result<Vec<Line>, FormatError> {
-    let what = "listing";
-    let text = std::str::from_utf8(bytes).map_err(|e| {
-        FormatError::malformed(what, format!("not text at byte {}", e.valid_up_to()))
-    })?;
-    let text = text
-        .strip_suffix('\n')
-        .ok_or_else(|| FormatError::malformed(what, "does not end with a line end"))?;
-    let mut texts = text.split('\n');
-    check_header(what, HEADER, texts.next().unwrap_or_default(), LISTING_VERSION)?;
+pub fn decode_listing(mut bytes: &[u8], max_lines: usize) -> Result<Vec<Line>, FormatError> {
     let mut lines = Vec::new();
-    for (index, text) in texts.enumerate() {
-        if index == max_lines {
+    read_listing(&mut bytes, max_lines, |line| lines.push(line))?;
+    Ok(lines)
+}
+
+/// The same, a line at a time, from a source that is read to its end. What was given before an
+/// error must be thrown away.
+///
+/// # Errors
+/// Those of [`decode_listing`]; of the source's own, [`FormatError::Malformed`].
+pub fn read_listing(
+    source: &mut impl BufRead,
+    max_lines: usize,
+    mut each: impl FnMut(Line),
+) -> Result<(), FormatError> {
+    let what = "listing";
+    let mut buf = Vec::new();
+    let mut start = 0;
+    for number in 1.. {
+        buf.clear();
+        source.read_until(b'\n', &mut buf).map_err(|e| FormatError::from_io(what, e))?;
+        if buf.is_empty() && number > 1 {
+            break;
+        }
+        let text = std::str::from_utf8(&buf).map_err(|e| {
+            FormatError::malformed(what, format!("not text at byte {}", start + e.valid_up_to()))
+        })?;
+        start += buf.len();
+        let text = text
+            .strip_suffix('\n')
+            .ok_or_else(|| FormatError::malformed(what, "does not end with a line end"))?;
+        if number == 1 {
+            check_header(what, HEADER, text, LISTING_VERSION)?;
+            continue;
+        }
+        if number - 2 == max_lines {
             return Err(FormatError::TooLarge { what, limit: max_lines as u64 });
         }
-        let line = parse_line(text).ok_or_else(|| {
-            FormatError::malformed(what, format!("line {}: {}", index + 2, clip(text)))
-        })?;
-        lines.push(line);
+        let bad = || FormatError::malformed(what, format!("line {number}: {}", clip(text)));
+        each(parse_line(text).ok_or_else(bad)?);
     }
-    Ok(lines)
+    Ok(())
 }
 
 /// Checks a header line `<start><version>`; what follows the version after a space is ignored

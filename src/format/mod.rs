@@ -41,4 +41,12 @@ impl FormatError {
     pub(crate) fn malformed(what: &'static str, detail: impl Into<String>) -> FormatError {
         FormatError::Malformed { what, detail: detail.into() }
     }
+
+    /// What a source of bytes reports: one of our own errors, or bytes that it cannot decode.
+    fn from_io(what: &'static str, error: std::io::Error) -> FormatError {
+        match error.downcast::<FormatError>() {
+            Ok(own) => own,
+            Err(error) => FormatError::malformed(what, error.to_string()),
+        }
+    }
 }

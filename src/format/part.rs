@@ -2,12 +2,13 @@
 
 use super::content::{put_blocks, take_blocks};
 use super::escape::{clip, is_name};
-use super::frame::{compress, decompress};
-use super::listing::{Entry, Line, Owner, decode_listing, encode_listing, number};
+use super::frame::{self, compress};
+use super::listing::{Entry, Line, Owner, encode_listing, number, read_listing};
 use super::tar::{self, Show};
 use super::{FormatError, Sub};
 use bytes::Bytes;
 use std::collections::HashMap;
+use std::io::BufReader;
 
 pub use super::bundle::{
     BundleWriter, Dropped, decode_dropped, decode_head_part, decode_names, decode_table,
@@ -83,9 +84,13 @@ fn take_name(text: &[u8]) -> Option<Vec<u8>> {
     is_name(&name).then_some(name)
 }
 
+fn is_of_base(line: &Line) -> bool {
+    matches!(line, Line::Dir { .. } | Line::Set { .. })
+}
+
 /// Whether a base could hold this.
 fn stands_alone(part: &Part) -> bool {
-    part.lines.iter().all(|line| matches!(line, Line::Dir { .. } | Line::Set { .. }))
+    part.lines.iter().all(is_of_base)
         && part.members.iter().all(|member| matches!(member.content, Content::Whole(_)))
 }
 
@@ -138,13 +143,13 @@ pub fn encode_part(part: &Part, folder_path: &[u8]) -> Vec<u8> {
 }
 
 /// A member from its name below the prefix, and its bytes.
-fn take_member(text: &[u8], bytes: &[u8]) -> Option<Member> {
+fn take_member(text: &[u8], bytes: Bytes) -> Option<Member> {
     let (sub, text) = match text.iter().position(|&b| b == b'/') {
         Some(at) => (Sub::from_name(&text[..at])?, &text[at + 1..]),
         None => (Sub::Own, text),
     };
     let Some(at) = text.iter().rposition(|&b| b == b'@') else {
-        let content = Content::Whole(Bytes::copy_from_slice(bytes));
+        let content = Content::Whole(bytes);
         return Some(Member { sub, name: take_name(text)?, content });
     };
     let name = take_name(&text[..at])?;
@@ -152,12 +157,12 @@ fn take_member(text: &[u8], bytes: &[u8]) -> Option<Member> {
     let content = if let Some(offset) = suffix.strip_prefix("tail-") {
         let offset = number(offset)?;
         offset.checked_add(bytes.len() as u64)?;
-        Content::Tail { offset, bytes: Bytes::copy_from_slice(bytes) }
+        Content::Tail { offset, bytes }
     } else {
         let (size, block_size) = suffix.strip_prefix("blocks-")?.split_once('-')?;
         let size = number(size)?;
         let block_size = u32::try_from(number(block_size)?).ok()?;
-        Content::Blocks { size, block_size, blocks: take_blocks(bytes, size, block_size)? }
+        Content::Blocks { size, block_size, blocks: take_blocks(&bytes, size, block_size)? }
     };
     Some(Member { sub, name, content })
 }
@@ -168,26 +173,51 @@ fn take_member(text: &[u8], bytes: &[u8]) -> Option<Member> {
 /// [`FormatError::TooLarge`], [`FormatError::TooNew`] for a listing of a newer version,
 /// [`FormatError::Malformed`] for anything else.
 pub fn decode_part(bytes: &[u8], limit: u64) -> Result<Part, FormatError> {
-    let raw = decompress(bytes, limit)?;
-    let mut members = tar::Members::new(&raw);
+    let mut lines = Vec::new();
+    let members = read_part(bytes, limit, |line| lines.push(line))?;
+    Ok(Part { lines, members })
+}
+
+/// The same, with the listing a line at a time: a large folder's lines together take many times
+/// the room that is needed for what they say. What was given before an error must be thrown away.
+///
+/// # Errors
+/// Those of [`decode_part`].
+pub fn read_part(
+    bytes: &[u8],
+    limit: u64,
+    mut each: impl FnMut(Line),
+) -> Result<Vec<Member>, FormatError> {
+    let source = BufReader::with_capacity(64 << 10, frame::Content::of(bytes, limit)?);
+    let mut tar = tar::Members::new(source);
     let no_listing = || FormatError::malformed(WHAT, "does not start with a listing");
-    let (first, text) = members.next().ok_or_else(no_listing)??;
+    let first = tar.next_member()?.ok_or_else(no_listing)?;
     let cut = first.iter().rposition(|&b| b == b'/').ok_or_else(no_listing)? + 1;
     let (prefix, word) = first.split_at(cut);
     if word != LISTING && word != LISTING_DIFF {
         return Err(no_listing());
     }
-    let mut part = Part { lines: decode_listing(text, LINES_MAX)?, members: Vec::new() };
-    for member in members {
-        let (name, bytes) = member?;
+    let mut alone = true;
+    tar.read_content(|source| {
+        read_listing(source, LINES_MAX, |line| {
+            alone &= is_of_base(&line);
+            each(line);
+        })
+    })?;
+    let mut members = Vec::new();
+    while let Some(name) = tar.next_member()? {
+        let bytes = Bytes::from(tar.content()?);
         let member = name.strip_prefix(prefix).and_then(|text| take_member(text, bytes));
-        part.members.push(member.ok_or_else(|| {
-            let name = clip(&String::from_utf8_lossy(name));
+        let member = member.ok_or_else(|| {
+            let name = clip(&String::from_utf8_lossy(&name));
             FormatError::malformed(WHAT, format!("member {name}"))
-        })?);
+        })?;
+        alone &= matches!(member.content, Content::Whole(_));
+        members.push(member);
     }
-    if word == LISTING && !stands_alone(&part) {
+    tar.into_source().into_inner().end()?;
+    if word == LISTING && !alone {
         return Err(FormatError::malformed(WHAT, "a base with changes in it"));
     }
-    Ok(part)
+    Ok(members)
 }

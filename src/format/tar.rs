@@ -4,6 +4,7 @@
 //! whatever their header says), no links, no names that are paths of this machine.
 
 use super::FormatError;
+use std::io::{self, BufRead, Read};
 
 pub(super) const BLOCK: usize = 512;
 const WHAT: &str = "part";
@@ -90,81 +91,134 @@ fn take_number(field: &[u8]) -> Option<u64> {
     u64::from_str_radix(text, 8).ok()
 }
 
-/// The members of a tar, as ranges of its bytes.
+/// The members of a tar, as they come.
 #[derive(Debug)]
-pub(super) struct Members<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    done: bool,
+pub(super) struct Members<R> {
+    source: R,
+    /// Bytes of the source that were read or are content that may be read.
+    at: u64,
+    /// Of the present member: bytes of content that were not read, and what pads it.
+    left: u64,
+    padding: u64,
 }
 
-impl<'a> Members<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Members<'a> {
-        Members { bytes, at: 0, done: false }
+impl<R: BufRead> Members<R> {
+    pub(super) fn new(source: R) -> Members<R> {
+        Members { source, at: 0, left: 0, padding: 0 }
     }
 
-    fn block(&mut self) -> Option<&'a [u8]> {
-        let block = self.bytes.get(self.at..self.at.checked_add(BLOCK)?)?;
-        self.at += BLOCK;
-        Some(block)
+    /// What the members were read from, at the end of the last one that was asked for.
+    pub(super) fn into_source(self) -> R {
+        self.source
     }
 
-    fn content(&mut self, size: u64) -> Option<&'a [u8]> {
-        let size = usize::try_from(size).ok()?;
-        let content = self.bytes.get(self.at..self.at.checked_add(size)?)?;
-        self.at = self.at.checked_add(size.checked_next_multiple_of(BLOCK)?)?;
-        (self.at <= self.bytes.len()).then_some(content)
+    fn bad(&self) -> FormatError {
+        FormatError::malformed(WHAT, format!("bad tar member at byte {}", self.at))
     }
 
-    /// Kind, short name and size; `None` inside for the end mark.
-    fn header(&mut self) -> Option<Option<(u8, &'a [u8], u64)>> {
+    fn broken(&self, error: io::Error) -> FormatError {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.bad(),
+            _ => FormatError::from_io(WHAT, error),
+        }
+    }
+
+    fn block(&mut self) -> Result<[u8; BLOCK], FormatError> {
+        let mut block = [0; BLOCK];
+        self.source.read_exact(&mut block).map_err(|e| self.broken(e))?;
+        self.at += BLOCK as u64;
+        Ok(block)
+    }
+
+    /// The end mark was begun; it must be whole, and the last.
+    fn end(&mut self) -> Result<(), FormatError> {
+        if self.block()?.iter().any(|&b| b != 0) {
+            return Err(self.bad());
+        }
+        let rest = self.source.fill_buf().map_err(|e| FormatError::from_io(WHAT, e))?;
+        if rest.is_empty() { Ok(()) } else { Err(self.bad()) }
+    }
+
+    /// Kind, short name and size; `None` for the end mark.
+    fn header(&mut self) -> Result<Option<(u8, Vec<u8>, u64)>, FormatError> {
         let block = self.block()?;
         if block.iter().all(|&b| b == 0) {
-            let rest = &self.bytes[self.at..];
-            return (rest.len() == BLOCK && rest.iter().all(|&b| b == 0)).then_some(None);
+            self.end()?;
+            return Ok(None);
         }
         let blank = 8 * u64::from(b' ');
         let sum: u64 = block.iter().map(|&b| u64::from(b)).sum();
         let field: u64 = block[148..156].iter().map(|&b| u64::from(b)).sum();
-        if take_number(&block[148..156])? != sum - field + blank {
-            return None;
+        if take_number(&block[148..156]) != Some(sum - field + blank) {
+            return Err(self.bad());
         }
         let name = &block[..NAME_LEN];
         let len = name.iter().position(|&b| b == 0).unwrap_or(NAME_LEN);
-        Some(Some((block[156], &name[..len], take_number(&block[124..136])?)))
+        let size = take_number(&block[124..136]).ok_or_else(|| self.bad())?;
+        let padded = size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| self.bad())?;
+        (self.left, self.padding) = (size, padded - size);
+        Ok(Some((block[156], name[..len].to_vec(), size)))
     }
 
-    fn member(&mut self) -> Option<Option<(&'a [u8], &'a [u8])>> {
-        let Some((kind, short, size)) = self.header()? else { return Some(None) };
+    /// The next member's name; what was not read of the last one is skipped. `None`: the end.
+    pub(super) fn next_member(&mut self) -> Result<Option<Vec<u8>>, FormatError> {
+        self.skip()?;
+        let Some((kind, short, size)) = self.header()? else { return Ok(None) };
         match kind {
-            b'0' => Some(Some((short, self.content(size)?))),
+            b'0' => Ok(Some(short)),
             b'L' if size <= LONG_NAME_MAX => {
-                let long = self.content(size)?.strip_suffix(b"\0")?;
-                match self.header()?? {
-                    (b'0', _, size) => Some(Some((long, self.content(size)?))),
-                    _ => None,
+                let mut long = self.content()?;
+                if long.pop() != Some(0) {
+                    return Err(self.bad());
+                }
+                self.skip()?;
+                match self.header()? {
+                    Some((b'0', ..)) => Ok(Some(long)),
+                    _ => Err(self.bad()),
                 }
             }
-            _ => None,
+            _ => Err(self.bad()),
         }
     }
-}
 
-impl<'a> Iterator for Members<'a> {
-    /// Name and content.
-    type Item = Result<(&'a [u8], &'a [u8]), FormatError>;
+    fn skip(&mut self) -> Result<(), FormatError> {
+        let mut left = self.left.saturating_add(self.padding);
+        self.at = self.at.saturating_add(left);
+        (self.left, self.padding) = (0, 0);
+        while left > 0 {
+            let there = self.source.fill_buf().map_err(|e| FormatError::from_io(WHAT, e))?.len();
+            let step = usize::try_from(left).unwrap_or(usize::MAX).min(there);
+            if step == 0 {
+                return Err(self.bad());
+            }
+            self.source.consume(step);
+            left -= step as u64;
+        }
+        Ok(())
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.done {
-            return None;
-        }
-        let at = self.at;
-        let result = self.member();
-        self.done = !matches!(result, Some(Some(_)));
-        match result {
-            Some(member) => member.map(Ok),
-            None => Some(Err(FormatError::malformed(WHAT, format!("bad tar member at byte {at}")))),
-        }
+    /// The present member's content. Its size is not trusted with an allocation.
+    pub(super) fn content(&mut self) -> Result<Vec<u8>, FormatError> {
+        let mut content = Vec::new();
+        self.read_content(|source| {
+            source.read_to_end(&mut content).map_err(|e| FormatError::from_io(WHAT, e))?;
+            Ok(())
+        })?;
+        Ok(content)
+    }
+
+    /// Gives `read` the present member's content to read to its end.
+    pub(super) fn read_content<T>(
+        &mut self,
+        read: impl FnOnce(&mut io::Take<&mut R>) -> Result<T, FormatError>,
+    ) -> Result<T, FormatError> {
+        let mut source = (&mut self.source).take(self.left);
+        let value = read(&mut source)?;
+        let short = source.limit();
+        self.at += self.left - short;
+        self.left = 0;
+        // It ended before its size.
+        if short > 0 { Err(self.bad()) } else { Ok(value) }
     }
 }
 

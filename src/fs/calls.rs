@@ -6,7 +6,7 @@ use super::api::{
     OpenMode, Opened, RenameMode, SetAttr, SetTime, StatFs, Step,
 };
 use super::attr;
-use super::handles::Handles;
+use super::handles::{Handles, OpenDirs};
 use crate::dovecot::classes::Class;
 use crate::format::journal::Change;
 use crate::format::listing::{Attrs, Line, Owner};
@@ -21,6 +21,7 @@ use crate::vmail::wait;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// The file system over a session.
@@ -28,6 +29,7 @@ use std::sync::Arc;
 pub struct VmailFs {
     pub(super) session: Arc<Session>,
     pub(super) handles: Handles,
+    dirs: OpenDirs,
     pub(super) above: Mutex<HashMap<Vec<Vec<u8>>, Ino>>,
 }
 
@@ -46,7 +48,12 @@ pub(super) fn plain<T>(error: Plain) -> Step<T> {
 impl VmailFs {
     pub fn new(session: Arc<Session>) -> VmailFs {
         session.inos.write().insert(ROOT, InoTarget::Above(Arc::new(Vec::new())));
-        VmailFs { session, handles: Handles::default(), above: Mutex::default() }
+        VmailFs {
+            session,
+            handles: Handles::default(),
+            dirs: OpenDirs::default(),
+            above: Mutex::default(),
+        }
     }
 
     pub fn session(&self) -> &Arc<Session> {
@@ -55,6 +62,7 @@ impl VmailFs {
 
     /// The kernel is gone: every handle is released.
     pub fn release_all(&self) {
+        self.dirs.clear();
         for handle in self.handles.drain() {
             handle.cell.if_open(|user| user.release(handle.ix, handle.write));
         }
@@ -522,13 +530,18 @@ impl MailFs for VmailFs {
     }
 
     fn opendir(&self, _caller: Caller, ino: Ino) -> Step<Fh> {
-        self.in_dir(ino, |_| Step::Done(Ok(0)), |_, _, _| Ok(0))
+        let end = |user: &User, at| user.tree.dir(at).map_or(0, |dir| dir.entries.end());
+        self.in_dir(
+            ino,
+            |_| Step::Done(Ok(self.dirs.add(u64::MAX))),
+            |user, at, _| Ok(self.dirs.add(end(user, at))),
+        )
     }
 
     fn readdir(
         &self,
         ino: Ino,
-        _fh: Fh,
+        fh: Fh,
         cookie: u64,
         emit: &mut dyn FnMut(&DirEntry) -> bool,
     ) -> Step<()> {
@@ -537,7 +550,9 @@ impl MailFs for VmailFs {
             Ok(InoTarget::Above(path)) => self.readdir_above(ino, &path, cookie, emit),
             Ok(InoTarget::Dir(cell, at)) => step(cell.with(|user| {
                 loaded(user, at)?;
-                emit_entries(user, at, cookie, emit)
+                let dir = user.tree.dir(at).ok_or(Plain::NotFound)?;
+                let end = self.dirs.end(fh, cookie, dir.entries.end());
+                emit_entries(user, at, cookie..=end, emit)
             })),
             Ok(InoTarget::Node(..)) => plain(Plain::NotDir),
         }
@@ -547,7 +562,9 @@ impl MailFs for VmailFs {
         self.in_dir(ino, |_| Step::Done(Ok(())), |user, _, _| user.sync_journal())
     }
 
-    fn releasedir(&self, _ino: Ino, _fh: Fh) {}
+    fn releasedir(&self, _ino: Ino, fh: Fh) {
+        self.dirs.remove(fh);
+    }
 
     fn statfs(&self) -> StatFs {
         let space = self.session.disk().space(&self.session.settings.metacache_dir);
@@ -572,12 +589,14 @@ impl MailFs for VmailFs {
     }
 }
 
+/// Entries after the first cookie up to the last.
 fn emit_entries(
     user: &User,
     at: Place,
-    cookie: u64,
+    cookies: RangeInclusive<u64>,
     emit: &mut dyn FnMut(&DirEntry) -> bool,
 ) -> Op<()> {
+    let cookie = *cookies.start();
     let dir = user.tree.dir(at).ok_or(Plain::NotFound)?;
     let above = match at.sub {
         Sub::Own => user.tree.folders.get(&at.folder).map(|f| f.parent),
@@ -591,7 +610,8 @@ fn emit_entries(
             return Ok(());
         }
     }
-    for (number, name, target) in dir.entries.after(cookie.max(2)) {
+    let listed = dir.entries.after(cookie.max(2));
+    for (number, name, target) in listed.take_while(|(number, _, _)| number <= cookies.end()) {
         let (ino, kind) = match target {
             Target::Node(ix) => {
                 let node = user.node(ix)?;

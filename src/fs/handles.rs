@@ -1,10 +1,10 @@
-//! Handles of open files.
+//! Handles of open files and directories.
 
 use super::api::{Fh, Ino};
 use crate::cache::fscache::Cached;
 use crate::vmail::node::NodeIx;
 use crate::vmail::session::UserCell;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,5 +43,44 @@ impl Handles {
 
     pub fn drain(&self) -> Vec<Arc<Handle>> {
         self.open.write().drain().map(|(_, handle)| handle).collect()
+    }
+}
+
+/// Open directories. Each is listed up to where it ended when it was opened or rewound: who
+/// makes names while reading them (Dovecot's rebuild of mdbox gives files new numbers that way)
+/// must come to an end.
+#[derive(Debug, Default)]
+pub struct OpenDirs {
+    ends: Mutex<HashMap<Fh, u64>>,
+    last: AtomicU64,
+}
+
+impl OpenDirs {
+    /// `end`: the last cookie at present.
+    pub fn add(&self, end: u64) -> Fh {
+        let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.ends.lock().insert(fh, end);
+        fh
+    }
+
+    /// The last cookie to list from `cookie` on, if the directory ends at `now`.
+    pub fn end(&self, fh: Fh, cookie: u64, now: u64) -> u64 {
+        match self.ends.lock().get_mut(&fh) {
+            Some(end) => {
+                if cookie == 0 {
+                    *end = now;
+                }
+                *end
+            }
+            None => now,
+        }
+    }
+
+    pub fn remove(&self, fh: Fh) {
+        self.ends.lock().remove(&fh);
+    }
+
+    pub fn clear(&self) {
+        self.ends.lock().clear();
     }
 }

@@ -26,6 +26,9 @@ use tokio::sync::{oneshot, watch};
 /// A busy mount is tried this often: whoever looks around (`updatedb`) is soon gone.
 const BUSY_TRIES: u32 = 5;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// How long the kernel may take to unmount. It does not wait for holders, but it forgets every
+/// inode that it knows, and that may be a million.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How an unmount went. However it went, the caller flushes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,7 +200,7 @@ impl Mounted {
             // Nobody listens after the time is over.
             let _ = tell.send(place.unmount(&over));
         })?;
-        let how = match tokio::time::timeout(grace.max(BUSY_PAUSE * (BUSY_TRIES + 1)), told).await {
+        let how = match tokio::time::timeout(grace.max(KERNEL_PATIENCE), told).await {
             Ok(Ok(result)) => result?,
             Ok(Err(_)) => return Err(io::Error::other("the unmounting thread is gone")),
             Err(_) => return Err(io::Error::from(io::ErrorKind::TimedOut)),

@@ -10,6 +10,7 @@
 //! leaves it out says that it is absent, because an old cache under a newer log shows one
 //! mail's headers for another.
 
+use super::chain::{Next, stays_light};
 use super::error::{Error, Result};
 use super::node::{Kind, NodeIx, Since};
 use super::tree::{Layer, NameBytes, Target, Unflushed};
@@ -27,10 +28,6 @@ use std::sync::Arc;
 
 /// Ordinary files above this size become objects of their own.
 pub const LARGE: u64 = 4 * 1024 * 1024;
-/// Folders whose content is at most this much are written again with each flush, so that what
-/// leads to the mails lies together.
-const LIGHT: u64 = 4096;
-const LIGHT_FOLDERS: usize = 64;
 
 /// A file to copy.
 #[derive(Debug)]
@@ -134,37 +131,30 @@ impl User {
     /// Takes a cut. All changed folders are loaded.
     pub fn cut(&mut self, extent: Extent) -> Result<Cut> {
         let in_head: HashSet<FolderId> = self.head.folders.iter().map(|f| f.id).collect();
-        let mut ids = Vec::new();
-        let mut light = Vec::new();
-        for folder in self.tree.folders.values().filter(|f| f.loaded) {
-            let small = folder.parts.iter().map(|p| p.raw_len).sum::<u64>() <= LIGHT;
-            if !folder.unflushed.is_empty()
-                || !in_head.contains(&folder.id)
-                || folder.parts.is_empty()
-                || extent.caches && self.unshipped_cache(folder.id)
-            {
-                ids.push((folder.id, small));
-            } else if small {
-                light.push(folder.id);
-            }
-        }
-        light.sort();
-        light.truncate(LIGHT_FOLDERS);
-        ids.extend(light.into_iter().map(|id| (id, true)));
+        let changed = self.tree.folders.values().filter(|folder| {
+            folder.loaded
+                && (!folder.unflushed.is_empty()
+                    || !in_head.contains(&folder.id)
+                    || folder.parts.is_empty()
+                    || extent.caches && self.unshipped_cache(folder.id))
+        });
+        let changed = changed.map(|folder| folder.id).collect();
         // Small ones first and a mailbox's two folders side by side: what is read together
         // lies together.
-        let mut order: Vec<_> = ids
+        let mut order: Vec<_> = self
+            .next_parts(&changed)
             .into_iter()
-            .map(|(id, small)| {
+            .map(|(id, next)| {
                 let path = self.tree.path(Place::own(id));
                 let rest: Vec<NameBytes> = path.get(1..).unwrap_or_default().to_vec();
-                (!small, rest, path, id)
+                let light = self.tree.folders.get(&id).is_some_and(stays_light);
+                (!light, rest, path, id, next)
             })
             .collect();
         order.sort();
         let mut folders = Vec::new();
-        for (_, _, _, id) in order {
-            match self.cut_folder(id, extent) {
+        for (_, _, _, id, next) in order {
+            match self.cut_folder(id, next, extent) {
                 Ok(folder) => folders.push(folder),
                 Err(error) => {
                     for folder in folders {
@@ -235,14 +225,14 @@ impl User {
         all
     }
 
-    fn cut_folder(&mut self, id: FolderId, extent: Extent) -> Result<CutFolder> {
+    fn cut_folder(&mut self, id: FolderId, next: Next, extent: Extent) -> Result<CutFolder> {
         let missing = || Error::Internal("cut of a folder that is not there".into());
         let path: Vec<NameBytes> = self.tree.path(Place::own(id));
         let path: Vec<&[u8]> = path.iter().map(|n| &**n).collect();
         let path = path.join(&b'/');
         let folder = self.tree.folders.get_mut(&id).ok_or_else(missing)?;
         let unflushed = std::mem::take(&mut folder.unflushed);
-        let (kind, keep) = chain(&folder.parts, &folder.layers);
+        let (kind, keep) = (next.kind(), next.keep);
         let mut layer = Layer { names: unflushed.names.clone(), members: HashMap::new() };
         if kind == PartKind::Diff {
             for older in folder.layers.iter().skip(keep.saturating_sub(1)).flatten() {
@@ -462,35 +452,6 @@ fn earlier<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
-}
-
-/// Whether the next part is a base or a diff, and how many parts stay under it.
-///
-/// A chain is a base and at most two diffs, so a folder is read from at most three bundles; a
-/// diff is folded into the next one while it is small or there are two, and everything becomes
-/// a base when the diffs have grown to half of it.
-fn chain(parts: &[PartRef], layers: &[Option<Layer>]) -> (PartKind, usize) {
-    let Some((base, diffs)) = parts.split_first() else { return (PartKind::Base, 0) };
-    let grown: u64 = diffs.iter().map(|p| p.raw_len).sum();
-    if grown > base.raw_len / 2 + 16 * 1024 || base.raw_len <= LIGHT {
-        return (PartKind::Base, 0);
-    }
-    let keep: usize = match diffs {
-        [] => 1,
-        [one] if one.raw_len < 32 * 1024 => 1,
-        [_] => 2,
-        [first, second, ..] if second.raw_len < first.raw_len / 2 && diffs.len() == 2 => 2,
-        _ => 1,
-    };
-    // What is folded must be known; after a restart it may not be.
-    if layers.iter().skip(keep.saturating_sub(1)).any(Option::is_none) {
-        return if base.raw_len < 1024 * 1024 || parts.len() > 6 {
-            (PartKind::Base, 0)
-        } else {
-            (PartKind::Diff, parts.len())
-        };
-    }
-    (PartKind::Diff, keep)
 }
 
 /// Copies a folder's files and makes its part. `None` if a file became shorter meanwhile.

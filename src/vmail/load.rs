@@ -10,7 +10,8 @@
 //! would lie.
 //!
 //! What travels together is fetched together: the folder, the small folders that lead to it,
-//! and the index folder of a mail folder, in one request per bundle where they lie side by side.
+//! and the index folder of a mail folder, in one request per bundle where they lie side by side
+//! (see [`super::chain`]).
 
 use super::error::{During, Error, Plain, Result};
 use super::node::{Kind, Local, Names, Node, Since};
@@ -19,17 +20,21 @@ use super::session::UserCell;
 use super::tree::{Dir, Layer, NameBytes, Target};
 use super::user::User;
 use super::wait::Patience;
+use crate::cache::disk::{DiskFile, How};
 use crate::dovecot::classes::{Class, IndexKind};
 use crate::dovecot::index_snapshot::SnapshotHeader;
 use crate::dovecot::{recover, uidlist, uidvalidity};
 use crate::format::head::PartRef;
 use crate::format::journal::Change;
 use crate::format::key::{bundle_key, file_key};
-use crate::format::listing::{Attrs, Entry, Line, decode_listing};
-use crate::format::part::{Content, Part, apply_content, decode_part};
+use crate::format::listing::{Attrs, Entry, Line, read_listing};
+use crate::format::part::{Content, apply_content, read_part};
 use crate::format::{FolderId, FormatError, ObjectId, Place, Sub, Timestamp};
 use crate::store::{Reason, StoreError};
+use hashbrown::HashTable;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -37,19 +42,30 @@ use std::sync::Arc;
 pub const PART_LIMIT: u64 = 4 << 30;
 /// Lines of a local listing snapshot at most.
 const SNAPSHOT_LINES: usize = 50_000_000;
-/// Folders whose parts are together at most this long are fetched with others.
-const LIGHT: u64 = 4096;
+/// After loading so many names what the load itself needed is given back to the kernel.
+const MANY: usize = 5000;
 /// Parts this near to each other are fetched in one request.
-const GAP: u64 = 64 * 1024;
+const GAP: u64 = 256 * 1024;
 
 /// Attributes of a directory nothing is known about yet.
 pub const UNKNOWN: Attrs =
     Attrs { mode: 0o700, owner: None, mtime: Timestamp { secs: 0, nanos: 0 } };
 
-/// Where a folder's listing comes from.
-pub(super) enum Source {
-    Snapshot(Vec<Line>),
-    Parts(Vec<Part>),
+/// What was found of a folder, before the journal's lines.
+pub(super) struct Source {
+    pub state: Final,
+    /// `None`: from the snapshot on the local disk.
+    pub parts: Option<FromParts>,
+}
+
+/// What files hold, by their names.
+pub(super) type Contents = HashMap<(Sub, NameBytes), Vec<u8>>;
+
+/// What the parts of a folder hold besides the listing.
+#[derive(Default)]
+pub(super) struct FromParts {
+    pub contents: Contents,
+    layers: Vec<Option<Layer>>,
 }
 
 pub(super) struct Wanted {
@@ -82,21 +98,24 @@ async fn load_once(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
     let mut sources = Vec::new();
     let mut fetch = Vec::new();
     for want in wanted {
-        let lines = match &want.snapshot {
+        let state = match &want.snapshot {
             Some(path) => read_snapshot(cell, path).await?,
             None => None,
         };
-        match lines {
-            Some(lines) => sources.push((want.id, Source::Snapshot(lines))),
+        match state {
+            Some(state) => sources.push((want.id, Source { state, parts: None })),
             None => fetch.push(want),
         }
     }
-    for (id, parts) in fetch_parts(cell, &fetch).await? {
-        sources.push((id, Source::Parts(parts)));
-    }
+    sources.extend(fetch_parts(cell, &fetch).await?);
     // Parents before children, so that paths are known.
+    let mut names = 0;
     for (id, source) in sources {
+        names += source.state.len();
         install_checked(cell, id, source).await?;
+    }
+    if names > MANY {
+        crate::memory::give_back();
     }
     Ok(())
 }
@@ -116,24 +135,23 @@ async fn install_checked(cell: &Arc<UserCell>, id: FolderId, source: Source) -> 
         Ok(vec![Wanted { id, parts: folder.parts.clone(), snapshot: None }])
     })?;
     let mut fetched = fetch_parts(cell, &parts).await?;
-    let parts = fetched.pop().map(|(_, parts)| parts).unwrap_or_default();
-    let source = Source::Parts(parts);
+    let Some((_, source)) = fetched.pop() else { return Ok(()) };
     let large = large_files(cell, id, &source).await?;
     cell.open_user(|user| user.install(id, source, &large, true)).map(|_| ())
 }
 
-async fn read_snapshot(cell: &Arc<UserCell>, path: &std::path::Path) -> Result<Option<Vec<Line>>> {
+async fn read_snapshot(cell: &Arc<UserCell>, path: &std::path::Path) -> Result<Option<Final>> {
     let disk = cell.session.env.disk.clone();
     let at = path.to_path_buf();
-    let read = blocking(move || disk.read(&at, u64::MAX)).await?;
-    let bytes = match read {
-        Ok(Some(bytes)) => bytes,
-        Ok(None) => return Ok(None),
-        Err(e) => return Err(Error::disk(path.display().to_string(), &e)),
-    };
-    match blocking(move || check_snapshot(&bytes)).await? {
-        Ok(lines) => Ok(Some(lines)),
-        Err(error) => {
+    let read = blocking(move || match disk.open(&at, How::Read) {
+        Ok(file) => check_snapshot(file).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Unusable::Disk(e)),
+    });
+    match read.await? {
+        Ok(state) => Ok(state),
+        Err(Unusable::Disk(e)) => Err(Error::disk(path.display().to_string(), &e)),
+        Err(Unusable::Format(error)) => {
             // The parts say the same, only older; the journal brings them up to date.
             tracing::warn!(user = %cell.name, %error, path = %path.display(), "listing snapshot unusable");
             Ok(None)
@@ -148,14 +166,56 @@ pub fn seal_snapshot(listing: &str) -> Vec<u8> {
     out
 }
 
-fn check_snapshot(bytes: &[u8]) -> std::result::Result<Vec<Line>, FormatError> {
-    let what = "listing snapshot";
-    let (sum, listing) =
-        bytes.split_at_checked(9).ok_or_else(|| FormatError::malformed(what, "too short"))?;
-    if sum != format!("{:08x}\n", crc32c::crc32c(listing)).as_bytes() {
-        return Err(FormatError::Checksum { what });
+/// Why a snapshot cannot be taken.
+enum Unusable {
+    Disk(io::Error),
+    Format(FormatError),
+}
+
+/// A file of the local disk, read from front to end.
+struct Front {
+    file: Arc<dyn DiskFile>,
+    at: u64,
+}
+
+impl io::Read for Front {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buf, self.at)?;
+        self.at += n as u64;
+        Ok(n)
     }
-    decode_listing(listing, SNAPSHOT_LINES)
+}
+
+/// Reads a snapshot twice, for its checksum and for its lines: it never is in memory whole.
+fn check_snapshot(file: Arc<dyn DiskFile>) -> std::result::Result<Final, Unusable> {
+    const SUM: u64 = 9;
+    let what = "listing snapshot";
+    let front = |at| BufReader::with_capacity(64 << 10, Front { file: file.clone(), at });
+    let mut source = front(0);
+    let mut sum = [0; SUM as usize];
+    match source.read_exact(&mut sum) {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+            return Err(Unusable::Format(FormatError::malformed(what, "too short")));
+        }
+        done => done.map_err(Unusable::Disk)?,
+    }
+    let mut crc = 0;
+    loop {
+        let some = source.fill_buf().map_err(Unusable::Disk)?;
+        if some.is_empty() {
+            break;
+        }
+        crc = crc32c::crc32c_append(crc, some);
+        let len = some.len();
+        source.consume(len);
+    }
+    if sum != *format!("{crc:08x}\n").as_bytes() {
+        return Err(Unusable::Format(FormatError::Checksum { what }));
+    }
+    let mut state = Final::default();
+    read_listing(&mut front(SUM), SNAPSHOT_LINES, |line| state.apply(line))
+        .map_err(Unusable::Format)?;
+    Ok(state)
 }
 
 /// Index files that lie in objects of their own and are not on the local disk.
@@ -165,14 +225,10 @@ pub(super) async fn large_files(
     source: &Source,
 ) -> Result<HashMap<ObjectId, bytes::Bytes>> {
     let mut objects = BTreeMap::new();
-    let mut look = |line: &Line| {
-        if let Line::Set { entry: Entry::Local { size, object: Some(object), .. }, .. } = line {
+    for (_, _, entry) in source.state.names() {
+        if let Entry::Local { size, object: Some(object), .. } = entry {
             objects.insert(*object, *size);
         }
-    };
-    match source {
-        Source::Snapshot(lines) => lines.iter().for_each(&mut look),
-        Source::Parts(parts) => parts.iter().flat_map(|p| &p.lines).for_each(&mut look),
     }
     let mut found = HashMap::new();
     for (object, size) in objects {
@@ -195,25 +251,50 @@ pub(super) async fn large_files(
 pub(super) async fn fetch_parts(
     cell: &Arc<UserCell>,
     wanted: &[Wanted],
-) -> Result<Vec<(FolderId, Vec<Part>)>> {
+) -> Result<Vec<(FolderId, Source)>> {
     let all: Vec<&PartRef> = wanted.iter().flat_map(|w| &w.parts).collect();
-    let bytes = fetch_ranges(cell, &all).await?;
-    let mut at = 0;
+    let mut bytes = fetch_ranges(cell, &all).await?.into_iter();
     let mut out = Vec::new();
     for want in wanted {
-        let mut parts = Vec::new();
-        for part in &want.parts {
-            let raw = bytes.get(at).cloned().unwrap_or_default();
-            at += 1;
-            let what = || format!("user {}: bundle {}", cell.name, part.bundle);
-            part.check(&raw).map_err(|e| Error::corrupt(what(), e))?;
-            let limit = part.raw_len.saturating_add(4096).min(PART_LIMIT);
-            let part = blocking(move || decode_part(&raw, limit)).await?;
-            parts.push(part.map_err(|e| Error::corrupt(what(), e))?);
-        }
-        out.push((want.id, parts));
+        let parts: Vec<_> = want.parts.iter().cloned().zip(bytes.by_ref()).collect();
+        let user = cell.name.clone();
+        out.push((want.id, blocking(move || read_parts(&user, parts)).await??));
     }
     Ok(out)
+}
+
+/// Puts the parts of a folder together.
+fn read_parts(user: &str, parts: Vec<(PartRef, bytes::Bytes)>) -> Result<Source> {
+    let (mut state, mut found) = (Final::default(), FromParts::default());
+    for (i, (part, raw)) in parts.into_iter().enumerate() {
+        let corrupt = |e| Error::corrupt(format!("user {user}: bundle {}", part.bundle), e);
+        part.check(&raw).map_err(corrupt)?;
+        let limit = part.raw_len.saturating_add(4096).min(PART_LIMIT);
+        let mut layer = Layer::default();
+        let members = read_part(&raw, limit, |line| {
+            if i > 0
+                && let Line::Set { sub, name, .. } | Line::Unset { sub, name } = &line
+            {
+                layer.names.insert((*sub, NameBytes::from(name.as_slice())));
+            }
+            state.apply(line);
+        });
+        for member in members.map_err(corrupt)? {
+            let key = (member.sub, NameBytes::from(member.name));
+            let old = found.contents.get(&key).map(Vec::as_slice);
+            let new = apply_content(old, &member.content).map_err(corrupt)?;
+            let since = match &member.content {
+                Content::Tail { offset, .. } => Since::nothing(*offset),
+                Content::Whole(_) | Content::Blocks { .. } => Since::everything(),
+            };
+            layer.members.insert(key.clone(), since);
+            found.contents.insert(key, new);
+        }
+        if i > 0 {
+            found.layers.push(Some(layer));
+        }
+    }
+    Ok(Source { state, parts: Some(found) })
 }
 
 fn too_short(cell: &UserCell, bundle: ObjectId) -> Error {
@@ -294,19 +375,8 @@ impl User {
             ids.push(at);
         }
         ids.reverse();
-        let mut light: Vec<FolderId> = self
-            .tree
-            .folders
-            .values()
-            .filter(|f| {
-                !f.parts.is_empty() && f.parts.iter().map(|p| p.raw_len).sum::<u64>() <= LIGHT
-            })
-            .map(|f| f.id)
-            .collect();
-        light.sort_by_key(|id| (self.tree.depth(Place::own(*id)), *id));
-        light.truncate(256);
-        ids.extend(light);
-        ids.extend(self.counterpart(id));
+        ids.extend(self.light_beside());
+        ids.extend(self.mailboxes().others(self, id));
         let mut seen = std::collections::HashSet::new();
         ids.retain(|id| seen.insert(*id));
         ids.iter()
@@ -329,15 +399,7 @@ impl User {
     /// The folder that is the same mailbox in the other tree: the index directory of a mail
     /// directory, or the other way round. Known by the end of their paths.
     pub fn counterpart(&self, id: FolderId) -> Option<FolderId> {
-        let path = self.tree.path(Place::own(id));
-        let (top, mailbox) = mailbox_of(&path)?;
-        let same = |f: &&super::tree::Folder| {
-            let other = self.tree.path(Place::own(f.id));
-            f.id != id
-                && mailbox_of(&other)
-                    .is_some_and(|(other_top, other)| other == mailbox && other_top != top)
-        };
-        self.tree.folders.values().filter(same).map(|f| f.id).min()
+        self.mailboxes().others(self, id).first().copied()
     }
 
     /// Puts a folder's names into memory and its files on the disk. With `restore` its index
@@ -356,21 +418,13 @@ impl User {
         }
         let pending = folder.pending.clone();
         let amended = !pending.is_empty();
-        let from_parts = matches!(source, Source::Parts(_));
-        let (lines, contents, layers) = match source {
-            Source::Snapshot(lines) => {
-                let layers = vec![None; folder.parts.len().saturating_sub(1)];
-                (lines, Contents::new(), layers)
-            }
-            Source::Parts(parts) => {
-                let layers = parts.iter().skip(1).map(|part| Some(layer_of(part))).collect();
-                let (lines, contents) = unite(&self.name, parts)?;
-                (lines, contents, layers)
-            }
-        };
+        let from_parts = source.parts.is_some();
+        let FromParts { contents, layers } = source.parts.unwrap_or_else(|| FromParts {
+            contents: Contents::new(),
+            layers: vec![None; folder.parts.len().saturating_sub(1)],
+        });
         // The final meaning of each name, in the order in which names first appeared.
-        let mut state = Final::default();
-        lines.into_iter().for_each(|line| state.apply(line));
+        let mut state = source.state;
         let index = |sub: Sub, name: &[u8]| {
             matches!(self.class_of(Place { folder: id, sub }, name), Class::Index(_))
         };
@@ -812,88 +866,52 @@ impl User {
     }
 }
 
-/// The top directory and the mailbox that a directory belongs to, by its path: `mail/.Sent` and
-/// `index/.Sent` are one mailbox, as are `mail/mailboxes/A/dbox-Mails` and `index/mailboxes/A`.
-/// Maildir++ keeps INBOX at the top and its index in `.INBOX`.
-fn mailbox_of(path: &[NameBytes]) -> Option<(&NameBytes, Vec<&[u8]>)> {
-    let (top, rest) = path.split_first()?;
-    let rest = match rest.split_last() {
-        Some((last, above)) if &**last == b"dbox-Mails" => above,
-        _ => rest,
-    };
-    let mut names: Vec<&[u8]> = rest.iter().map(|n| &**n).collect();
-    if names.is_empty() {
-        names.push(b".INBOX");
-    }
-    Some((top, names))
-}
-
-/// What files hold, by their names.
-pub(super) type Contents = HashMap<(Sub, NameBytes), Vec<u8>>;
-
-/// A base and its diffs as one.
-pub(super) fn unite(user: &str, parts: Vec<Part>) -> Result<(Vec<Line>, Contents)> {
-    let mut contents = Contents::new();
-    let mut lines = Vec::new();
-    for part in parts {
-        for member in part.members {
-            let key = (member.sub, NameBytes::from(member.name));
-            let old = contents.get(&key).map(Vec::as_slice);
-            let new = apply_content(old, &member.content)
-                .map_err(|e| Error::corrupt(format!("user {user}"), e))?;
-            contents.insert(key, new);
-        }
-        lines.extend(part.lines);
-    }
-    Ok((lines, contents))
-}
-
-/// What a diff part holds, for folding it later.
-fn layer_of(part: &Part) -> Layer {
-    let mut layer = Layer::default();
-    for line in &part.lines {
-        if let Line::Set { sub, name, .. } | Line::Unset { sub, name } = line {
-            layer.names.insert((*sub, NameBytes::from(name.as_slice())));
-        }
-    }
-    for member in &part.members {
-        let since = match &member.content {
-            Content::Tail { offset, .. } => Since::nothing(*offset),
-            Content::Whole(_) | Content::Blocks { .. } => Since::everything(),
-        };
-        layer.members.insert((member.sub, NameBytes::from(member.name.as_slice())), since);
-    }
-    layer
-}
-
 /// The final meaning of lines, with names in the order of their first appearance.
 #[derive(Default)]
 pub(super) struct Final {
     dirs: [Option<Attrs>; 4],
     order: Vec<Option<(Sub, NameBytes, Entry)>>,
-    at: HashMap<(Sub, NameBytes), usize>,
+    /// Places in `order` by name.
+    at: HashTable<u32>,
+    hasher: RandomState,
 }
 
 impl Final {
-    pub fn apply(&mut self, line: Line) {
+    fn len(&self) -> usize {
+        self.at.len()
+    }
+
+    fn apply(&mut self, line: Line) {
         match line {
             Line::Dir { sub, attrs } => self.dirs[sub as usize] = Some(attrs),
             Line::NoDir { sub } => self.dirs[sub as usize] = None,
-            Line::Set { sub, name, entry } => {
-                let name = NameBytes::from(name);
-                match self.at.get(&(sub, name.clone())).copied() {
-                    Some(i) => self.order[i] = Some((sub, name, entry)),
-                    None => {
-                        self.at.insert((sub, name.clone()), self.order.len());
-                        self.order.push(Some((sub, name, entry)));
-                    }
-                }
-            }
-            Line::Unset { sub, name } => {
-                if let Some(i) = self.at.remove(&(sub, NameBytes::from(name))) {
-                    self.order[i] = None;
-                }
-            }
+            Line::Set { sub, name, entry } => self.set(sub, name.into(), entry),
+            Line::Unset { sub, name } => self.unset(sub, &name),
+        }
+    }
+
+    fn set(&mut self, sub: Sub, name: NameBytes, entry: Entry) {
+        let (order, hasher) = (&mut self.order, &self.hasher);
+        let hash = hasher.hash_one((sub, &*name));
+        let found = self.at.find(hash, |i| is_at(order, *i, sub, &name)).copied();
+        if let Some(i) = found {
+            order[i as usize] = Some((sub, name, entry));
+            return;
+        }
+        order.push(Some((sub, name, entry)));
+        // No listing has so many lines.
+        let i = u32::try_from(order.len() - 1).unwrap_or(u32::MAX);
+        self.at.insert_unique(hash, i, |i| match &order[*i as usize] {
+            Some((sub, name, _)) => hasher.hash_one((*sub, &**name)),
+            None => 0,
+        });
+    }
+
+    fn unset(&mut self, sub: Sub, name: &[u8]) {
+        let order = &mut self.order;
+        let hash = self.hasher.hash_one((sub, name));
+        if let Ok(found) = self.at.find_entry(hash, |i| is_at(order, *i, sub, name)) {
+            order[found.remove().0 as usize] = None;
         }
     }
 
@@ -902,7 +920,6 @@ impl Final {
     }
 
     fn into_names(self) -> impl Iterator<Item = (Sub, NameBytes, Entry)> {
-        drop(self.at);
         self.order.into_iter().flatten()
     }
 
@@ -919,16 +936,15 @@ impl Final {
         locals: Vec<(Sub, NameBytes, Entry)>,
         which: impl Fn(Sub, &[u8]) -> bool,
     ) {
-        for slot in &mut self.order {
-            if let Some((sub, name, Entry::Local { .. })) = slot
-                && which(*sub, name)
-            {
-                self.at.remove(&(*sub, name.clone()));
-                *slot = None;
-            }
+        for (sub, name, _) in self.locals(which) {
+            self.unset(sub, &name);
         }
         for (sub, name, entry) in locals {
-            self.apply(Line::Set { sub, name: name.to_vec(), entry });
+            self.set(sub, name, entry);
         }
     }
+}
+
+fn is_at(order: &[Option<(Sub, NameBytes, Entry)>], i: u32, sub: Sub, name: &[u8]) -> bool {
+    matches!(&order[i as usize], Some((s, n, _)) if *s == sub && **n == *name)
 }

@@ -6,12 +6,15 @@
 
 pub mod admin;
 pub mod ceilings;
+pub mod chain;
 pub mod cut;
+pub mod entries;
 pub mod env;
 pub mod error;
 pub mod exchange;
 pub mod fetch;
 pub mod flush;
+pub mod heads;
 pub mod io;
 pub mod journal;
 pub mod lease;

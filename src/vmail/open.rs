@@ -139,7 +139,11 @@ enum Follows {
 
 async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let session = cell.session.clone();
-    let remote = read_head(cell, Reason("open")).await?;
+    // One that is no longer right makes the swap fail, and the next try reads it again.
+    let remote = match session.heads.take(&cell.name, session.env.clock.boot()) {
+        Some(read) => Some(read),
+        None => read_head(cell, Reason("open")).await?,
+    };
     let state_dir = session.state_dir_of(&cell.name);
     let cache_dir = cell.path.iter().fold(session.settings.metacache_dir.clone(), |d, c| d.join(c));
     let found = {

@@ -10,7 +10,7 @@
 //! cut to its last whole record, and a file that is not what it should be counts as missing.
 
 use super::error::{Error, Plain, Result};
-use super::load::{self, Contents, Final, Source, Wanted};
+use super::load::{self, Contents, Final, Wanted};
 use super::node::{Kind, Names, Node, NodeIx, Since};
 use super::session::UserCell;
 use super::tree::{NameBytes, Target};
@@ -63,14 +63,10 @@ async fn restore_once(cell: &Arc<UserCell>, id: FolderId) -> Result<()> {
         return Ok(());
     }
     let mut fetched = load::fetch_parts(cell, &wanted).await?;
-    let parts = fetched.pop().map(|(_, parts)| parts).unwrap_or_default();
-    let source = Source::Parts(parts);
+    let Some((_, source)) = fetched.pop() else { return Ok(()) };
     let large = load::large_files(cell, id, &source).await?;
-    let Source::Parts(parts) = source else { return Ok(()) };
-    let (lines, contents) = load::unite(&cell.name, parts)?;
-    let mut state = Final::default();
-    lines.into_iter().for_each(|line| state.apply(line));
-    cell.open_user(|user| user.bring_back(id, &state, contents, &large))
+    let contents = source.parts.map(|parts| parts.contents).unwrap_or_default();
+    cell.open_user(|user| user.bring_back(id, &source.state, contents, &large))
 }
 
 /// After a power cut, before anything else of the user is read: what is flushed is forgotten

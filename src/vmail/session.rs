@@ -176,6 +176,7 @@ pub struct Session {
     pub flushes: tokio::sync::Semaphore,
     /// Paths of all users in the store, as listed lately.
     pub user_list: Mutex<Option<Vec<Vec<String>>>>,
+    pub heads: super::heads::Heads,
 }
 
 impl fmt::Debug for Session {
@@ -219,6 +220,7 @@ impl Session {
             closing: std::sync::atomic::AtomicBool::new(false),
             flushes: tokio::sync::Semaphore::new(flushes),
             user_list: Mutex::new(None),
+            heads: super::heads::Heads::default(),
         }))
     }
 

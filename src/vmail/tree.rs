@@ -10,7 +10,7 @@ use crate::format::listing::{Attrs, Line, Owner};
 use crate::format::{FolderId, ObjectId, Place, Sub, Timestamp};
 use crate::fs::api::Ino;
 use crate::vmail::node::Since;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 pub type NameBytes = Arc<[u8]>;
@@ -23,74 +23,7 @@ pub enum Target {
     Sub(Sub),
 }
 
-/// The names of a directory. Each has a cookie: a number that only grows, by which a readdir
-/// goes on where it stopped, whatever happened in between.
-#[derive(Debug, Default)]
-pub struct Entries {
-    by_name: HashMap<NameBytes, (u64, Target)>,
-    by_cookie: BTreeMap<u64, NameBytes>,
-    last: u64,
-}
-
-/// First cookie of a name; smaller ones are `.` and `..`.
-pub const FIRST_COOKIE: u64 = 3;
-
-impl Entries {
-    pub fn get(&self, name: &[u8]) -> Option<(u64, Target)> {
-        self.by_name.get(name).copied()
-    }
-
-    /// Adds a name that is not there.
-    pub fn insert(&mut self, name: NameBytes, target: Target) -> u64 {
-        self.last = self.last.max(FIRST_COOKIE - 1) + 1;
-        let cookie = self.last;
-        self.insert_at(name, target, cookie);
-        cookie
-    }
-
-    fn insert_at(&mut self, name: NameBytes, target: Target, cookie: u64) {
-        self.by_cookie.insert(cookie, name.clone());
-        self.by_name.insert(name, (cookie, target));
-    }
-
-    pub fn remove(&mut self, name: &[u8]) -> Option<(u64, Target)> {
-        let (cookie, target) = self.by_name.remove(name)?;
-        self.by_cookie.remove(&cookie);
-        Some((cookie, target))
-    }
-
-    /// A new name for an entry, which keeps its place; the new name must not be there.
-    pub fn rename(&mut self, name: &[u8], new_name: NameBytes) -> Option<u64> {
-        let (cookie, target) = self.remove(name)?;
-        self.insert_at(new_name, target, cookie);
-        Some(cookie)
-    }
-
-    pub fn retarget(&mut self, name: &[u8], target: Target) {
-        if let Some(entry) = self.by_name.get_mut(name) {
-            entry.1 = target;
-        }
-    }
-
-    pub fn name_of(&self, cookie: u64) -> Option<&NameBytes> {
-        self.by_cookie.get(&cookie)
-    }
-
-    /// Entries in order, those after `cookie`.
-    pub fn after(&self, cookie: u64) -> impl Iterator<Item = (u64, &NameBytes, Target)> {
-        self.by_cookie.range(cookie.saturating_add(1)..).filter_map(|(cookie, name)| {
-            self.by_name.get(name).map(|(_, target)| (*cookie, name, *target))
-        })
-    }
-
-    pub fn len(&self) -> usize {
-        self.by_name.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
-    }
-}
+pub use super::entries::{Entries, FIRST_COOKIE};
 
 /// A directory.
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
 use super::{fetch, flush, load, open, publish, restore};
-use crate::format::key::{head_key, parse_user_dir};
-use crate::store::{Reason, StoreError};
+use crate::format::key::parse_user_dir;
+use crate::store::Reason;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,14 +65,20 @@ pub async fn satisfy(session: &Arc<Session>, need: Need) -> Result<()> {
 }
 
 /// Asks the store whether a user exists. Without an answer in time the user counts as there.
+///
+/// It is the head that is asked for: whoever looks a user up mostly opens it next, and then has
+/// it.
 async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
-    let key = head_key(&cell.name);
-    let asked = session.env.store.head(&key, Reason("lookup"));
+    let asked = open::read_head(cell, Reason("lookup"));
     let in_time = session.env.clock.sleep(EXISTS_WAIT);
     let answer = tokio::select! {
         answer = asked => match answer {
-            Err(StoreError::NotFound { .. }) => Exists::No,
-            Ok(_) | Err(_) => Exists::Yes,
+            Ok(None) => Exists::No,
+            Ok(Some((head, tag))) => {
+                session.heads.keep(&cell.name, session.env.clock.boot(), head, tag);
+                Exists::Yes
+            }
+            Err(_) => Exists::Yes,
         },
         () = in_time => Exists::Yes,
     };

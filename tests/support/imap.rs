@@ -214,6 +214,16 @@ impl Imap {
         Ok(reply.code("APPENDUID").and_then(|w| w.get(1)?.parse().ok()))
     }
 
+    /// Several mails in one command.
+    pub fn append_many(&mut self, folder: &str, mails: &[Vec<u8>]) -> Outcome<()> {
+        let mut line = format!("APPEND {}", quote(folder)).into_bytes();
+        for mail in mails {
+            line.extend_from_slice(format!(" {{{}+}}\r\n", mail.len()).as_bytes());
+            line.extend_from_slice(mail);
+        }
+        self.command_bytes(&line).map(|_| ())
+    }
+
     pub fn create(&mut self, folder: &str) -> Outcome<()> {
         self.command(&format!("CREATE {}", quote(folder))).map(|_| ())
     }

@@ -176,8 +176,15 @@ impl Model {
     /// Turns each unanswered operation into "either is right". Before a check.
     pub fn resolve(&mut self) {
         self.cut = false;
-        for (began, (user, op)) in std::mem::take(&mut self.pending) {
+        let pending = std::mem::take(&mut self.pending);
+        for (began, (user, op)) in pending.clone() {
             self.user(&user).allow(op, began);
+        }
+        // One that may have been expunged before it was moved need not be anywhere.
+        for (user, op) in pending.into_values() {
+            if let Op::Expunge { folder, id } = op {
+                self.user(&user).either.retain(|(moved, from, _)| (moved, from) != (&id, &folder));
+            }
         }
     }
 

@@ -69,6 +69,11 @@ impl Mount {
         self.work.path().join("state")
     }
 
+    /// The daemon's process, while it is mounted.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmailfs"));
         command.arg(verb).stdin(Stdio::null());

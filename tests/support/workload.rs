@@ -238,7 +238,8 @@ impl Workload {
         for user in &self.users {
             let mut commands = vec![vec!["force-resync", "-u", user, "*"]];
             if dovecot.layout.format == Format::Mdbox {
-                commands.insert(0, vec!["purge", "-u", user]);
+                // After the resync: a crash may have left counts of references too low.
+                commands.push(vec!["purge", "-u", user]);
             }
             for command in commands {
                 match dovecot.doveadm(&command) {
