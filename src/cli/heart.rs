@@ -124,7 +124,7 @@ fn told(error: &Error) -> AdminError {
         Error::Store { .. } | Error::Foreign { .. } | Error::Full(_) | Error::Closing => {
             ErrorKind::TempFail
         }
-        Error::Lost { .. } | Error::Disk { .. } => ErrorKind::TempFail,
+        Error::Lost { .. } | Error::Disk { .. } | Error::Vanished { .. } => ErrorKind::TempFail,
         Error::Plain(_)
         | Error::Refused(_)
         | Error::Corrupt { .. }

@@ -4,7 +4,7 @@
 //! on ENOSPC, EAGAIN and ESTALE; Dovecot takes ENOENT for an expunge. So an outage is never
 //! ENOENT, and on the way of a delivery never one of the bouncing ones (I4).
 
-use crate::format::FormatError;
+use crate::format::{FolderId, FormatError};
 use crate::fs::api::FsError;
 use crate::store::StoreError;
 use std::io;
@@ -51,6 +51,10 @@ pub enum Error {
     /// State that contradicts itself, or an object that is named but gone.
     #[error("{what}")]
     Damaged { what: String },
+    /// A file of the metacache was removed behind our back; it is brought back, and the call
+    /// made again.
+    #[error("{what}: named in the listing but missing in the metacache")]
+    Vanished { folder: FolderId, what: String },
     /// The local disk failed.
     #[error("{what}: {detail}")]
     Disk { what: String, full: bool, detail: String },
@@ -123,7 +127,7 @@ impl Error {
             Error::Disk { full: true, .. } | Error::Full(_) => libc::ENOSPC,
             Error::Disk { full: false, .. } => libc::EAGAIN,
             Error::Lost { .. } => libc::ESTALE,
-            Error::Foreign { .. } | Error::Closing => libc::EAGAIN,
+            Error::Foreign { .. } | Error::Closing | Error::Vanished { .. } => libc::EAGAIN,
         }
     }
 

@@ -25,7 +25,7 @@ use super::open::{intend, swap_head};
 use super::publish::blocking;
 use super::session::{CellState, UserCell};
 use super::wait::Patience;
-use super::{load, need};
+use super::{load, need, restore};
 use crate::format::head::{Head, PartKind, PartRef};
 use crate::format::key::{bundle_key, file_key};
 use crate::format::part::{
@@ -92,8 +92,11 @@ async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
         for folder in cell.open_user(|user| Ok(user.unloaded_changes()))? {
             load::load(cell, folder).await?;
         }
-        if let Some(report) = attempt(cell, options).await? {
-            return Ok(report);
+        match attempt(cell, options).await {
+            Ok(Some(report)) => return Ok(report),
+            Ok(None) => {}
+            Err(Error::Vanished { folder, .. }) => restore::restore(cell, folder).await?,
+            Err(error) => return Err(error),
         }
     }
     Err(Error::Full(format!(

@@ -52,23 +52,26 @@ pub const UNKNOWN: Attrs =
     Attrs { mode: 0o700, owner: None, mtime: Timestamp { secs: 0, nanos: 0 } };
 
 /// What was found of a folder, before the journal's lines.
-struct Source {
-    state: Final,
+pub(super) struct Source {
+    pub state: Final,
     /// `None`: from the snapshot on the local disk.
-    parts: Option<FromParts>,
+    pub parts: Option<FromParts>,
 }
+
+/// What files hold, by their names.
+pub(super) type Contents = HashMap<(Sub, NameBytes), Vec<u8>>;
 
 /// What the parts of a folder hold besides the listing.
 #[derive(Default)]
-struct FromParts {
-    contents: HashMap<(Sub, NameBytes), Vec<u8>>,
+pub(super) struct FromParts {
+    pub contents: Contents,
     layers: Vec<Option<Layer>>,
 }
 
-struct Wanted {
-    id: FolderId,
-    parts: Vec<PartRef>,
-    snapshot: Option<std::path::PathBuf>,
+pub(super) struct Wanted {
+    pub id: FolderId,
+    pub parts: Vec<PartRef>,
+    pub snapshot: Option<std::path::PathBuf>,
 }
 
 /// Loads a folder, trying for as long as a delivery may wait.
@@ -216,7 +219,7 @@ fn check_snapshot(file: Arc<dyn DiskFile>) -> std::result::Result<Final, Unusabl
 }
 
 /// Index files that lie in objects of their own and are not on the local disk.
-async fn large_files(
+pub(super) async fn large_files(
     cell: &Arc<UserCell>,
     id: FolderId,
     source: &Source,
@@ -245,7 +248,10 @@ async fn large_files(
 }
 
 /// Fetches the parts of folders, side by side ones together.
-async fn fetch_parts(cell: &Arc<UserCell>, wanted: &[Wanted]) -> Result<Vec<(FolderId, Source)>> {
+pub(super) async fn fetch_parts(
+    cell: &Arc<UserCell>,
+    wanted: &[Wanted],
+) -> Result<Vec<(FolderId, Source)>> {
     let all: Vec<&PartRef> = wanted.iter().flat_map(|w| &w.parts).collect();
     let mut bytes = fetch_ranges(cell, &all).await?.into_iter();
     let mut out = Vec::new();
@@ -379,7 +385,9 @@ impl User {
             .map(|f| Wanted {
                 id: f.id,
                 parts: f.parts.clone(),
-                snapshot: self.snapshots.contains(&f.id).then(|| self.snapshot_path(f.id)),
+                // After a power cut the content of the last cut is needed beside it.
+                snapshot: (self.snapshots.contains(&f.id) && !self.unclean)
+                    .then(|| self.snapshot_path(f.id)),
             })
             .collect()
     }
@@ -412,18 +420,24 @@ impl User {
         let amended = !pending.is_empty();
         let from_parts = source.parts.is_some();
         let FromParts { contents, layers } = source.parts.unwrap_or_else(|| FromParts {
-            contents: HashMap::new(),
+            contents: Contents::new(),
             layers: vec![None; folder.parts.len().saturating_sub(1)],
         });
         // The final meaning of each name, in the order in which names first appeared.
         let mut state = source.state;
-        let at_cut = if restore { Some(state.locals()) } else { None };
+        let index = |sub: Sub, name: &[u8]| {
+            matches!(self.class_of(Place { folder: id, sub }, name), Class::Index(_))
+        };
+        let at_cut = if restore { Some(state.locals(index)) } else { None };
         pending.into_iter().for_each(|line| state.apply(line));
         if let Some(at_cut) = at_cut {
-            state.restore_locals(at_cut);
+            state.restore_locals(at_cut, index);
         }
         // What is missing must be known before anything is changed.
-        if !restore && self.any_missing(id, &state, &contents, large)? {
+        if !restore
+            && (self.any_missing(id, &state, &contents, large)?
+                || self.unclean && self.any_torn(id, &state, &contents)?)
+        {
             return Ok(true);
         }
         self.fill(id, state, contents, large, restore)?;
@@ -441,20 +455,25 @@ impl User {
         Ok(false)
     }
 
+    fn unflushed(&self, id: FolderId, key: &(Sub, NameBytes)) -> bool {
+        self.tree.folders.get(&id).is_some_and(|f| f.unflushed.names.contains(key))
+    }
+
     fn any_missing(
         &self,
         id: FolderId,
         state: &Final,
-        contents: &HashMap<(Sub, NameBytes), Vec<u8>>,
+        contents: &Contents,
         large: &HashMap<ObjectId, bytes::Bytes>,
     ) -> Result<bool> {
         for (sub, name, entry) in state.names() {
             let Entry::Local { object, .. } = entry else { continue };
             let at = Place { folder: id, sub };
-            if contents.contains_key(&(sub, name.clone()))
-                || object.is_some_and(|o| large.contains_key(&o))
-                || self.class_of(at, name).is_cache()
-            {
+            let key = (sub, name.clone());
+            // What was written since the last cut is nowhere but on the disk.
+            let fetched = !self.unflushed(id, &key)
+                && (contents.contains_key(&key) || object.is_some_and(|o| large.contains_key(&o)));
+            if fetched || self.class_of(at, name).is_cache() {
                 continue;
             }
             let path = self.file_path(at, name);
@@ -471,7 +490,7 @@ impl User {
         &mut self,
         id: FolderId,
         state: Final,
-        mut contents: HashMap<(Sub, NameBytes), Vec<u8>>,
+        mut contents: Contents,
         large: &HashMap<ObjectId, bytes::Bytes>,
         restore: bool,
     ) -> Result<()> {
@@ -537,7 +556,20 @@ impl User {
                     (Kind::Symlink(target.into()), size, attrs, Class::Other)
                 }
                 Entry::Local { attrs, object, .. } => {
-                    let known = on_disk.get(&(sub, name.clone())).copied();
+                    let restore = restore && matches!(class, Class::Index(_));
+                    let key = (sub, name.clone());
+                    // After a power cut only what the store does not have is taken from the disk.
+                    let fetch = self.unclean && !self.unflushed(id, &key);
+                    let known = on_disk.get(&key).copied().filter(|_| !fetch);
+                    // A cache of another time than the log beside it would lie.
+                    let stale = class.is_cache() && !restore && !on_disk.is_empty();
+                    if stale && (known.is_none() || self.unclean) {
+                        contents.remove(&key);
+                        if let Some(folder) = self.tree.folders.get_mut(&id) {
+                            folder.unflushed.names.insert(key);
+                        }
+                        continue;
+                    }
                     let content = contents
                         .remove(&(sub, name.clone()))
                         .or_else(|| object.and_then(|o| large.get(&o)).map(|bytes| bytes.to_vec()));
@@ -634,7 +666,7 @@ impl User {
         Ok(found)
     }
 
-    fn write_local(&self, at: Place, name: &[u8], content: &[u8]) -> Result<()> {
+    pub(super) fn write_local(&self, at: Place, name: &[u8], content: &[u8]) -> Result<()> {
         let path = self.file_path(at, name);
         let disk = &*self.session.env.disk;
         disk.create_dirs(&self.cache_path(at))
@@ -673,7 +705,7 @@ impl User {
 
     // ---- UIDs
 
-    fn content_of(&self, ix: usize) -> Result<Vec<u8>> {
+    pub(super) fn content_of(&self, ix: usize) -> Result<Vec<u8>> {
         let node = self.node(ix)?;
         let name = node.names.first().ok_or(Plain::NotFound)?;
         let bytes = self.tree.name_bytes(name).cloned().ok_or(Plain::NotFound)?;
@@ -836,7 +868,7 @@ impl User {
 
 /// The final meaning of lines, with names in the order of their first appearance.
 #[derive(Default)]
-struct Final {
+pub(super) struct Final {
     dirs: [Option<Attrs>; 4],
     order: Vec<Option<(Sub, NameBytes, Entry)>>,
     /// Places in `order` by name.
@@ -883,7 +915,7 @@ impl Final {
         }
     }
 
-    fn names(&self) -> impl Iterator<Item = (Sub, &NameBytes, &Entry)> {
+    pub fn names(&self) -> impl Iterator<Item = (Sub, &NameBytes, &Entry)> {
         self.order.iter().flatten().map(|(sub, name, entry)| (*sub, name, entry))
     }
 
@@ -891,16 +923,20 @@ impl Final {
         self.order.into_iter().flatten()
     }
 
-    fn locals(&self) -> Vec<(Sub, NameBytes, Entry)> {
+    fn locals(&self, which: impl Fn(Sub, &[u8]) -> bool) -> Vec<(Sub, NameBytes, Entry)> {
         self.names()
-            .filter(|(_, _, entry)| matches!(entry, Entry::Local { .. }))
+            .filter(|(sub, name, entry)| matches!(entry, Entry::Local { .. }) && which(*sub, name))
             .map(|(sub, name, entry)| (sub, name.clone(), entry.clone()))
             .collect()
     }
 
-    /// Local files are those given and no others.
-    fn restore_locals(&mut self, locals: Vec<(Sub, NameBytes, Entry)>) {
-        for (sub, name, _) in self.locals() {
+    /// Local files of a kind are those given and no others.
+    fn restore_locals(
+        &mut self,
+        locals: Vec<(Sub, NameBytes, Entry)>,
+        which: impl Fn(Sub, &[u8]) -> bool,
+    ) {
+        for (sub, name, _) in self.locals(which) {
             self.unset(sub, &name);
         }
         for (sub, name, entry) in locals {

@@ -26,6 +26,7 @@ pub mod node;
 pub mod open;
 pub mod publish;
 pub mod recover;
+pub mod restore;
 pub mod schedule;
 pub mod session;
 pub mod tree;

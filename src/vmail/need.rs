@@ -27,6 +27,8 @@ pub enum Need {
     Users,
     /// A folder's listing and index files must be here.
     Load(Arc<UserCell>, FolderId),
+    /// Files that are missing in a folder's metacache must be there again.
+    Restore(Arc<UserCell>, FolderId),
     /// A mail's bytes must be in the store.
     Publish(NodeRef),
     /// A local file and the journal must be on disk.

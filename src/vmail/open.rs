@@ -27,7 +27,7 @@ use super::session::{CellState, Exists, UserCell};
 use super::tree::{Dir, Folder, Target, Tree};
 use super::user::{Changes, User};
 use super::wait::Patience;
-use super::{ceilings, load, publish, recover};
+use super::{ceilings, load, publish, recover, restore};
 use crate::format::head::{ClosedEpoch, HEAD_LIMIT, Head, HeadFolder, HeadOwner};
 use crate::format::journal::{Change, DiskOp};
 use crate::format::key::head_key;
@@ -239,6 +239,7 @@ async fn finish(
     named: HashSet<ObjectId>,
 ) -> Result<()> {
     load_links(cell).await?;
+    restore::after_power_cut(cell).await?;
     if follows != Follows::Clean
         && let Some(watermark) = watermark
     {
@@ -477,6 +478,7 @@ fn build(
         lost: false,
         ready: false,
         renamed_from: None,
+        unclean: follows == Follows::Loss && resumed,
         used: session.env.clock.boot(),
         cell: Arc::downgrade(cell),
         uidvalidity: None,

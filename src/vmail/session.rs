@@ -127,7 +127,12 @@ impl UserCell {
     /// Calls `f` with the open user, or says that it must be opened first.
     pub fn with<T>(self: &Arc<Self>, f: impl FnOnce(&mut User) -> Op<T>) -> Op<T> {
         match &mut *self.state.lock() {
-            CellState::Open(user) if user.ready => f(user),
+            CellState::Open(user) if user.ready => match f(user) {
+                Err(Stop::Error(Error::Vanished { folder, .. })) => {
+                    Err(Stop::Wait(Need::Restore(self.clone(), folder)))
+                }
+                done => done,
+            },
             CellState::Open(_) | CellState::Closed => Err(Stop::Wait(Need::Open(self.clone()))),
         }
     }

@@ -69,6 +69,9 @@ pub struct User {
     pub state_dir: PathBuf,
     /// Another session owns it now: nothing is written any more.
     pub lost: bool,
+    /// The machine went down while files were written: what the disk has of them is judged
+    /// before it is used.
+    pub unclean: bool,
     /// The old name in the last record, if that is a rename. See [`User::run_unrecorded`].
     pub renamed_from: Option<(Place, Vec<u8>)>,
     /// Nothing of an earlier session is looked for any more: calls may be served.
@@ -414,12 +417,8 @@ impl User {
         let file = match self.session.env.disk.open(&path, How::ReadWrite) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::Damaged {
-                    what: format!(
-                        "{}: named in the listing but missing in the metacache",
-                        path.display()
-                    ),
-                });
+                let what = path.display().to_string();
+                return Err(Error::Vanished { folder: name.at.folder, what });
             }
             Err(e) => return Err(Error::disk(path.display().to_string(), &e)),
         };

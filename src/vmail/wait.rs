@@ -4,7 +4,7 @@ use super::env::Clock;
 use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
-use super::{fetch, flush, load, open, publish};
+use super::{fetch, flush, load, open, publish, restore};
 use crate::format::key::parse_user_dir;
 use crate::store::Reason;
 use std::sync::Arc;
@@ -52,6 +52,7 @@ pub async fn satisfy(session: &Arc<Session>, need: Need) -> Result<()> {
         }
         Need::Users => list_users(session).await,
         Need::Load(cell, folder) => load::load(&cell, folder).await,
+        Need::Restore(cell, folder) => restore::restore(&cell, folder).await,
         Need::Publish(node) => publish::publish(&node).await,
         Need::SyncLocal(node) => publish::sync_local(&node).await,
         Need::SyncJournal(cell) => publish::sync_user(&cell).await,

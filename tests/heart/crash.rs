@@ -31,7 +31,7 @@ async fn i3_a_dead_process_loses_nothing() {
         drop(client);
         client = world.session(HERE);
         assert_eq!(client.list("u/cur").await.unwrap().len(), round / 2 + 1);
-        assert_eq!(client.list("u/new").await.unwrap().len(), (round + 1) / 2);
+        assert_eq!(client.list("u/new").await.unwrap().len(), round.div_ceil(2));
         assert_eq!(client.list("u/.Sent/cur").await.unwrap().len(), round + 1);
         assert_eq!(client.stat(&format!("u/.Sent/cur/c{round}")).await.unwrap().nlink, 2);
         let notes = client.read("u/.Sent/notes").await.unwrap();
@@ -40,6 +40,47 @@ async fn i3_a_dead_process_loses_nothing() {
         assert_eq!(subs, format!("Sent{round}\n").as_bytes());
     }
     assert!(client.list("u").await.unwrap().contains(&".Made".to_string()));
+}
+
+/// I3: the table of links that came with the head is there again when the process died before
+/// it wrote one of its own.
+#[tokio::test]
+async fn i3_links_of_the_head_survive_a_death() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u", "u/.B"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.link("u/new/1", "u/.B/cur/copy").await.unwrap();
+    client.close().await;
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.stat("u/new/1").await.unwrap().nlink, 2);
+    drop(fresh);
+    let again = world.session(FRESH);
+    assert_eq!(again.stat("u/new/1").await.unwrap().nlink, 2);
+    again.unlink("u/new/1").await.unwrap();
+    assert_eq!(again.read("u/.B/cur/copy").await.unwrap(), b"mail");
+    again.close().await;
+    assert_eq!(world.session(HERE).read("u/.B/cur/copy").await.unwrap(), b"mail");
+}
+
+/// I3: what the journal said on top of a snapshot is in the next snapshot, when the journal is
+/// begun anew.
+#[tokio::test]
+async fn i3_a_snapshot_takes_in_the_journal_before_it_ends() {
+    let world = World::new();
+    let mut client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.close().await;
+    client = world.session(HERE);
+    client.unlink("u/new/1").await.unwrap();
+    client.deliver("u", "2", b"mail").await.unwrap();
+    drop(client);
+    // Reads the snapshot and the journal, changes nothing, and hands over.
+    client = world.session(HERE);
+    assert_eq!(client.list("u/new").await.unwrap(), ["2"]);
+    client.close().await;
+    assert_eq!(world.session(HERE).list("u/new").await.unwrap(), ["2"]);
 }
 
 /// I1, I3: the machine is lost: mails are there once, other changes as of the last flush.

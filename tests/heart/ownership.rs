@@ -122,7 +122,9 @@ async fn i5_one_of_two_gets_the_user() {
     a.mkdir("u").await.unwrap();
     let other = a.clone();
     let slow = tokio::spawn(async move { other.mkdir("u/cur").await });
-    tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+    while !world.log.lock().iter().any(|r| r.0 == Op::Put && r.1.ends_with("/head")) {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
     b.mkdir("u").await.unwrap();
     b.mkdir("u/cur").await.unwrap();
     b.flush("u").await;

@@ -1,5 +1,6 @@
 //! Publishing (I1): what is acknowledged is in the store, and the journal says so.
 
+use super::full_disk::FullDisk;
 use super::world::*;
 use std::sync::Arc;
 use tokio::sync::Notify;

@@ -3,13 +3,12 @@
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::future::Future;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use vmailfs::cache::disk::{Disk, DiskEntry, DiskFile, How, RealDisk, Space};
+use vmailfs::cache::disk::{Disk, RealDisk};
 use vmailfs::dovecot::template::Layout;
 use vmailfs::format::Timestamp;
 use vmailfs::format::head::Head;
@@ -83,6 +82,9 @@ impl Random for Seeded {
     }
 }
 
+/// A request: what, of which key, and why.
+pub type Asked = (Op, String, &'static str);
+
 type Decide = Arc<dyn Fn(&Request) -> Fault + Send + Sync>;
 
 /// A store and the machines that use it.
@@ -90,7 +92,7 @@ pub struct World {
     pub mem: MemStore,
     pub store: Arc<FaultyStore>,
     pub clock: Arc<TestClock>,
-    pub log: Arc<Mutex<Vec<(Op, String, &'static str)>>>,
+    pub log: Arc<Mutex<Vec<Asked>>>,
     decide: Arc<Mutex<Option<Decide>>>,
     dir: tempfile::TempDir,
     sessions: AtomicU64,
@@ -115,7 +117,7 @@ impl World {
     pub fn new() -> World {
         let mem = MemStore::with_clock(|| START);
         let store = Arc::new(FaultyStore::new(Arc::new(mem.clone())));
-        let log: Arc<Mutex<Vec<(Op, String, &'static str)>>> = Arc::default();
+        let log: Arc<Mutex<Vec<Asked>>> = Arc::default();
         let decide: Arc<Mutex<Option<Decide>>> = Arc::default();
         let (seen, asked) = (log.clone(), decide.clone());
         store.set_hook(move |request| {
@@ -144,7 +146,7 @@ impl World {
     }
 
     /// Requests since the last call.
-    pub fn requests(&self) -> Vec<(Op, String, &'static str)> {
+    pub fn requests(&self) -> Vec<Asked> {
         std::mem::take(&mut self.log.lock())
     }
 
@@ -462,98 +464,6 @@ impl Client {
 impl World {
     pub fn clock_boot(&self) -> Duration {
         Duration::from_nanos(self.clock.0.load(Ordering::SeqCst))
-    }
-}
-
-/// A disk that can be full: nothing can be written, all can be read.
-#[derive(Debug)]
-pub struct FullDisk {
-    inner: Arc<dyn Disk>,
-    full: Arc<AtomicBool>,
-}
-
-#[derive(Debug)]
-struct FullFile(Arc<dyn DiskFile>, Arc<AtomicBool>);
-
-fn no_space(full: &AtomicBool) -> io::Result<()> {
-    match full.load(Ordering::SeqCst) {
-        true => Err(io::ErrorKind::StorageFull.into()),
-        false => Ok(()),
-    }
-}
-
-impl FullDisk {
-    pub fn new(inner: Arc<dyn Disk>) -> FullDisk {
-        FullDisk { inner, full: Arc::default() }
-    }
-
-    pub fn set_full(&self, full: bool) {
-        self.full.store(full, Ordering::SeqCst);
-    }
-}
-
-impl DiskFile for FullFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
-    }
-    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        no_space(&self.1)?;
-        self.0.write_all_at(data, offset)
-    }
-    fn size(&self) -> io::Result<u64> {
-        self.0.size()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-    fn real(&self) -> Option<Arc<std::fs::File>> {
-        self.0.real()
-    }
-}
-
-impl Disk for FullDisk {
-    fn open(&self, path: &Path, how: How) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(FullFile(self.inner.open(path, how)?, self.full.clone())))
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.inner.rename(from, to)
-    }
-    fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
-        self.inner.exchange(a, b)
-    }
-    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.inner.hard_link(from, to)
-    }
-    fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.inner.remove_file(path)
-    }
-    fn remove_tree(&self, path: &Path) -> io::Result<()> {
-        self.inner.remove_tree(path)
-    }
-    fn create_dirs(&self, path: &Path) -> io::Result<()> {
-        self.inner.create_dirs(path)
-    }
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.inner.sync_dir(path)
-    }
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        self.inner.exists(path)
-    }
-    fn is_dir(&self, path: &Path) -> io::Result<bool> {
-        self.inner.is_dir(path)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>> {
-        self.inner.list(dir)
-    }
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        self.inner.space(path)
-    }
-    fn replace(&self, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
-        no_space(&self.full)?;
-        self.inner.replace(path, bytes, durable)
     }
 }
 
