@@ -23,6 +23,7 @@ use super::error::{During, Error, Result};
 use super::local::encode_stamped;
 use super::open::intend;
 use super::parts;
+use super::promise;
 use super::publish::blocking;
 use super::session::{CellState, UserCell};
 use super::swap::swap_head;
@@ -222,6 +223,7 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     if !cell.open_user(|user| Ok(user.unchanged(cut)))? {
         return Ok(None);
     }
+    promise::keep_all(cell).await?;
     let report = Report { flushed: true, folders: parts.len(), bytes: bundle.len() as u64 };
     let body = Body::Bytes(bundle);
     let key = bundle_key(&cell.name, cut.bundle);

@@ -20,6 +20,7 @@ use super::build::build;
 use super::error::{Error, Result};
 use super::local::{self, LocalState, Stamp, encode_stamped};
 use super::parts;
+use super::promise;
 use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
@@ -93,6 +94,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
         (Some((head, _)), Some(local)) => usable(cell, head, local),
     };
     if local.is_none() {
+        promise::set_aside(&session, &cell.name, &state_dir)?;
         let (disk, dir, cache) = (session.env.disk.clone(), state_dir.clone(), cache_dir.clone());
         let keep = unflushed_leftovers(cell, &dir)?.then(|| {
             let name = format!("{}-{:016x}", cell.path.join("_"), session.env.random.u64());
@@ -167,6 +169,7 @@ async fn finish(
     watermark: Option<ObjectId>,
     named: HashSet<ObjectId>,
 ) -> Result<()> {
+    promise::resume(cell, &named).await?;
     load_links(cell).await?;
     restore::after_power_cut(cell).await?;
     if follows != Follows::Clean
@@ -178,6 +181,7 @@ async fn finish(
         }
         recover::after_crash(cell, watermark, &named, adopt).await?;
     }
+    recover::adopt_promises(cell).await?;
     // Everything that came back is in the journal now.
     if follows == Follows::Loss {
         publish::sync_user(cell).await?;

@@ -13,6 +13,7 @@ use super::error::{During, Error, Plain, Result};
 use super::load;
 use super::need::Stop;
 use super::node::{Kind, Names, Node, NodeIx};
+use super::promise;
 use super::recover_mdbox::{map_unmapped, put_back_growing};
 use super::recover_sdbox::{index_folder, put_back_numbered};
 use super::session::UserCell;
@@ -124,6 +125,15 @@ pub async fn after_crash(
         user = %cell.name, objects = found.len(),
         "recovering mails that are newer than the last flush"
     );
+    bring_back(cell, found).await?;
+    cell.open_user(|user| {
+        user.urgent();
+        Ok(())
+    })
+}
+
+/// Puts objects that nothing names into their folders.
+async fn bring_back(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>) -> Result<()> {
     let (found, doubles) = sort_out(cell, found).await?;
     let mut by_folder: BTreeMap<FolderId, Vec<Found>> = BTreeMap::new();
     for object in found {
@@ -136,10 +146,29 @@ pub async fn after_crash(
         put_back(cell, folder, objects).await?;
     }
     cell.open_user(|user| {
-        user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())?;
+        user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())
+    })
+}
+
+/// Mails that this machine promised before another session took the user: they come back.
+pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
+    let adopted = promise::adopt(cell).await?;
+    if adopted.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!(user = %cell.name, mails = adopted.len(), "recovering mails that were promised here");
+    let paths: Vec<_> = adopted.iter().map(|(_, _, path)| path.clone()).collect();
+    let ids: Vec<_> = adopted.iter().map(|(tail, ..)| tail.id()).collect();
+    let found = adopted.into_iter().map(|(tail, size, _)| (tail, size)).collect();
+    bring_back(cell, found).await?;
+    cell.open_user(|user| {
+        ids.into_iter().for_each(|id| user.answered(id));
         user.urgent();
         Ok(())
-    })
+    })?;
+    super::publish::sync_user(cell).await?;
+    paths.iter().for_each(|path| promise::adopted(cell, path));
+    Ok(())
 }
 
 fn tail_of(object: &ObjectMeta) -> Option<KeyTail> {
