@@ -9,6 +9,7 @@ PREFIX ?= /usr/local
 # Where mount(8) looks for helpers.
 SBIN   ?= /sbin
 DESTDIR ?=
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: all demo test figures check deps install
 
@@ -18,7 +19,7 @@ all:
 demo:
 	@.ci/deps demo
 	$(CARGO) build --bin vmailfs
-	@mount-scripts/demo/demo
+	@VMAILFS="$(abspath $(TARGET))/debug/vmailfs" mount-scripts/demo/demo
 
 # The tests start `weed` from PATH; our own copy comes last. One failure does not hide others.
 test: deps
@@ -35,7 +36,7 @@ deps:
 	@.ci/deps test
 
 install: all
-	install -D -m 755 target/release/vmailfs $(DESTDIR)$(PREFIX)/bin/vmailfs
+	install -D -m 755 "$(TARGET)/release/vmailfs" $(DESTDIR)$(PREFIX)/bin/vmailfs
 	install -D -m 755 mount-scripts/mount.vmailfs $(DESTDIR)$(SBIN)/mount.vmailfs
 	install -D -m 755 mount-scripts/umount.vmailfs $(DESTDIR)$(SBIN)/umount.vmailfs
 	ln -sf mount.vmailfs $(DESTDIR)$(SBIN)/mount.fuse.vmailfs
@@ -44,4 +45,4 @@ install: all
 	sed "s|/usr/local/bin|$(PREFIX)/bin|" "mount-scripts/vmailfs@.service" \
 		> "$(DESTDIR)$(PREFIX)/lib/systemd/system/vmailfs@.service"
 	install -m 644 mount-scripts/dovecot/10-vmailfs.conf $(DESTDIR)$(PREFIX)/share/vmailfs/
-	target/release/vmailfs config > $(DESTDIR)$(PREFIX)/share/vmailfs/vmailfs.toml
+	"$(TARGET)/release/vmailfs" config > $(DESTDIR)$(PREFIX)/share/vmailfs/vmailfs.toml

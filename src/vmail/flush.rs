@@ -114,6 +114,7 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
         user.may_write()?;
         user.cut(extent)
     })?;
+    let lines: usize = cut.folders.iter().map(|folder| folder.lines.len()).sum();
     let (cut, done) = send(cell, cut, options).await;
     match done {
         Ok(Some((head, tag, parts, report))) => {
@@ -132,6 +133,9 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
             })
             .await??;
             compact_journal(cell)?;
+            if lines > load::MANY {
+                crate::memory::give_back();
+            }
             Ok(Some(report))
         }
         Ok(None) => {
