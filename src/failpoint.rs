@@ -207,8 +207,10 @@ mod active {
         #[test]
         fn plans_name_places_and_refuse_what_is_no_place() {
             assert_eq!(
-                parse("publish.after-put=kill@3; journal.before-sync=sleep(20);flush.after-swap=error")
-                    .unwrap(),
+                parse(
+                    "publish.after-put=kill@3; journal.before-sync=sleep(20);flush.after-swap=error"
+                )
+                .unwrap(),
                 [
                     (PUBLISH_AFTER_PUT, Action::Kill, 3),
                     (JOURNAL_BEFORE_SYNC, Action::Sleep(20), 0),

@@ -22,7 +22,13 @@ fn on_s3() -> (&'static str, Mount) {
 }
 
 /// Rounds until so many kills are done.
-fn run(format: Format, place: (&'static str, Mount), kills: u32, seed: u64, rows: &Mutex<Vec<Row>>) {
+fn run(
+    format: Format,
+    place: (&'static str, Mount),
+    kills: u32,
+    seed: u64,
+    rows: &Mutex<Vec<Row>>,
+) {
     let mut trial = Trial::new(format, place.0, place.1, seed);
     let mut done = 0;
     while done < kills {

@@ -73,8 +73,21 @@ impl fmt::Display for Table {
         writeln!(
             f,
             "{:8} {:5} {:6} {:>6} {:>5} {:>6} {:>7} {:>5} {:>5} {:>5} {:>9} {:>5} {:>5} {:>6} {:>7}",
-            "format", "store", "state", "rounds", "kills", "mails", "changes", "lost", "uids",
-            "uidv", "corrupted", "flags", "dups", "others", "refused"
+            "format",
+            "store",
+            "state",
+            "rounds",
+            "kills",
+            "mails",
+            "changes",
+            "lost",
+            "uids",
+            "uidv",
+            "corrupted",
+            "flags",
+            "dups",
+            "others",
+            "refused"
         )?;
         for (line, rounds) in &lines {
             let state = match (line.store, line.wiped) {
@@ -85,9 +98,21 @@ impl fmt::Display for Table {
             writeln!(
                 f,
                 "{:8} {:5} {:6} {:>6} {:>5} {:>6} {:>7} {:>5} {:>5} {:>5} {:>9} {:>5} {:>5} {:>6} {:>7}",
-                line.format, line.store, state, rounds, line.kills, line.mails, line.changes,
-                line.lost, line.uid_clashes, line.uid_validity, line.corrupted.len(), line.flags,
-                line.duplicates, line.others, line.refused
+                line.format,
+                line.store,
+                state,
+                rounds,
+                line.kills,
+                line.mails,
+                line.changes,
+                line.lost,
+                line.uid_clashes,
+                line.uid_validity,
+                line.corrupted.len(),
+                line.flags,
+                line.duplicates,
+                line.others,
+                line.refused
             )?;
         }
         Ok(())

@@ -131,7 +131,8 @@ impl Trial {
     /// Runs a round. The problems found are printed; the row counts them.
     pub fn round(&mut self, round: &Round) -> Row {
         self.rounds += 1;
-        let what = format!("{} {} round {}: {round:?}", self.store, self.format.name(), self.rounds);
+        let what =
+            format!("{} {} round {}: {round:?}", self.store, self.format.name(), self.rounds);
         self.try_round(round).unwrap_or_else(|failure| {
             panic!("{what}: {failure}\ndaemon's log:\n{}", tail(&self.mount.log(), 60))
         })
