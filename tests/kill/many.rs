@@ -31,10 +31,12 @@ fn run(
 ) {
     let mut trial = Trial::new(format, place.0, place.1, seed);
     let mut done = 0;
-    while done < kills {
+    let mut rounds = 0;
+    while done < kills || rounds < 2 {
         let round = trial.any_round();
         let row = trial.round(&round);
         done += row.kills;
+        rounds += 1;
         rows.lock().unwrap().push(row);
     }
 }

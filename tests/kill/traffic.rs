@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope};
 use std::time::{Duration, SystemTime};
@@ -33,6 +33,8 @@ pub struct Traffic<'a> {
     pub maildir: Option<&'a str>,
     /// What was refused or broken off while the daemon was alive.
     pub refused: Arc<Mutex<Vec<String>>>,
+    /// Those that have not ended.
+    pub clients: AtomicUsize,
 }
 
 impl<'a> Traffic<'a> {
@@ -57,6 +59,7 @@ impl<'a> Traffic<'a> {
 
     /// Does a job again and again, with new connections after a failure, until the daemon is dead.
     fn go_on(&self, mut job: impl FnMut() -> Outcome<()>) {
+        self.clients.fetch_add(1, Ordering::SeqCst);
         while answers(&self.root) {
             if let Err(failure) = job()
                 && answers(&self.root)
@@ -65,6 +68,7 @@ impl<'a> Traffic<'a> {
                 thread::sleep(Duration::from_millis(50));
             }
         }
+        self.clients.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn session(&self, user: &str) -> Outcome<()> {

@@ -16,10 +16,11 @@ use crate::support::dovecot::{Dovecot, Format, Layout};
 use crate::support::model::Witness;
 use crate::support::mount::Mount;
 use crate::support::workload::{Size, Workload, user_names};
-use crate::support::{Outcome, fail, remove_locks};
+use crate::support::{Outcome, fail, remove_locks, wait_until};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -143,12 +144,8 @@ impl Trial {
         self.work.model().settled();
         let before = self.work.model().acknowledged;
         self.dovecot.forget_log();
-        let refused = self.load(&round.shot)?;
-        let died = Instant::now();
+        let refused = self.load(round)?;
         let mut kills = 1;
-        self.work.model().settled_until(died - INTERVAL - SLACK);
-        let pause = Duration::from_millis(self.rng.random_range(0..400));
-        thread::sleep(pause);
         self.bury(round)?;
         let again: Vec<Shot> = match &round.shot {
             Shot::Recovering(_, plan) => vec![Shot::At(plan.clone())],
@@ -190,7 +187,8 @@ impl Trial {
     }
 
     /// Clients at work until the daemon is dead.
-    fn load(&mut self, shot: &Shot) -> Outcome<Vec<String>> {
+    fn load(&mut self, round: &Round) -> Outcome<Vec<String>> {
+        let pause = Duration::from_millis(self.rng.random_range(0..400));
         let refused = Arc::new(Mutex::new(Vec::new()));
         let traffic = Traffic {
             work: &self.work,
@@ -199,8 +197,10 @@ impl Trial {
             users: &self.users,
             maildir: (self.format == Format::Maildir).then_some("mail"),
             refused: refused.clone(),
+            clients: AtomicUsize::new(0),
         };
         let (mount, plan, work) = (&mut self.mount, &self.plan, &self.work);
+        let dovecot = &mut self.dovecot;
         let outcome = thread::scope(|scope| {
             let before = work.model().acknowledged.0;
             traffic.start(scope);
@@ -208,10 +208,17 @@ impl Trial {
             while work.model().acknowledged.0 < before + 3 && Instant::now() < end {
                 thread::sleep(Duration::from_millis(5));
             }
-            let shot = kill(mount, plan, shot);
+            let shot = kill(mount, plan, &round.shot);
+            work.model().settled_until(Instant::now() - INTERVAL - SLACK);
             if shot.is_err() {
                 // Ends the clients, too.
                 mount.kill9();
+            }
+            thread::sleep(pause);
+            // Some wait minutes for a lock that cannot be made on a dead mount.
+            let gone = || traffic.clients.load(Ordering::SeqCst) == 0;
+            if shot.is_err() || !round.survivor || !wait_until(Duration::from_secs(1), gone) {
+                dovecot.kill9();
             }
             shot
         });
@@ -222,9 +229,6 @@ impl Trial {
     /// Takes away what the dead daemon left.
     fn bury(&mut self, round: &Round) -> Outcome<()> {
         let _ = std::fs::remove_file(&self.plan);
-        if !round.survivor {
-            self.dovecot.kill9();
-        }
         self.mount.kill9();
         match round.wipe {
             true => self.mount.wipe_state(),
@@ -247,6 +251,7 @@ impl Trial {
             users: &users,
             maildir: None,
             refused: Arc::default(),
+            clients: AtomicUsize::new(0),
         };
         let (mount, dovecot) = (&mut self.mount, &mut self.dovecot);
         thread::scope(|scope| {
@@ -275,6 +280,7 @@ impl Trial {
             if shot.is_err() {
                 mount.kill9();
             }
+            dovecot.kill9();
             shot
         })
     }
@@ -283,7 +289,7 @@ impl Trial {
         self.mount.mount()?;
         self.mount.running()?;
         let root = self.mount.root();
-        if !round.survivor {
+        if !self.dovecot.is_running() {
             remove_locks(&root);
         }
         self.dovecot.forget_log();

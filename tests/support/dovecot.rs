@@ -170,8 +170,12 @@ service lmtp {{
         fail(format!("Dovecot does not start: {}", self.log_text(self.log_start)))
     }
 
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     pub fn resume_unless_running(&mut self, root: &Path) -> Outcome<()> {
-        if self.child.is_some() { Ok(()) } else { self.resume(root) }
+        if self.is_running() { Ok(()) } else { self.resume(root) }
     }
 
     fn launch(&mut self) -> Outcome<bool> {
