@@ -1,5 +1,6 @@
 # make demo    see it work (as root; installs what it needs)
 # make test    run every test (as root, for those that mount)
+# make kills   kill the daemon KILLS (200) times under load and look for what was acknowledged
 # make figures measure requests and memory on a real mount (see docs/BENCHMARKS.md)
 # make check   formatting and lints
 # make install PREFIX=/usr/local
@@ -11,7 +12,7 @@ SBIN   ?= /sbin
 DESTDIR ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all demo test figures check deps install
+.PHONY: all demo test kills figures check deps install
 
 all:
 	$(CARGO) build --release
@@ -24,6 +25,11 @@ demo:
 # The tests start `weed` from PATH; our own copy comes last. One failure does not hide others.
 test: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) test --no-fail-fast
+
+KILLS ?= 200
+kills: deps
+	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" KILLS=$(KILLS) \
+		$(CARGO) test --test kill -- --ignored --nocapture all
 
 figures: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) bench --bench figures -- $(FIGURES)

@@ -17,7 +17,7 @@
 //! begins it again, and does not take the half of it for a journal that knows everything.
 
 use super::build::build;
-use super::error::{Error, Result};
+use super::error::{Error, Result, pass};
 use super::local::{self, LocalState, Stamp, encode_stamped};
 use super::parts;
 use super::promise;
@@ -26,6 +26,7 @@ use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
 use super::{ceilings, load, publish, recover, restore};
+use crate::failpoint;
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
 use crate::format::listing::Owner;
 use crate::format::{Epoch, FolderId, ObjectId, Place};
@@ -139,7 +140,10 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
             let recovering = follows == Follows::Loss;
             let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
             intend(cell, &state_dir, &head, &stamp).await?;
-            match swap_head(cell, &head, tag, Reason("open")).await? {
+            pass(failpoint::OPEN_BEFORE_SWAP)?;
+            let swapped = swap_head(cell, &head, tag, Reason("open")).await?;
+            pass(failpoint::OPEN_AFTER_SWAP)?;
+            match swapped {
                 Some(tag) => (head, tag),
                 None => {
                     let backend = "(a rival)".into();
@@ -185,6 +189,7 @@ async fn finish(
     // Everything that came back is in the journal now.
     if follows == Follows::Loss {
         publish::sync_user(cell).await?;
+        pass(failpoint::RECOVER_BEFORE_DONE)?;
         cell.open_user(|user| {
             user.recovering = false;
             user.write_head(false)

@@ -31,7 +31,7 @@
 //! Rejected: publishing at link or rename (the kernel holds a mutex of the whole mount across
 //! cross-directory renames, so one slow PUT would stop everybody's deliveries).
 
-use super::error::{During, Error, Result};
+use super::error::{During, Error, Result, pass};
 use super::flush;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
@@ -40,13 +40,14 @@ use super::user::User;
 use super::wait::Patience;
 use crate::cache::staging::Staged;
 use crate::dovecot::classes::Class;
+use crate::failpoint;
 use crate::format::journal::Change;
 use crate::format::key::{
     KeyTail, META_FOLDER, META_NAME, META_USER, MailKey, Piece, mail_key, meta_folder,
 };
 use crate::format::listing::Extent;
 use crate::format::{ObjectId, Timestamp};
-use crate::store::{Body, PutMode, Reason};
+use crate::store::{Body, PutMode, Reason, StoreError};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -375,13 +376,13 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         }
     } else if !(job.growing && job.len == 0) {
         let store_key = mail_key(&node.cell.name, &key);
-        let put = session.env.store.put(
-            &store_key,
-            body,
-            PutMode::Overwrite,
-            &metadata,
-            Reason("publish"),
-        );
+        let failed = |e: std::io::Error| StoreError::Unavailable { detail: e.to_string() };
+        let put = async {
+            failpoint::hit(failpoint::PUBLISH_BEFORE_PUT).map_err(failed)?;
+            let (how, why) = (PutMode::Overwrite, Reason("publish"));
+            session.env.store.put(&store_key, body, how, &metadata, why).await?;
+            failpoint::hit(failpoint::PUBLISH_AFTER_PUT).map_err(failed)
+        };
         if let Err(error) = put.await {
             node.cell.open_user(|user| user.drop_object(key.clone()))?;
             return Err(Error::store(
@@ -419,6 +420,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         return Ok(());
     }
     ended?;
+    pass(failpoint::PUBLISH_AFTER_RECORD)?;
     settle(node).await
 }
 

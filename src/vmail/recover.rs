@@ -9,7 +9,7 @@
 //! One name published twice is one mail: the newest object counts. What was copied, moved or
 //! flagged since the last flush is as before it (I3).
 
-use super::error::{During, Error, Plain, Result};
+use super::error::{During, Error, Plain, Result, pass};
 use super::load;
 use super::need::Stop;
 use super::node::{Kind, Names, Node, NodeIx};
@@ -20,6 +20,7 @@ use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::Class;
+use crate::failpoint;
 use crate::format::journal::Change;
 use crate::format::key::{
     KeyTail, META_FOLDER, META_NAME, MailKey, Piece, mail_dir, mail_key, parse_meta_folder,
@@ -143,7 +144,9 @@ async fn bring_back(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>) -> Result<
         objects.sort_by_key(|o| o.key.id);
         let folder = find_folder(cell, folder, &objects[0]).await?;
         load::load(cell, folder).await?;
+        pass(failpoint::RECOVER_BEFORE_RECORD)?;
         put_back(cell, folder, objects).await?;
+        pass(failpoint::RECOVER_BETWEEN_FOLDERS)?;
     }
     cell.open_user(|user| {
         user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())
