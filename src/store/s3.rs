@@ -333,8 +333,7 @@ impl ObjectStore for S3Store {
             PutMode::Create => (Asked::Conditional, Some("*".to_owned()), None),
             PutMode::Update(tag) => (Asked::Conditional, None, Some(tag.0.clone())),
         };
-        let tag = self
-            .request("PUT", key, |progress| {
+        self.request("PUT", key, |progress| {
                 let body = upload.stream(progress);
                 let request = self
                     .client
@@ -349,13 +348,14 @@ impl ObjectStore for S3Store {
                     .body(body);
                 async move {
                     let answer = request.send().await.map_err(|e| explain(e, key, asked))?;
-                    Ok(answer.e_tag)
+                    // Somebody's page with status 200 is not the store's word for "written".
+                    answer.e_tag.map(ETag).ok_or_else(|| {
+                        let detail = format!("{key}: an answer to a write without a tag");
+                        Failure::passing(StoreError::Unavailable { detail })
+                    })
                 }
             })
-            .await?;
-        tag.map(ETag).ok_or_else(|| StoreError::Unsupported {
-            detail: format!("{key}: written, but the store gives no tag for it"),
-        })
+            .await
     }
 
     async fn head(&self, key: &str, _why: Reason) -> StoreResult<ObjectMeta> {

@@ -106,4 +106,5 @@ pub fn die_with_parent(command: &mut std::process::Command, signal: libc::c_int)
 pub mod deaf;
 pub mod fakefs;
 pub mod http;
+pub mod proxy;
 pub mod weed;
