@@ -452,7 +452,8 @@ impl Connection<'_> {
             let mut words = request.first.split(' ').map(str::to_owned);
             let (method, target) = (words.next(), words.next());
             let (Some(method), Some(target)) = (method, target) else { return Err(ended()) };
-            let lower = |(name, value): &(String, String)| (name.to_ascii_lowercase(), value.clone());
+            let lower =
+                |(name, value): &(String, String)| (name.to_ascii_lowercase(), value.clone());
             let fault = self.inner.judge(Call {
                 method: method.clone(),
                 target,
@@ -473,7 +474,12 @@ impl Connection<'_> {
         }
     }
 
-    fn serve(&mut self, method: &str, mut request: Message, fault: Option<Fault>) -> io::Result<()> {
+    fn serve(
+        &mut self,
+        method: &str,
+        mut request: Message,
+        fault: Option<Fault>,
+    ) -> io::Result<()> {
         match &fault {
             Some(Fault::ResetAfterBody) => return self.reset(),
             Some(Fault::Stall) => return self.stall(),
