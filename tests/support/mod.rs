@@ -13,6 +13,7 @@ pub mod lmtp;
 pub mod messages;
 pub mod model;
 pub mod mount;
+pub mod mta;
 pub mod scenario;
 pub mod session;
 pub mod workload;
