@@ -11,7 +11,7 @@ use super::node::{Kind, Node};
 use super::promise;
 use super::publish::blocking;
 use super::session::Session;
-use crate::cache::disk::How;
+use crate::cache::disk::{DiskFile, How};
 use crate::cache::fscache::{Cached, Reservation};
 use crate::format::ObjectId;
 use crate::format::key::{KeyTail, mail_key};
@@ -19,6 +19,10 @@ use crate::store::{Reason, StoreError};
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
+
+/// How often something is read from the store before it counts as damaged there. A body may have
+/// been spoilt on its way in spite of its length, and TCP's checksum lets some of that pass.
+pub const SPOILT_TRIES: u32 = 3;
 
 /// How much of a mail that does not fit the cache is read at a time.
 const WINDOW: u64 = 1024 * 1024;
@@ -60,6 +64,27 @@ async fn download(
 ) -> Result<Reservation> {
     let local = |e: io::Error| Error::disk("fscache", &e);
     let file = session.disk().open(&room.path, How::CreateNew).map_err(local)?;
+    for _ in 0..SPOILT_TRIES {
+        if download_once(session, user, key, size, &file).await? {
+            return Ok(room);
+        }
+        tracing::warn!(%user, object = %key, "spoilt on its way, reading it again");
+        file.set_len(0).map_err(local)?;
+    }
+    Err(Error::Damaged {
+        what: format!("user {user}: object {key} does not hold what was published"),
+    })
+}
+
+/// Whether the object arrived as it was published.
+async fn download_once(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    size: u64,
+    file: &Arc<dyn DiskFile>,
+) -> Result<bool> {
+    let local = |e: io::Error| Error::disk("fscache", &e);
     let store_key = mail_key(user, key);
     match (promise::read(session, user, key).await?, file.real()) {
         (Some(bytes), _) => file.write_all_at(&bytes, 0).map_err(local)?,
@@ -78,7 +103,7 @@ async fn download(
             file.write_all_at(&bytes, 0).map_err(local)?;
         }
     }
-    let want = key.decode().crc;
+    let (want, file) = (key.decode().crc, file.clone());
     let (len, crc) = blocking(move || -> io::Result<(u64, u32)> {
         let len = file.size()?;
         let mut crc = 0;
@@ -95,12 +120,7 @@ async fn download(
     })
     .await?
     .map_err(local)?;
-    if len != size || crc != want {
-        return Err(Error::Damaged {
-            what: format!("user {user}: object {key} does not hold what was published"),
-        });
-    }
-    Ok(room)
+    Ok(len == size && crc == want)
 }
 
 /// Keeps bytes that were just published as the object's cached copy. Best effort.
@@ -232,17 +252,19 @@ pub async fn whole(
         return Ok(bytes);
     }
     let store = &session.env.store;
-    let got = store.get(&mail_key(user, key), None, size, Reason("fetch")).await;
-    let (_, bytes) = match got {
-        Ok(got) => got,
-        Err(error) => return Err(failed(session, user, key, error).await),
-    };
-    if bytes.len() as u64 != size || crc32c::crc32c(&bytes) != key.decode().crc {
-        return Err(Error::Damaged {
-            what: format!("user {user}: object {key} does not hold what was published"),
-        });
+    for _ in 0..SPOILT_TRIES {
+        let got = store.get(&mail_key(user, key), None, size, Reason("fetch")).await;
+        let (_, bytes) = match got {
+            Ok(got) => got,
+            Err(error) => return Err(failed(session, user, key, error).await),
+        };
+        if bytes.len() as u64 == size && crc32c::crc32c(&bytes) == key.decode().crc {
+            return Ok(bytes);
+        }
     }
-    Ok(bytes)
+    Err(Error::Damaged {
+        what: format!("user {user}: object {key} does not hold what was published"),
+    })
 }
 
 /// Brings a published file back to staging, from `offset` on, so that it can be written.
