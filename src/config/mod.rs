@@ -46,6 +46,9 @@ pub struct Config {
     pub backend: Option<String>,
     pub single_backend: bool,
     pub retention: Span,
+    pub lost_mails: LostMails,
+    /// Masks, separated by spaces.
+    pub lost_mails_for: String,
     pub fscache: Fscache,
     pub staging: Staging,
     pub metacache: Metacache,
@@ -73,6 +76,8 @@ impl Default for Config {
             backend: None,
             single_backend: false,
             retention: Span::secs(7 * DAY),
+            lost_mails: LostMails::Error,
+            lost_mails_for: "*".into(),
             fscache: Fscache::default(),
             staging: Staging::default(),
             metacache: Metacache::default(),
@@ -174,6 +179,15 @@ impl fmt::Debug for S3 {
             .field("checksums", &self.checksums)
             .finish()
     }
+}
+
+/// What reading a mail gives whose object is gone from the store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LostMails {
+    #[default]
+    Error,
+    Empty,
 }
 
 /// Whether requests carry a checksum of their body.
