@@ -135,9 +135,18 @@ pub(super) fn too_short(cell: &UserCell, bundle: ObjectId) -> Error {
 /// The bytes of parts, in the order asked for, with as few requests as their places allow. What
 /// fails its checksum was fetched more than once; to check it is the caller's.
 pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Vec<bytes::Bytes>> {
+    fetch_ranges_for(cell, parts, Reason("load")).await
+}
+
+/// The same for another reason.
+pub async fn fetch_ranges_for(
+    cell: &Arc<UserCell>,
+    parts: &[&PartRef],
+    why: Reason,
+) -> Result<Vec<bytes::Bytes>> {
     let mut tries = 0;
     loop {
-        let got = fetch_ranges_once(cell, parts).await?;
+        let got = fetch_ranges_once(cell, parts, why).await?;
         tries += 1;
         let good = got.iter().zip(parts).all(|(bytes, part)| part.check(bytes).is_ok());
         if good || tries == SPOILT_TRIES {
@@ -147,7 +156,11 @@ pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Ve
     }
 }
 
-async fn fetch_ranges_once(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Vec<bytes::Bytes>> {
+async fn fetch_ranges_once(
+    cell: &Arc<UserCell>,
+    parts: &[&PartRef],
+    why: Reason,
+) -> Result<Vec<bytes::Bytes>> {
     let mut order: Vec<usize> = (0..parts.len()).collect();
     order.sort_by_key(|i| (parts[*i].bundle, parts[*i].offset));
     let mut ranges: Vec<(ObjectId, std::ops::Range<u64>)> = Vec::new();
@@ -166,7 +179,7 @@ async fn fetch_ranges_once(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<V
     let gets = ranges.iter().map(|(bundle, range)| async move {
         let key = bundle_key(&cell.name, *bundle);
         let limit = range.end - range.start;
-        let got = cell.session.env.store.get(&key, Some(range.clone()), limit, Reason("load"));
+        let got = cell.session.env.store.get(&key, Some(range.clone()), limit, why);
         match got.await {
             Ok((_, bytes)) => Ok(bytes),
             Err(StoreError::NotFound { .. }) => Err(Error::Damaged {
@@ -179,7 +192,7 @@ async fn fetch_ranges_once(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<V
                 // Cut off on the way, which may pass, or lying there too short, which does not.
                 let short = matches!(e, StoreError::BadBody { .. })
                     && matches!(
-                        cell.session.env.store.head(&key, Reason("load")).await,
+                        cell.session.env.store.head(&key, why).await,
                         Ok(meta) if meta.size < range.end
                     );
                 Err(match short {
