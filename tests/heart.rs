@@ -6,6 +6,7 @@ mod heart {
     mod caches;
     mod crash;
     mod flush;
+    mod fsck;
     mod full_disk;
     mod ownership;
     mod publish;

@@ -125,11 +125,11 @@ fn told(error: &Error) -> AdminError {
             ErrorKind::TempFail
         }
         Error::Lost { .. } | Error::Disk { .. } | Error::Vanished { .. } => ErrorKind::TempFail,
-        Error::Plain(_)
-        | Error::Refused(_)
-        | Error::Corrupt { .. }
-        | Error::Damaged { .. }
-        | Error::Internal(_) => ErrorKind::Internal,
+        Error::NoUser { .. } => ErrorKind::NoSuchUser,
+        Error::Refused(_) => ErrorKind::Denied,
+        Error::Plain(_) | Error::Corrupt { .. } | Error::Damaged { .. } | Error::Internal(_) => {
+            ErrorKind::Internal
+        }
     };
     AdminError::new(kind, error.to_string())
 }

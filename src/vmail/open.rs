@@ -307,7 +307,6 @@ fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
     head.epoch = Epoch(old.epoch.0.saturating_add(1));
     head.write_id = write_id;
     head.owner = Some(owner);
-    head.written = written;
     head.closed.push(ClosedEpoch { epoch: old.epoch, end: old.watermark });
     let excess = head.closed.len().saturating_sub(8);
     head.closed.drain(..excess);
