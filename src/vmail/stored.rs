@@ -12,7 +12,7 @@ use super::publish::blocking;
 use super::tree::NameBytes;
 use crate::format::bundle::Dropped;
 use crate::format::head::{HEAD_LIMIT, Head, HeadFolder, PartRef};
-use crate::format::key::head_key;
+use crate::format::key::{head_key, parse_user_dir};
 use crate::format::part::{decode_dropped, decode_head_part, decode_names};
 use crate::format::{FolderId, FormatError, ObjectId, Place, Sub};
 use crate::store::{ETag, ObjectStore, Reason, StoreError};
@@ -193,6 +193,31 @@ impl Stored {
             .and_then(|head| self.own(head));
         decoded.map(Some).map_err(|e| self.bad_part(part, e))
     }
+}
+
+/// The names of all users that have a head, in no order.
+///
+/// # Errors
+/// A store that does not answer.
+pub async fn users(store: &Arc<dyn ObjectStore>, why: Reason) -> Result<Vec<String>> {
+    let failed = |e| Error::store("listing users", During::Delivery, e);
+    let mut names = Vec::new();
+    let top = store.list_dirs("", why).await.map_err(failed)?;
+    for hh in top.iter().filter(|d| d.len() == 2 && d.bytes().all(|b| b.is_ascii_hexdigit())) {
+        for dir in store.list_dirs(hh, why).await.map_err(failed)? {
+            if let Ok(name) = parse_user_dir(&dir) {
+                names.push(name);
+                continue;
+            }
+            // A name too long for a key is in the head.
+            match store.get(&format!("{hh}/{dir}/head"), None, HEAD_LIMIT, why).await {
+                Ok((_, bytes)) => names.extend(Head::decode(&bytes).ok().map(|head| head.user)),
+                Err(StoreError::NotFound { .. }) => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+    }
+    Ok(names)
 }
 
 /// Where the folders of a head lie.

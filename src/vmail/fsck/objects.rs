@@ -134,21 +134,20 @@ impl Check<'_> {
             }
         }
         // A listing may lag behind; what it lacks is asked for by name.
-        let stored = self.stored;
-        let gone: Vec<&NamedObject> = stream::iter(missing)
-            .map(|found| async move {
-                let key = mail_key(&stored.user, &found.tail);
+        let asked = missing.into_iter().map(|found| {
+            let (stored, key) = (self.stored.clone(), mail_key(&self.stored.user, &found.tail));
+            async move {
                 match stored.store.head(&key, stored.why).await {
                     Ok(_) => Ok(None),
                     Err(StoreError::NotFound { .. }) => Ok(Some(found)),
                     Err(e) => Err(stored.failed(e)),
                 }
-            })
-            .buffer_unordered(AT_ONCE)
-            .try_filter_map(|found| async move { Ok::<_, Error>(found) })
-            .try_collect()
-            .await?;
-        for found in gone {
+            }
+        });
+        let asked: Vec<_> = asked.collect();
+        let gone: Vec<Option<&NamedObject>> =
+            stream::iter(asked).buffer_unordered(AT_ONCE).try_collect().await?;
+        for found in gone.into_iter().flatten() {
             let key = mail_key(&self.stored.user, &found.tail);
             let what = match found.names {
                 1 => "the store does not have it".to_owned(),
@@ -255,16 +254,16 @@ impl Check<'_> {
 
     /// Reads every mail that is named and there, and compares its checksum.
     pub(super) async fn read_all(&mut self, named: &Named, objects: &Objects) -> Result<()> {
-        let stored = self.stored;
-        let there: Vec<&NamedObject> = named
+        let there: Vec<_> = named
             .objects
             .iter()
             .filter(|(id, found)| objects.mails.get(id).is_some_and(|o| o.0 == found.tail))
-            .map(|(_, found)| found)
+            .map(|(_, found)| {
+                let (stored, tail) = (self.stored.clone(), found.tail.clone());
+                async move { (found, mail_bytes(&stored, &tail).await) }
+            })
             .collect();
-        let mut reading = stream::iter(there)
-            .map(|found| async move { (found, mail_bytes(stored, &found.tail).await) })
-            .buffer_unordered(AT_ONCE);
+        let mut reading = stream::iter(there).buffer_unordered(AT_ONCE);
         while let Some((found, bytes)) = reading.next().await {
             match bytes? {
                 Ok(bytes) => self.report.read += bytes.len() as u64,
