@@ -8,6 +8,7 @@ mod heart {
     mod flush;
     mod fsck;
     mod full_disk;
+    mod gc;
     mod ownership;
     mod publish;
     mod random;

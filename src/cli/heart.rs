@@ -17,6 +17,7 @@ use crate::vmail::admin::Waiting;
 use crate::vmail::env::{Env, SystemClock, SystemRandom};
 use crate::vmail::error::Error;
 use crate::vmail::flush::Options;
+use crate::vmail::gc;
 use crate::vmail::lease::Lease;
 use crate::vmail::schedule;
 use crate::vmail::session::{self, Session};
@@ -65,6 +66,7 @@ pub(super) async fn start(
     }
     tokio::spawn(Lease::keep(session.clone()));
     tokio::spawn(schedule::run(session.clone()));
+    tokio::spawn(gc::run(session.clone()));
     let fs = Arc::new(VmailFs::new(session.clone()));
     Ok((fs.clone(), LiveHeart { session, fs }))
 }
@@ -106,6 +108,13 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         lost_mails: s.lost_mails.clone(),
         max_flushes: FLUSHES,
         boot_id: boot_id(),
+        gc: gc::Limits {
+            retention: s.gc.retention,
+            interval: s.gc.interval,
+            full_scan: s.gc.full_scan,
+            parallel: s.gc.parallel,
+            delete_rate: s.gc.delete_rate,
+        },
         ask_for_users: true,
     }
 }

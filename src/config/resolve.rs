@@ -33,6 +33,17 @@ pub struct MetacacheSettings {
     pub idle_upload: Duration,
 }
 
+/// What is deleted from the store, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GcSettings {
+    pub retention: Duration,
+    pub interval: Duration,
+    pub full_scan: Duration,
+    pub parallel: usize,
+    /// Objects a second.
+    pub delete_rate: u32,
+}
+
 /// What the store adapters need. Secrets are in here: not to be logged.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
@@ -80,6 +91,7 @@ pub struct Settings {
     pub fscache: CacheDir,
     pub staging: CacheDir,
     pub metacache: MetacacheSettings,
+    pub gc: GcSettings,
     pub delivery_timeout: Duration,
     pub lease: Duration,
     pub unmount_timeout: Duration,
@@ -178,6 +190,13 @@ impl Config {
                 folder_change_max: m.folder_change_max.0,
                 idle_upload: m.idle_upload.0,
             },
+            gc: GcSettings {
+                retention: self.retention.0,
+                interval: self.gc.interval.0,
+                full_scan: self.gc.full_scan.0,
+                parallel: self.gc.parallel as usize,
+                delete_rate: self.gc.delete_rate,
+            },
             delivery_timeout: limits.delivery_timeout.0,
             lease: limits.lease.0,
             unmount_timeout: limits.unmount_timeout.0,
@@ -248,6 +267,8 @@ impl Config {
             ("metacache.upload_interval", m.upload_interval),
             ("metacache.folder_change_max", m.folder_change_max),
             ("metacache.idle_upload", m.idle_upload),
+            ("gc.interval", self.gc.interval),
+            ("gc.full_scan", self.gc.full_scan),
             ("store_limits.attempt_timeout", limits.attempt_timeout),
             ("store_limits.deadline", limits.deadline),
             ("store_limits.delivery_timeout", limits.delivery_timeout),
@@ -259,6 +280,8 @@ impl Config {
         }
         for (key, number) in [
             ("metacache.max_rescan_mail_count", m.max_rescan_mail_count),
+            ("gc.parallel", self.gc.parallel),
+            ("gc.delete_rate", self.gc.delete_rate),
             ("store_limits.attempts", limits.attempts),
             ("store_limits.max_requests", limits.max_requests),
         ] {

@@ -20,7 +20,7 @@ use crate::dovecot::classes::Class;
 use crate::format::head::{HeadFolder, PartKind, PartRef};
 use crate::format::key::KeyTail;
 use crate::format::listing::{Entry, Line, Owner};
-use crate::format::part::{Content, Member, Part};
+use crate::format::part::{Content, Dropped, Member, Part};
 use crate::format::{FolderId, ObjectId, Place, Sub};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
@@ -58,6 +58,8 @@ pub struct CutFolder {
     pub layer: Layer,
     unflushed: Unflushed,
     absent_caches: Vec<NodeIx>,
+    /// Objects of large files whose bytes are in others from this cut on.
+    pub replaced: Vec<ObjectId>,
 }
 
 #[derive(Debug)]
@@ -70,6 +72,9 @@ pub struct Cut {
     /// All folders, with the parts of before.
     pub tree: Vec<HeadFolder>,
     pub dropped: Vec<KeyTail>,
+    pub again: HashSet<KeyTail>,
+    pub deleted: Vec<Dropped>,
+    pub closed_end: Option<ObjectId>,
     pub links: Vec<(ObjectId, u32)>,
     /// All links, where a new base of that table is due.
     pub all_links: Option<Vec<(ObjectId, u32)>>,
@@ -188,6 +193,9 @@ impl User {
             folders,
             tree: self.head_folders(),
             dropped: std::mem::take(&mut self.dropped),
+            again: std::mem::take(&mut self.again),
+            deleted: std::mem::take(&mut self.deleted),
+            closed_end: self.closed_end,
             links,
             all_links,
             next_uids: self
@@ -284,6 +292,7 @@ impl User {
             layer,
             unflushed,
             absent_caches: Vec::new(),
+            replaced: Vec::new(),
         };
         for (sub, name) in names {
             if let Err(error) =
@@ -333,6 +342,8 @@ impl User {
             return Ok(());
         }
         let (len, inplace, shipped) = (node.size, local.inplace, local.shipped);
+        // With another name it may go on being named by a folder that is not in this cut.
+        cut.replaced.extend(local.object.filter(|_| node.nlink == 1));
         let mut since = local.since.clone();
         let taken = since.clone();
         // With two names the first would take the changes away from the second.
@@ -399,6 +410,10 @@ impl User {
             self.give_back(folder);
         }
         self.dropped.splice(0..0, cut.dropped);
+        self.dropped.retain(|tail| !self.again.contains(tail));
+        self.again.extend(cut.again);
+        self.again.retain(|tail| !self.dropped.contains(tail));
+        self.deleted.extend(cut.deleted);
         self.links_changed.extend(cut.links_changed);
         self.folders_changed |= cut.folders_changed;
         let now = std::mem::replace(&mut self.changes, cut.changes);

@@ -124,7 +124,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     {
         return Err(Error::Foreign { user: cell.name.to_string(), backend: owner.backend.clone() });
     }
-    let old_watermark = remote.as_ref().map(|(head, _)| head.watermark);
+    let before = remote.as_ref().map(|(head, _)| head.clone());
     let begun = local.as_ref().is_some_and(|l| l.stamp.recovering);
     let (head, tag) = match remote {
         // A recovery of this session that failed: its epoch has given no id yet.
@@ -153,7 +153,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let named = user.named_above.clone();
     *cell.state.lock() = CellState::Open(Box::new(user.user));
     cell.root.lock().exists = Exists::Yes;
-    let finished = finish(cell, follows, old_watermark, named).await;
+    let finished = finish(cell, follows, before, named).await;
     if finished.is_err() {
         // Not ready to be served: the next call starts again, and finds our own epoch.
         *cell.state.lock() = CellState::Closed;
@@ -164,19 +164,23 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
 async fn finish(
     cell: &Arc<UserCell>,
     follows: Follows,
-    watermark: Option<ObjectId>,
+    before: Option<Head>,
     named: HashSet<ObjectId>,
 ) -> Result<()> {
     load_links(cell).await?;
     restore::after_power_cut(cell).await?;
+    let epoch = cell.open_user(|user| Ok(user.epoch))?;
     if follows != Follows::Clean
-        && let Some(watermark) = watermark
+        && let Some(head) = &before
     {
         let adopt = follows == Follows::Loss;
         if adopt {
             recover::finish_names(cell).await?;
         }
-        recover::after_crash(cell, watermark, &named, adopt).await?;
+        recover::after_crash(cell, head.watermark, epoch, &named, adopt).await?;
+    }
+    if let Some(head) = &before {
+        recover::late_arrivals(cell, head, &named).await?;
     }
     // Everything that came back is in the journal now.
     if follows == Follows::Loss {
@@ -307,7 +311,10 @@ fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
     head.epoch = Epoch(old.epoch.0.saturating_add(1));
     head.write_id = write_id;
     head.owner = Some(owner);
-    head.closed.push(ClosedEpoch { epoch: old.epoch, end: old.watermark });
+    // After a clean hand-over nothing can show up late.
+    if follows != Follows::Clean {
+        head.closed.push(ClosedEpoch { epoch: old.epoch, end: old.watermark });
+    }
     let excess = head.closed.len().saturating_sub(8);
     head.closed.drain(..excess);
     if follows == Follows::Loss {

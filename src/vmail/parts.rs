@@ -132,7 +132,16 @@ fn too_short(user: &str, bundle: ObjectId) -> Error {
 
 /// The bytes of parts, in the order asked for, with as few requests as their places allow.
 pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Vec<bytes::Bytes>> {
-    ranges_of(&*cell.session.env.store, &cell.name, parts, Reason("load")).await
+    fetch_ranges_for(cell, parts, Reason("load")).await
+}
+
+/// The same for another reason.
+pub async fn fetch_ranges_for(
+    cell: &Arc<UserCell>,
+    parts: &[&PartRef],
+    why: Reason,
+) -> Result<Vec<bytes::Bytes>> {
+    ranges_of(&*cell.session.env.store, &cell.name, parts, why).await
 }
 
 /// The same of a user that need not be open.

@@ -10,10 +10,9 @@ use super::lines::Final;
 use super::parts::{self, Contents, PART_LIMIT, read_parts};
 use super::publish::blocking;
 use super::tree::NameBytes;
-use crate::format::bundle::Dropped;
 use crate::format::head::{HEAD_LIMIT, Head, HeadFolder, PartRef};
 use crate::format::key::{head_key, parse_user_dir};
-use crate::format::part::{decode_dropped, decode_head_part, decode_names};
+use crate::format::part::{DroppedList, decode_dropped, decode_head_part, decode_names};
 use crate::format::{FolderId, FormatError, ObjectId, Place, Sub};
 use crate::store::{ETag, ObjectStore, Reason, StoreError};
 use bytes::Bytes;
@@ -35,15 +34,6 @@ pub struct HeadObject {
     pub bytes: Bytes,
     pub tag: Option<ETag>,
     pub head: std::result::Result<Head, FormatError>,
-}
-
-/// A row of the dropped list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DroppedAt {
-    /// Since when nothing names it, seconds since 1970.
-    pub when: i64,
-    pub object: Dropped,
-    pub doomed: bool,
 }
 
 /// A folder, put together from its parts.
@@ -148,16 +138,14 @@ impl Stored {
     ///
     /// # Errors
     /// Those of [`Stored::ranges`].
-    pub async fn dropped(&self, head: &Head) -> Result<Vec<DroppedAt>> {
+    pub async fn dropped(&self, head: &Head) -> Result<DroppedList> {
         let refs: Vec<&PartRef> = head.dropped.iter().collect();
-        let mut rows = Vec::new();
+        let mut list = DroppedList::default();
         for (part, bytes) in refs.iter().zip(self.ranges(&refs).await?) {
-            let found = decode_dropped(&bytes, Stored::limit(part));
-            let found = found.map_err(|e| self.bad_part(part, e))?;
-            let at = |(when, object)| DroppedAt { when, object, doomed: false };
-            rows.extend(found.into_iter().map(at));
+            let rows = decode_dropped(&bytes, Stored::limit(part));
+            list.extend(rows.map_err(|e| self.bad_part(part, e))?);
         }
-        Ok(rows)
+        Ok(list)
     }
 
     /// Objects with more than one name, and how many they have.

@@ -2,11 +2,11 @@
 
 use super::super::error::{Error, Result};
 use super::super::export::mail_bytes;
-use super::super::stored::{DroppedAt, Paths, Stored};
+use super::super::stored::{Paths, Stored};
 use super::{Check, Kind};
-use crate::format::bundle::Dropped;
 use crate::format::head::{Head, PartRef};
 use crate::format::key::{KeyTail, bundle_key, file_key, mail_dir, mail_key, user_dir};
+use crate::format::part::{Dropped, DroppedList};
 use crate::format::{ObjectId, Place};
 use crate::store::{ObjectMeta, StoreError};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -163,7 +163,7 @@ impl Check<'_> {
         &mut self,
         head: &Head,
         named: &Named,
-    ) -> Result<Option<Vec<DroppedAt>>> {
+    ) -> Result<Option<DroppedList>> {
         let dropped = match self.stored.dropped(head).await {
             Ok(dropped) => dropped,
             Err(error @ Error::Store { .. }) => return Err(error),
@@ -174,7 +174,7 @@ impl Check<'_> {
         };
         self.report.dropped = dropped.len() as u64;
         let used = bundles_of(head);
-        for at in &dropped {
+        for at in dropped.iter() {
             let what =
                 if at.doomed { "named, and about to be deleted" } else { "named and dropped" };
             match &at.object {
@@ -203,11 +203,11 @@ impl Check<'_> {
         &mut self,
         head: &Head,
         named: &Named,
-        dropped: &[DroppedAt],
+        dropped: &DroppedList,
         objects: &Objects,
     ) {
         let (mut mails, mut bundles, mut files) = (HashSet::new(), HashSet::new(), HashSet::new());
-        for at in dropped {
+        for at in dropped.iter() {
             match &at.object {
                 Dropped::Mail(tail) => mails.insert(tail.id()),
                 Dropped::Bundle(id) => bundles.insert(*id),
