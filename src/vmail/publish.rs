@@ -414,8 +414,13 @@ async fn sync_journal(node: &NodeRef) -> Result<()> {
     }
 }
 
-/// Runs what blocks on a disk away from the tasks.
+/// Runs what blocks on a disk away from the tasks. A runtime of one thread has nobody else to keep
+/// going: there it is done at once, so that a simulation has one order of events.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return Ok(work());
+    }
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::Internal(format!("a disk task ended early: {e}")))

@@ -1,0 +1,61 @@
+//! The tests: some seeds each time, one seed by hand, many on demand.
+
+use super::run::{Outcome, run};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn judge(outcome: &Outcome) {
+    let Some(failure) = &outcome.failure else { return };
+    let from = outcome.lines.len().saturating_sub(300);
+    for line in &outcome.lines[from..] {
+        eprintln!("{line}");
+    }
+    panic!(
+        "seed {}: {failure}\nto see it again: SEED={} cargo test --test sim one_seed -- --nocapture",
+        outcome.seed, outcome.seed
+    );
+}
+
+/// `SEED=n`: that seed, with all it does. Otherwise nothing.
+#[test]
+fn one_seed() {
+    if let Some(seed) = number("SEED") {
+        judge(&run(seed, true));
+    }
+}
+
+#[test]
+fn a_seed_is_one_run() {
+    for seed in [3, 8] {
+        let (a, b) = (run(seed, false), run(seed, false));
+        assert_eq!(a.sum, b.sum, "seed {seed}");
+        assert!(a.sum.1 > 100);
+    }
+}
+
+/// I1 to I5 under deaths, power cuts, losses and a bad store.
+#[test]
+fn some_seeds() {
+    let (from, seeds) = (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(100));
+    let (mut mails, mut deaths) = (0, 0);
+    for seed in from..from + seeds {
+        let outcome = run(seed, false);
+        judge(&outcome);
+        mails += outcome.safe_mails;
+        deaths += outcome.deaths;
+    }
+    eprintln!("{seeds} seeds: {mails} mails made safe, {deaths} deaths");
+    assert!(mails > 10 && deaths > 3, "nothing was tried");
+}
+
+/// Every seed that ever found something.
+#[test]
+fn regressions() {
+    for line in include_str!("seeds.txt").lines() {
+        if let Some(seed) = line.split_whitespace().next().and_then(|w| w.parse().ok()) {
+            judge(&run(seed, false));
+        }
+    }
+}
