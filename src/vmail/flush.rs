@@ -21,9 +21,11 @@ use super::ceilings::{self, UID_ROOM, VALIDITY_ROOM};
 use super::cut::{Cut, Extent, copy};
 use super::error::{During, Error, Result};
 use super::local::encode_stamped;
-use super::open::{intend, swap_head};
+use super::open::intend;
+use super::parts;
 use super::publish::blocking;
 use super::session::{CellState, UserCell};
+use super::swap::swap_head;
 use super::wait::Patience;
 use super::{load, need, restore};
 use crate::format::head::{Head, PartKind, PartRef};
@@ -253,12 +255,12 @@ fn new_write_id(cell: &UserCell) -> String {
 
 async fn read_dropped(cell: &Arc<UserCell>, parts: &[PartRef]) -> Result<Vec<(i64, Dropped)>> {
     let refs: Vec<&PartRef> = parts.iter().collect();
-    let frames = load::fetch_ranges(cell, &refs).await?;
+    let frames = parts::fetch_ranges(cell, &refs).await?;
     let what = || format!("user {}: dropped list", cell.name);
     let mut rows = Vec::new();
     for (part, frame) in parts.iter().zip(frames) {
         part.check(&frame).map_err(|e| Error::corrupt(what(), e))?;
-        let limit = part.raw_len.saturating_add(4096).min(load::PART_LIMIT);
+        let limit = part.raw_len.saturating_add(4096).min(parts::PART_LIMIT);
         rows.extend(decode_dropped(&frame, limit).map_err(|e| Error::corrupt(what(), e))?);
     }
     Ok(rows)

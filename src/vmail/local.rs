@@ -15,7 +15,7 @@
 
 use super::error::{Error, Result};
 use super::journal::Journal;
-use super::load::seal_snapshot;
+use super::snapshot::seal_snapshot;
 use super::tree::Target;
 use super::user::User;
 use crate::cache::disk::Disk;

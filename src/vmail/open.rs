@@ -15,27 +15,21 @@
 //! a lost one, and a flush would move the watermark past what is looked for. Local state says
 //! so, too (`recovering`): whoever opens the user after a step 4 that failed or died
 //! begins it again, and does not take the half of it for a journal that knows everything.
-//!
-//! A swap whose answer is lost is read back and known by its write id. One that was given up
-//! may still arrive later; it is known by its session, and the next swap goes on top of it.
 
-use super::error::{During, Error, Result};
-use super::journal::Journal;
+use super::build::build;
+use super::error::{Error, Result};
 use super::local::{self, LocalState, Stamp, encode_stamped};
+use super::parts;
 use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
-use super::tree::{Dir, Folder, Target, Tree};
-use super::user::{Changes, User};
+use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
 use super::{ceilings, load, publish, recover, restore};
-use crate::format::head::{ClosedEpoch, HEAD_LIMIT, Head, HeadFolder, HeadOwner};
-use crate::format::journal::{Change, DiskOp};
-use crate::format::key::head_key;
-use crate::format::listing::{Entry, Line, Owner};
-use crate::format::{Epoch, FolderId, ObjectId, Place, Sub};
-use crate::store::{Body, ETag, PutMode, Reason, StoreError};
-use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
+use crate::format::listing::Owner;
+use crate::format::{Epoch, FolderId, ObjectId, Place};
+use crate::store::Reason;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Opens a user unless it is open, trying for as long as a delivery may wait.
@@ -61,74 +55,9 @@ pub async fn open(cell: &Arc<UserCell>) -> Result<()> {
     }
 }
 
-/// The head as the store has it.
-pub async fn read_head(cell: &UserCell, why: Reason) -> Result<Option<(Head, ETag)>> {
-    let what = || format!("head of {}", cell.name);
-    match cell.session.env.store.get(&head_key(&cell.name), None, HEAD_LIMIT, why).await {
-        Ok((meta, bytes)) => {
-            let head = Head::decode(&bytes).map_err(|e| Error::corrupt(what(), e))?;
-            if head.user != *cell.name {
-                return Err(Error::Damaged { what: format!("{} names {}", what(), head.user) });
-            }
-            let etag = meta
-                .etag
-                .ok_or_else(|| Error::Internal("the store gives no tag for an object".into()))?;
-            Ok(Some((head, etag)))
-        }
-        Err(StoreError::NotFound { .. }) => Ok(None),
-        Err(e) => Err(Error::store(what(), During::Delivery, e)),
-    }
-}
-
-/// Swaps the head. `Ok(None)`: somebody else has swapped it.
-pub async fn swap_head(
-    cell: &UserCell,
-    head: &Head,
-    old: Option<ETag>,
-    why: Reason,
-) -> Result<Option<ETag>> {
-    swap(cell, head, old, why, true).await
-}
-
-/// Whether this session wrote a head.
-fn ours(cell: &UserCell, head: &Head) -> bool {
-    head.owner.as_ref().is_some_and(|owner| owner.session == cell.session.id)
-}
-
-async fn swap(
-    cell: &UserCell,
-    head: &Head,
-    old: Option<ETag>,
-    why: Reason,
-    again: bool,
-) -> Result<Option<ETag>> {
-    let mode = match old {
-        Some(tag) => PutMode::Update(tag),
-        None => PutMode::Create,
-    };
-    head.check().map_err(|e| Error::corrupt(format!("new head of {}", cell.name), e))?;
-    let body = Body::Bytes(Bytes::from(head.encode()));
-    match cell.session.env.store.put(&head_key(&cell.name), body, mode, &[], why).await {
-        Ok(tag) => Ok(Some(tag)),
-        Err(first @ (StoreError::Precondition { .. } | StoreError::Unavailable { .. })) => {
-            // Perhaps our own write, its answer lost.
-            match read_head(cell, why).await? {
-                Some((now, tag)) if now.write_id == head.write_id => Ok(Some(tag)),
-                // An earlier swap of ours that was given up and has arrived since.
-                Some((now, tag)) if again && ours(cell, &now) && now.epoch == head.epoch => {
-                    Box::pin(swap(cell, head, Some(tag), why, false)).await
-                }
-                _ if matches!(first, StoreError::Precondition { .. }) => Ok(None),
-                _ => Err(Error::store(format!("head of {}", cell.name), During::Delivery, first)),
-            }
-        }
-        Err(e) => Err(Error::store(format!("head of {}", cell.name), During::Delivery, e)),
-    }
-}
-
 /// How the new session follows the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Follows {
+pub(super) enum Follows {
     /// There was none, or it handed over.
     Clean,
     /// Ours died, the machine lives: disk and journal tell everything.
@@ -273,12 +202,12 @@ async fn load_links(cell: &Arc<UserCell>) -> Result<()> {
     })?;
     if !parts.is_empty() {
         let refs: Vec<_> = parts.iter().collect();
-        let frames = load::fetch_ranges(cell, &refs).await?;
+        let frames = parts::fetch_ranges(cell, &refs).await?;
         let mut links = HashMap::new();
         for (part, frame) in parts.iter().zip(frames) {
             let what = || format!("user {}: bundle {}", cell.name, part.bundle);
             part.check(&frame).map_err(|e| Error::corrupt(what(), e))?;
-            let limit = part.raw_len.saturating_add(4096).min(load::PART_LIMIT);
+            let limit = part.raw_len.saturating_add(4096).min(parts::PART_LIMIT);
             let rows = crate::format::part::decode_names(&frame, limit);
             for (id, count) in rows.map_err(|e| Error::corrupt(what(), e))? {
                 if count > 1 {
@@ -410,239 +339,4 @@ pub async fn intend(
     let (disk, path) = (cell.session.env.disk.clone(), state_dir.join("head.next"));
     blocking(move || disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e)))
         .await?
-}
-
-struct Built {
-    user: User,
-    /// Ids that the journal names or drops, though the head does not.
-    named_above: HashSet<ObjectId>,
-}
-
-fn build(
-    cell: &Arc<UserCell>,
-    head: Head,
-    etag: ETag,
-    local: Option<LocalState>,
-    follows: Follows,
-    state_dir: std::path::PathBuf,
-    cache_dir: std::path::PathBuf,
-) -> Result<Built> {
-    let session = cell.session.clone();
-    let disk = session.env.disk.clone();
-    let mut tree = Tree::default();
-    build_folders(cell, &head, &mut tree)?;
-    let resumed = local.is_some();
-    let local = local.unwrap_or_else(|| LocalState {
-        stamp: Stamp {
-            version: 1,
-            flushed_seq: 0,
-            boot: String::new(),
-            clean: true,
-            recovering: false,
-        },
-        head: head.clone(),
-        next: None,
-        records: Vec::new(),
-        journal_len: 0,
-        last_seq: 0,
-        snapshots: HashSet::new(),
-        links: None,
-    });
-    let journal_path = state_dir.join("journal");
-    let journal = if resumed {
-        Journal::resume(&*disk, &journal_path, local.last_seq, local.journal_len)?
-    } else {
-        Journal::create(&*disk, &journal_path, 0)?
-    };
-    let links_known = local.links.is_some();
-    tree.links = local.links.unwrap_or_default();
-    let mut named_above: HashSet<ObjectId> = head.known_above.iter().copied().collect();
-    let mut user = User {
-        name: cell.name.clone(),
-        session: session.clone(),
-        tree,
-        journal,
-        epoch: head.epoch,
-        last_counter: 0,
-        unanswered: BTreeSet::new(),
-        owner: head.root_owner,
-        flushed_seq: local.stamp.flushed_seq,
-        dropped: Vec::new(),
-        links_changed: HashSet::new(),
-        links_known,
-        folders_changed: false,
-        changes: Changes::default(),
-        snapshots: local.snapshots,
-        cache_dir,
-        state_dir: state_dir.clone(),
-        lost: false,
-        ready: false,
-        renamed_from: None,
-        unclean: follows == Follows::Loss && resumed,
-        used: session.env.clock.boot(),
-        cell: Arc::downgrade(cell),
-        uidvalidity: None,
-        uidvalidity_ceiling: head.uidvalidity_ceiling,
-        uidvalidity_burnt: head.uidvalidity_burnt,
-        recovering: follows == Follows::Loss,
-        ceiling_wanted: false,
-        idle_flush: None,
-        head,
-        etag,
-    };
-    let last = local.records.last().map(|r| r.seq);
-    for record in local.records {
-        let fresh = record.seq > user.flushed_seq;
-        for change in &record.changes {
-            user.replay(change, fresh, &mut named_above);
-        }
-        if Some(record.seq) == last {
-            user.redo(&record.changes);
-        }
-    }
-    if user.has_unflushed() {
-        user.important();
-    }
-    let clean = follows == Follows::Clean && !user.has_unflushed();
-    let stamp = user.stamp(user.flushed_seq, clean);
-    let bytes = encode_stamped(&stamp, &user.head)?;
-    let path = state_dir.join("head");
-    disk.replace(&path, &bytes, true).map_err(|e| Error::disk(path.display().to_string(), &e))?;
-    Ok(Built { user, named_above })
-}
-
-fn build_folders(cell: &UserCell, head: &Head, tree: &mut Tree) -> Result<()> {
-    let session = &cell.session;
-    for found in &head.folders {
-        let mut folder = Folder::new(found.id, found.parent, &found.name);
-        folder.parts = found.parts.clone();
-        folder.layers = vec![None; found.parts.len().saturating_sub(1)];
-        folder.uid_ceiling = found.uid_ceiling;
-        folder.burnt_below = found.burnt_below;
-        folder.unfinished = found.unfinished;
-        let (ino, attrs) = if found.id == FolderId::ROOT {
-            let mut attrs = load::UNKNOWN;
-            attrs.mode = head.root_mode;
-            (cell.ino, attrs)
-        } else {
-            (session.new_ino(), load::UNKNOWN)
-        };
-        folder.set_dir(Sub::Own, Some(Dir::new(ino, attrs)));
-        tree.folders.insert(found.id, folder);
-    }
-    for found in head.folders.iter().filter(|f| f.id != FolderId::ROOT) {
-        hang(cell, tree, found.id, found.parent, &found.name);
-    }
-    Ok(())
-}
-
-/// Puts a folder's name into its parent.
-fn hang(cell: &UserCell, tree: &mut Tree, id: FolderId, parent: Place, name: &[u8]) {
-    let ino = cell.session.new_ino();
-    let Some(above) = tree.folders.get_mut(&parent.folder) else { return };
-    if above.dir(parent.sub).is_none() {
-        above.set_dir(parent.sub, Some(Dir::new(ino, load::UNKNOWN)));
-        if let Some(own) = above.dir_mut(Sub::Own) {
-            own.entries.insert(parent.sub.as_str().as_bytes().into(), Target::Sub(parent.sub));
-        }
-    }
-    if let Some(dir) = above.dir_mut(parent.sub) {
-        dir.entries.remove(name);
-        dir.entries.insert(name.into(), Target::Folder(id));
-    }
-}
-
-impl User {
-    /// Takes a change from the journal. Only folders are put into the tree; lines wait until
-    /// their folder is loaded.
-    fn replay(&mut self, change: &Change, fresh: bool, named: &mut HashSet<ObjectId>) {
-        let cell = self.cell();
-        match change {
-            Change::Folder { id, parent, name } => {
-                if let Some(old) = self.tree.folders.get(id) {
-                    let (old_parent, old_name) = (old.parent, old.name.clone());
-                    if let Some(dir) = self.tree.dir_mut(old_parent)
-                        && dir.entries.get(&old_name).is_some_and(|(_, t)| t == Target::Folder(*id))
-                    {
-                        dir.entries.remove(&old_name);
-                    }
-                } else {
-                    let mut folder = Folder::new(*id, *parent, name);
-                    let ino = self.session.new_ino();
-                    folder.set_dir(Sub::Own, Some(Dir::new(ino, load::UNKNOWN)));
-                    self.tree.folders.insert(*id, folder);
-                }
-                if let Some(folder) = self.tree.folders.get_mut(id) {
-                    folder.parent = *parent;
-                    folder.name = name.as_slice().into();
-                }
-                hang(&cell, &mut self.tree, *id, *parent, name);
-            }
-            Change::NoFolder { id } => {
-                if let Some(folder) = self.tree.folders.remove(id)
-                    && let Some(dir) = self.tree.dir_mut(folder.parent)
-                    && dir.entries.get(&folder.name).is_some_and(|(_, t)| t == Target::Folder(*id))
-                {
-                    dir.entries.remove(&folder.name);
-                }
-            }
-            Change::Line { folder, line } => {
-                if let Line::Set { entry, .. } = line {
-                    match entry {
-                        Entry::Mail { object, .. } => _ = named.insert(object.id()),
-                        Entry::Extents { extents, .. } => {
-                            named.extend(extents.iter().map(|e| e.object.id()));
-                        }
-                        Entry::Local { .. } | Entry::Symlink { .. } => {}
-                    }
-                }
-                if let Some(folder) = self.tree.folders.get_mut(folder) {
-                    folder.pending.push(line.clone());
-                }
-            }
-            Change::Names { object, count } => {
-                if *count > 1 {
-                    self.tree.links.insert(*object, *count);
-                } else {
-                    self.tree.links.remove(object);
-                }
-            }
-            Change::Drop { object } => _ = named.insert(object.id()),
-            Change::User { owner, mode } => {
-                self.owner = *owner;
-                if let Some(dir) = self.tree.dir_mut(Place::ROOT) {
-                    dir.mode = *mode;
-                }
-            }
-            Change::Disk(_) => {}
-        }
-        if fresh {
-            self.mark(change);
-        }
-    }
-
-    /// The last record's work on the disk may not have been done.
-    fn redo(&self, changes: &[Change]) {
-        for change in changes {
-            let Change::Disk(op) = change else { continue };
-            let due = match op {
-                // Making a file anew would empty it; it is missing only if it was never made.
-                DiskOp::Create { at, name } => {
-                    !self.session.disk().exists(&self.file_path(*at, name)).unwrap_or(true)
-                }
-                DiskOp::Link { to, new_name, .. } => {
-                    !self.session.disk().exists(&self.file_path(*to, new_name)).unwrap_or(true)
-                }
-                DiskOp::Rename { from, name, .. } => {
-                    self.session.disk().exists(&self.file_path(*from, name)).unwrap_or(false)
-                }
-                DiskOp::Unlink { .. } => true,
-                // Whether it was done cannot be seen; mail servers do not exchange files.
-                DiskOp::Exchange { .. } => false,
-            };
-            if due && let Err(error) = self.run(op) {
-                tracing::error!(user = %self.name, %error, "the last change cannot be finished");
-            }
-        }
-    }
 }

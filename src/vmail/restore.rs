@@ -10,8 +10,10 @@
 //! cut to its last whole record, and a file that is not what it should be counts as missing.
 
 use super::error::{Error, Plain, Result};
-use super::load::{self, Contents, Final, Wanted};
+use super::lines::Final;
+use super::load;
 use super::node::{Kind, Names, Node, NodeIx, Since};
+use super::parts::{self, Contents, Wanted};
 use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::user::User;
@@ -62,9 +64,9 @@ async fn restore_once(cell: &Arc<UserCell>, id: FolderId) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let mut fetched = load::fetch_parts(cell, &wanted).await?;
+    let mut fetched = parts::fetch_parts(cell, &wanted).await?;
     let Some((_, source)) = fetched.pop() else { return Ok(()) };
-    let large = load::large_files(cell, id, &source).await?;
+    let large = parts::large_files(cell, id, &source).await?;
     let contents = source.parts.map(|parts| parts.contents).unwrap_or_default();
     cell.open_user(|user| user.bring_back(id, &source.state, contents, &large))
 }

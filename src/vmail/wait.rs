@@ -69,7 +69,7 @@ pub async fn satisfy(session: &Arc<Session>, need: Need) -> Result<()> {
 /// It is the head that is asked for: whoever looks a user up mostly opens it next, and then has
 /// it.
 async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
-    let asked = open::read_head(cell, Reason("lookup"));
+    let asked = super::swap::read_head(cell, Reason("lookup"));
     let in_time = session.env.clock.sleep(EXISTS_WAIT);
     let answer = tokio::select! {
         answer = asked => match answer {

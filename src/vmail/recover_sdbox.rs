@@ -1,0 +1,208 @@
+//! Recovered mails of sdbox: each gets a free number at or above the folder's ceiling, and a
+//! record in Dovecot's index log that makes it show. Also what both dbox formats need of
+//! Dovecot's index files.
+
+use super::error::{Error, Result};
+use super::load;
+use super::node::{Kind, NodeIx};
+use super::recover::{Found, unstop};
+use super::session::UserCell;
+use super::tree::{NameBytes, Target};
+use super::user::User;
+use crate::dovecot::classes::Class;
+use crate::dovecot::recover::{RecoverError, append_sdbox, mark_fsckd};
+use crate::dovecot::replay::replay;
+use crate::format::{FolderId, Place, Sub};
+use std::sync::Arc;
+
+/// sdbox: each mail gets a free number at or above the ceiling, and a record.
+pub(super) async fn put_back_numbered(
+    cell: &Arc<UserCell>,
+    folder: FolderId,
+    objects: Vec<Found>,
+) -> Result<()> {
+    let index = index_folder(cell, folder, b"dovecot.index.log").await?;
+    cell.open_user(|user| user.put_back_sdbox(folder, index, objects))
+}
+
+impl User {
+    pub(super) fn put_back_sdbox(
+        &mut self,
+        folder: FolderId,
+        index: Option<FolderId>,
+        objects: Vec<Found>,
+    ) -> Result<()> {
+        let at = Place::own(folder);
+        let mut uid = self.free_uid(folder, index);
+        let mut uids = Vec::new();
+        for object in &objects {
+            let name: NameBytes = format!("u.{uid}").into_bytes().into();
+            let node = self.mail_node(object, Class::Mail);
+            self.put_name(at, name, node)?;
+            uids.push(uid);
+            uid = uid.saturating_add(1);
+        }
+        self.show_numbered(index, &uids)
+    }
+
+    /// A number that no mail of an sdbox folder has or may have had.
+    pub(super) fn free_uid(&self, folder: FolderId, index: Option<FolderId>) -> u32 {
+        let highest = self.tree.dir(Place::own(folder)).map_or(0, |dir| {
+            dir.entries.after(0).filter_map(|(_, n, _)| number(n, b"u.")).max().unwrap_or(0)
+        });
+        let known = index.and_then(|id| self.tree.folders.get(&id));
+        let burnt = known.and_then(|f| f.burnt_below).unwrap_or(0);
+        let next = known.and_then(|f| f.next_uid).unwrap_or(1);
+        burnt.max(next).max(highest.saturating_add(1)).max(1)
+    }
+
+    /// Makes Dovecot show the files with these numbers.
+    pub(super) fn show_numbered(&mut self, index: Option<FolderId>, uids: &[u32]) -> Result<()> {
+        let known = index.and_then(|id| self.tree.folders.get(&id));
+        let burnt = known.and_then(|f| f.burnt_below).unwrap_or(0);
+        let Some(index) = index else {
+            tracing::warn!(user = %self.name, "recovered sdbox mails have no index yet; Dovecot finds them at its rebuild");
+            return Ok(());
+        };
+        let Some(log) = self.child(index, b"dovecot.index.log") else { return Ok(()) };
+        let state = self.index_state(index, b"dovecot.index")?;
+        let content = self.index_content(log)?;
+        let append = match state.map(|state| append_sdbox(&state, uids, burnt)) {
+            Some(Ok(append)) => append,
+            other => {
+                tracing::warn!(user = %self.name, problem = ?other.map(|r| r.err()), "Dovecot is asked to rebuild a folder");
+                mark_fsckd(&content, 0).map_err(|e| damaged(self, &e))?
+            }
+        };
+        self.append_log(log, &append)
+    }
+
+    /// sdbox: mails that had their number when the last flush was cut, and were not yet in the
+    /// index. The number may have been given again since, so they get another.
+    pub(super) fn show_unindexed(
+        &mut self,
+        folder: FolderId,
+        index: Option<FolderId>,
+    ) -> Result<()> {
+        let Some(id) = index else { return Ok(()) };
+        let Some(state) = self.index_state(id, b"dovecot.index")? else { return Ok(()) };
+        let last = state.records.keys().next_back().copied().unwrap_or(0);
+        let at = Place::own(folder);
+        let Some(dir) = self.tree.dir(at) else { return Ok(()) };
+        let mut waiting: Vec<u32> = dir
+            .entries
+            .after(0)
+            .filter_map(|(_, name, _)| number(name, b"u."))
+            .filter(|uid| *uid > last)
+            .collect();
+        waiting.sort_unstable();
+        let mut uids = Vec::new();
+        for old in waiting {
+            let uid = self.free_uid(folder, index);
+            let (from, to) = (format!("u.{old}"), format!("u.{uid}"));
+            self.rename(at, from.as_bytes(), at, to.as_bytes(), true).map_err(unstop)?;
+            uids.push(uid);
+        }
+        if uids.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(user = %self.name, mails = uids.len(), "mails that were not yet in their index are put into it");
+        self.show_numbered(index, &uids)
+    }
+
+    /// Whether the newest mail file of an sdbox folder, or a file of a storage, may not be in
+    /// its index yet.
+    pub(super) fn unindexed(&self, id: FolderId, changed: &[&[u8]]) -> bool {
+        let Some(folder) = self.tree.folders.get(&id) else { return false };
+        match &*folder.name {
+            b"dbox-Mails" => {
+                let newest = changed.iter().filter_map(|n| number(n, b"u.")).max().unwrap_or(0);
+                let index = if self.child(id, b"dovecot.index.log").is_some() {
+                    Some(id)
+                } else {
+                    self.counterpart(id)
+                };
+                let next = index.and_then(|i| self.tree.folders.get(&i)).and_then(|f| f.next_uid);
+                newest >= next.unwrap_or(1)
+            }
+            // A delivery keeps its storage file open until it is in map and folder.
+            b"storage" => folder.dir(Sub::Own).is_some_and(|dir| {
+                dir.entries.after(0).any(|(_, _, target)| match target {
+                    Target::Node(ix) => self
+                        .tree
+                        .nodes
+                        .get(ix)
+                        .is_some_and(|n| n.writers > 0 && matches!(n.kind, Kind::Growing(_))),
+                    _ => false,
+                })
+            }),
+            _ => false,
+        }
+    }
+}
+
+/// The folder with the Dovecot index of a mail folder, loaded.
+pub(super) async fn index_folder(
+    cell: &Arc<UserCell>,
+    folder: FolderId,
+    log: &[u8],
+) -> Result<Option<FolderId>> {
+    let there = |user: &User, id: FolderId| {
+        user.tree.dir(Place::own(id)).is_some_and(|d| d.entries.get(log).is_some())
+    };
+    if cell.open_user(|user| Ok(there(user, folder)))? {
+        return Ok(Some(folder));
+    }
+    let Some(other) = cell.open_user(|user| Ok(user.counterpart(folder)))? else { return Ok(None) };
+    load::load(cell, other).await?;
+    cell.open_user(|user| Ok(there(user, other).then_some(other)))
+}
+
+pub(super) fn damaged(user: &User, error: &RecoverError) -> Error {
+    Error::Damaged { what: format!("user {}: index log: {error}", user.name) }
+}
+
+/// The files of a Dovecot index, oldest log first.
+pub(super) struct IndexFiles {
+    pub snapshot: Option<Vec<u8>>,
+    pub logs: Vec<Vec<u8>>,
+}
+
+impl IndexFiles {
+    pub(super) fn read(user: &User, folder: FolderId, base: &[u8]) -> Result<IndexFiles> {
+        let with = |end: &[u8]| [base, end].concat();
+        let mut logs = Vec::new();
+        for name in [with(b".log.2"), with(b".log")] {
+            logs.extend(user.child_content(folder, &name)?);
+        }
+        Ok(IndexFiles { snapshot: user.child_content(folder, base)?, logs })
+    }
+}
+
+pub(super) fn number(name: &[u8], prefix: &[u8]) -> Option<u32> {
+    std::str::from_utf8(name.strip_prefix(prefix)?).ok()?.parse().ok()
+}
+
+impl User {
+    pub(super) fn child(&self, folder: FolderId, name: &[u8]) -> Option<NodeIx> {
+        match self.tree.dir(Place::own(folder))?.entries.get(name)?.1 {
+            Target::Node(ix) => Some(ix),
+            Target::Folder(_) | Target::Sub(_) => None,
+        }
+    }
+
+    pub(super) fn child_content(&self, folder: FolderId, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.child(folder, name).map(|ix| self.index_content(ix)).transpose()
+    }
+
+    /// The state of a Dovecot index from its files; `None` if they cannot be read.
+    pub(super) fn index_state(
+        &self,
+        folder: FolderId,
+        base: &[u8],
+    ) -> Result<Option<crate::dovecot::replay::IndexState>> {
+        let files = IndexFiles::read(self, folder, base)?;
+        let logs: Vec<&[u8]> = files.logs.iter().map(Vec::as_slice).collect();
+        Ok(replay(files.snapshot.as_deref(), &logs).ok())
+    }
+}

@@ -1,0 +1,76 @@
+//! The head in the store: read, and swapped by compare-and-swap.
+//!
+//! A swap whose answer is lost is read back and known by its write id. One that was given up
+//! may still arrive later; it is known by its session, and the next swap goes on top of it.
+
+use super::error::{During, Error, Result};
+use super::session::UserCell;
+use crate::format::head::{HEAD_LIMIT, Head};
+use crate::format::key::head_key;
+use crate::store::{Body, ETag, PutMode, Reason, StoreError};
+use bytes::Bytes;
+
+/// The head as the store has it.
+pub async fn read_head(cell: &UserCell, why: Reason) -> Result<Option<(Head, ETag)>> {
+    let what = || format!("head of {}", cell.name);
+    match cell.session.env.store.get(&head_key(&cell.name), None, HEAD_LIMIT, why).await {
+        Ok((meta, bytes)) => {
+            let head = Head::decode(&bytes).map_err(|e| Error::corrupt(what(), e))?;
+            if head.user != *cell.name {
+                return Err(Error::Damaged { what: format!("{} names {}", what(), head.user) });
+            }
+            let etag = meta
+                .etag
+                .ok_or_else(|| Error::Internal("the store gives no tag for an object".into()))?;
+            Ok(Some((head, etag)))
+        }
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(e) => Err(Error::store(what(), During::Delivery, e)),
+    }
+}
+
+/// Swaps the head. `Ok(None)`: somebody else has swapped it.
+pub async fn swap_head(
+    cell: &UserCell,
+    head: &Head,
+    old: Option<ETag>,
+    why: Reason,
+) -> Result<Option<ETag>> {
+    swap(cell, head, old, why, true).await
+}
+
+/// Whether this session wrote a head.
+pub(super) fn ours(cell: &UserCell, head: &Head) -> bool {
+    head.owner.as_ref().is_some_and(|owner| owner.session == cell.session.id)
+}
+
+pub(super) async fn swap(
+    cell: &UserCell,
+    head: &Head,
+    old: Option<ETag>,
+    why: Reason,
+    again: bool,
+) -> Result<Option<ETag>> {
+    let mode = match old {
+        Some(tag) => PutMode::Update(tag),
+        None => PutMode::Create,
+    };
+    head.check().map_err(|e| Error::corrupt(format!("new head of {}", cell.name), e))?;
+    let body = Body::Bytes(Bytes::from(head.encode()));
+    match cell.session.env.store.put(&head_key(&cell.name), body, mode, &[], why).await {
+        Ok(tag) => Ok(Some(tag)),
+        Err(first @ (StoreError::Precondition { .. } | StoreError::Unavailable { .. })) => {
+            // Perhaps our own write, its answer lost.
+            match read_head(cell, why).await? {
+                Some((now, tag)) if now.write_id == head.write_id => Ok(Some(tag)),
+                // An earlier swap of ours that was given up and has arrived since.
+                Some((now, tag)) if again && ours(cell, &now) && now.epoch == head.epoch => {
+                    Box::pin(swap(cell, head, Some(tag), why, false)).await
+                }
+                _ if matches!(first, StoreError::Precondition { .. }) => Ok(None),
+                _ => Err(Error::store(format!("head of {}", cell.name), During::Delivery, first)),
+            }
+        }
+        Err(e) => Err(Error::store(format!("head of {}", cell.name), During::Delivery, e)),
+    }
+}
