@@ -116,20 +116,13 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
     let (cut, done) = send(cell, cut, options).await;
     match done {
         Ok(Some((head, tag, parts, report))) => {
-            let stamped = cell.open_user(|user| {
+            let clean = cell.open_user(|user| {
                 user.flushed_seq = cut.seq;
                 user.settle_cut(cut, &parts);
                 user.take_head(head, tag);
-                let clean = options.release && !user.has_unflushed();
-                let stamp = user.stamp(user.flushed_seq, clean);
-                Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
-            });
-            let (bytes, path) = stamped?;
-            let disk = cell.session.env.disk.clone();
-            blocking(move || {
-                disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e))
-            })
-            .await??;
+                Ok(options.release && !user.has_unflushed())
+            })?;
+            save_head(cell, clean).await?;
             compact_journal(cell)?;
             Ok(Some(report))
         }
@@ -381,15 +374,30 @@ pub async fn raise_ceilings(
         cell.if_open(|user| user.ceiling_wanted = true);
     }
     match swapped? {
-        Some(tag) => cell.open_user(|user| {
-            user.take_head(head, tag);
-            user.write_head(false)
-        }),
+        Some(tag) => {
+            cell.open_user(|user| {
+                user.take_head(head, tag);
+                Ok(())
+            })?;
+            save_head(cell, false).await
+        }
         None => {
             cell.if_open(|user| user.lost = true);
             Err(lost(cell))
         }
     }
+}
+
+/// Writes the head that holds to the local disk. Synced: a power cut that left half of it would
+/// make everything beside it obsolete.
+pub(super) async fn save_head(cell: &Arc<UserCell>, clean: bool) -> Result<()> {
+    let (bytes, path) = cell.open_user(|user| {
+        let stamp = user.stamp(user.flushed_seq, clean);
+        Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
+    })?;
+    let disk = cell.session.env.disk.clone();
+    let written = blocking(move || disk.replace(&path, &bytes, true).map_err(|e| (path, e))).await?;
+    written.map_err(|(path, e)| Error::disk(path.display().to_string(), &e))
 }
 
 impl super::user::User {
@@ -404,14 +412,6 @@ impl super::user::User {
         self.uidvalidity_burnt = head.uidvalidity_burnt;
         self.head = head;
         self.etag = tag;
-    }
-
-    pub(super) fn write_head(&self, clean: bool) -> Result<()> {
-        let stamp = self.stamp(self.flushed_seq, clean);
-        let bytes = encode_stamped(&stamp, &self.head)?;
-        let path = self.state_dir.join("head");
-        let written = self.session.disk().replace(&path, &bytes, false);
-        written.map_err(|e| Error::disk(path.display().to_string(), &e))
     }
 
     /// Whether a cache is not in any part.
@@ -440,10 +440,9 @@ pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
     flush_alone(cell, options).await?;
     let more = cell.open_user(|user| {
         user.checkpoint()?;
-        let clean = !user.has_unflushed();
-        user.write_head(clean)?;
-        Ok(!clean)
+        Ok(user.has_unflushed())
     })?;
+    save_head(cell, !more).await?;
     if more {
         return Err(Error::Internal(format!("user {} changed while it was closed", cell.name)));
     }

@@ -24,6 +24,7 @@ use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
+use super::flush::save_head;
 use super::{ceilings, load, publish, recover, restore};
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
 use crate::format::listing::Owner;
@@ -183,8 +184,9 @@ async fn finish(
         publish::sync_user(cell).await?;
         cell.open_user(|user| {
             user.recovering = false;
-            user.write_head(false)
+            Ok(())
         })?;
+        save_head(cell, false).await?;
     }
     load::load(cell, FolderId::ROOT).await?;
     cell.open_user(|user| {
@@ -328,7 +330,8 @@ fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
     head
 }
 
-/// Notes on the local disk that a head is about to be swapped in.
+/// Notes on the local disk that a head is about to be swapped in. Synced: with a head that it
+/// does not know, everything on this disk would count as obsolete.
 pub async fn intend(
     cell: &Arc<UserCell>,
     state_dir: &std::path::Path,
@@ -337,6 +340,6 @@ pub async fn intend(
 ) -> Result<()> {
     let bytes = encode_stamped(stamp, head)?;
     let (disk, path) = (cell.session.env.disk.clone(), state_dir.join("head.next"));
-    blocking(move || disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e)))
+    blocking(move || disk.replace(&path, &bytes, true).map_err(|e| Error::disk("state", &e)))
         .await?
 }

@@ -62,8 +62,10 @@ pub struct Model {
     pub flushed: usize,
     /// The last step may or may not have been done.
     pub doubt: bool,
-    /// Index of steps at which the puts of bundles were called.
-    pub bundles: BTreeMap<String, usize>,
+    /// Index of steps at which the puts of bundles were called; none while it was not known.
+    pub bundles: BTreeMap<String, Option<usize>>,
+    /// What is there after a death was flushed before it was seen.
+    pub flushed_unseen: bool,
 }
 
 /// What died.
@@ -251,7 +253,9 @@ impl Model {
         }
         let everywhere: BTreeSet<&String> = state.keys().chain(seen.keys()).collect();
         for path in everywhere {
-            if is_passing(path) {
+            // A user's directory is there at once, and made behind the answer.
+            let empty_user = !path.contains('/') && !state.keys().any(|p| p.contains('/'));
+            if is_passing(path) || empty_user {
                 continue;
             }
             match (state.get(path), seen.get(path)) {
@@ -270,7 +274,14 @@ impl Model {
                 (Some(Item::File(_)), None) | (None, Some(Item::File(_) | Item::Dir(_)))
                     if !exact => {}
                 (a, b) => {
-                    _ = writeln!(wrong, "  {path}: {} instead of {}", word(b), word(a));
+                    let is_at = |item: &Item| -> Vec<&String> {
+                        seen.iter().filter(|(_, i)| *i == item).map(|(p, _)| p).collect()
+                    };
+                    let places = match a {
+                        Some(item @ Item::Mail(_)) => format!(" (is at {:?})", is_at(item)),
+                        _ => String::new(),
+                    };
+                    _ = writeln!(wrong, "  {path}: {} instead of {}{places}", word(b), word(a));
                 }
             }
         }
@@ -350,6 +361,13 @@ impl Model {
             self.apply(change, at);
         }
         self.doubt = false;
+        let end = self.steps.len();
+        if std::mem::take(&mut self.flushed_unseen) {
+            self.flushed = end;
+        }
+        for index in self.bundles.values_mut() {
+            index.get_or_insert(end);
+        }
     }
 }
 

@@ -185,6 +185,7 @@ impl Run {
                         model.flushed = end;
                         drop(model);
                         self.machine.lose();
+                        core.time.sleep(Duration::from_secs(60)).await;
                     }
                     core.look(true);
                     return Death::None;
@@ -206,6 +207,10 @@ impl Run {
             }
         };
         core.log(&format!("{death:?}"));
+        if death != Death::Process {
+            // No machine starts, or is replaced, in less.
+            core.time.sleep(Duration::from_secs(60)).await;
+        }
         if core.unseen() { worse(after, death) } else { death }
     }
 

@@ -40,13 +40,22 @@ fn a_seed_is_one_run() {
 fn some_seeds() {
     let (from, seeds) = (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(100));
     let (mut mails, mut deaths) = (0, 0);
+    let mut failed = Vec::new();
     for seed in from..from + seeds {
         let outcome = run(seed, false);
-        judge(&outcome);
         mails += outcome.safe_mails;
         deaths += outcome.deaths;
+        if let Some(what) = &outcome.failure {
+            eprintln!("seed {seed}: {what}");
+            failed.push(outcome);
+        }
     }
-    eprintln!("{seeds} seeds: {mails} mails made safe, {deaths} deaths");
+    eprintln!("{seeds} seeds from {from}: {mails} mails made safe, {deaths} deaths");
+    let seeds: Vec<u64> = failed.iter().map(|f| f.seed).collect();
+    if let Some(first) = failed.first() {
+        eprintln!("{} seeds fail: {seeds:?}; the first:", seeds.len());
+        judge(first);
+    }
     assert!(mails > 10 && deaths > 3, "nothing was tried");
 }
 

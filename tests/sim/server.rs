@@ -348,6 +348,10 @@ impl Server {
     /// SELECT: everything in `new/` goes to `cur/`, everything without a UID gets one.
     pub async fn select(&self, folder: &str) -> Answer<View> {
         let dir = self.mail_dir(folder);
+        if self.mount.find(&dir).await?.is_none() {
+            return Err(libc::ENOENT);
+        }
+        self.ensure_folder(folder).await?;
         let held = self.lock_uidlist(&dir).await?;
         let done = self.select_locked(folder).await;
         let unlocked = self.unlock_uidlist(&dir).await;

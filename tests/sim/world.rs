@@ -106,7 +106,8 @@ impl Core {
     pub fn put_called(&self, key: &str) {
         if key.contains("/bundle/") {
             let mut model = self.model.lock();
-            let index = model.index();
+            // While a death's remains are looked at, the model does not know what is there.
+            let index = if self.is_looking() { None } else { Some(model.index()) };
             model.bundles.insert(key.to_string(), index);
         }
     }
@@ -136,11 +137,14 @@ impl Core {
         }
         if let Some(part) = &head.previous {
             let mut model = self.model.lock();
-            if let Some(index) = model.bundles.get(&bundle_key(&head.user, part.bundle)).copied() {
-                model.flushed = model.flushed.max(index);
-                drop(model);
-                self.log(&format!("flushed up to {index}"));
+            let cut = model.bundles.get(&bundle_key(&head.user, part.bundle)).copied();
+            match cut {
+                Some(Some(index)) => model.flushed = model.flushed.max(index),
+                Some(None) => model.flushed_unseen = true,
+                None => {}
             }
+            drop(model);
+            self.log(&format!("flushed up to {cut:?}"));
         }
     }
 
