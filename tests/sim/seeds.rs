@@ -22,6 +22,9 @@ fn judge(outcome: &Outcome) {
 #[test]
 fn one_seed() {
     if let Some(seed) = number("SEED") {
+        // What the daemon itself would say.
+        let said = tracing_subscriber::fmt().with_writer(std::io::stderr).without_time();
+        said.with_max_level(tracing::Level::INFO).with_ansi(false).init();
         judge(&run(seed, true));
     }
 }
