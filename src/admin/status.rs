@@ -29,6 +29,8 @@ pub struct Status {
     pub caches: Caches,
     /// Requests since the mount began.
     pub requests: Vec<RequestCount>,
+    /// Mails met that the listing names and the store does not have, each counted once.
+    pub lost_mails: u64,
     /// Errors given to callers or found in stored data, by kind, since the mount began.
     pub errors: Vec<Count>,
 }

@@ -102,6 +102,7 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         quiet_max: s.metacache.folder_change_max,
         idle_upload: s.metacache.idle_upload,
         delivery_timeout: s.delivery_timeout,
+        lost_mails: s.lost_mails.clone(),
         max_flushes: FLUSHES,
         boot_id: boot_id(),
         ask_for_users: true,
@@ -129,6 +130,7 @@ fn told(error: &Error) -> AdminError {
         | Error::Refused(_)
         | Error::Corrupt { .. }
         | Error::Damaged { .. }
+        | Error::Gone { .. }
         | Error::Internal(_) => ErrorKind::Internal,
     };
     AdminError::new(kind, error.to_string())
@@ -193,7 +195,9 @@ impl Heart for LiveHeart {
             .all_users()
             .into_iter()
             .filter(|cell| {
-                mask.is_none_or(|mask| matches_mask(mask.as_bytes(), cell.name.as_bytes()))
+                mask.is_none_or(|mask| {
+                    crate::dovecot::mask::matches(mask.as_bytes(), cell.name.as_bytes())
+                })
             })
             .collect();
         let total = all.len();
@@ -229,6 +233,7 @@ impl Heart for LiveHeart {
         let session = &self.session;
         let (open, waiting) = session.waiting();
         status.users_open = open;
+        status.lost_mails = session.lost_mails.count();
         status.at_risk = at_risk(&waiting);
         status.users = waiting.iter().take(NAMED).map(user_status).collect();
         status.lease = (!session.settings.single_backend).then(|| LeaseStatus {
@@ -272,50 +277,5 @@ impl Heart for LiveHeart {
             }
         }
         report
-    }
-}
-
-/// Whether a name matches a mask of `*` and `?`.
-fn matches_mask(mask: &[u8], name: &[u8]) -> bool {
-    let (mut m, mut n) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        match mask.get(m) {
-            Some(b'*') => {
-                star = Some((m, n));
-                m += 1;
-            }
-            Some(c) if *c == b'?' || *c == name[n] => {
-                m += 1;
-                n += 1;
-            }
-            _ => match &mut star {
-                Some((at, from)) => {
-                    *from += 1;
-                    m = *at + 1;
-                    n = *from;
-                }
-                None => return false,
-            },
-        }
-    }
-    mask[m..].iter().all(|c| *c == b'*')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::matches_mask;
-
-    #[test]
-    fn masks_match_as_in_a_shell() {
-        let yes = |mask: &str, name: &str| assert!(matches_mask(mask.as_bytes(), name.as_bytes()));
-        let no = |mask: &str, name: &str| assert!(!matches_mask(mask.as_bytes(), name.as_bytes()));
-        yes("*", "");
-        yes("*@example.com", "a@example.com");
-        yes("a?c*", "abcd");
-        yes("*a*b", "xxaxxaxb");
-        no("a", "ab");
-        no("?", "");
-        no("*x", "axb");
     }
 }

@@ -127,6 +127,13 @@ pub(super) fn status(s: &Status, now: i64) -> String {
         let failed = if r.failed > 0 { format!("  {} failed", r.failed) } else { String::new() };
         let _ = writeln!(out, "    {:<10} {:<14} {:>9}{failed}", r.operation, r.reason, r.count);
     }
+    if s.lost_mails > 0 {
+        let _ = writeln!(
+            out,
+            "\n  Lost mails met: {} (named in a listing, gone from the store; the log names them)",
+            s.lost_mails
+        );
+    }
     if s.errors.iter().all(|e| e.count == 0) {
         out.push_str("\n  Errors: none\n");
     } else {

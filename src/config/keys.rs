@@ -118,6 +118,20 @@ pub const KEYS: &[Key] = &[
          cannot be renewed because the store is down, and a store without conditional writes\n\
          is accepted.",
     ),
+    text(
+        "lost_mails",
+        "",
+        "What reading a mail gives that the listing names and the store says it does not have:\n\
+         \"error\" (EIO; nothing is hidden) or \"empty\" (a blank mail of the same size, so that a\n\
+         client that insists on every mail can go on; Maildir only, never cached, always logged).",
+    ),
+    text(
+        "lost_mails_for",
+        "",
+        "With lost_mails = \"empty\": for which users (\"*@example.com\") or directories of users\n\
+         (\"a@example.com/.Archive*\"); masks with * and ?, separated by spaces. A file system does\n\
+         not know which client is reading, so it cannot be set for one client's address.",
+    ),
     text("fscache.path", "/var/cache/vmailfs", "Directory. Default: <state_dir>/fscache."),
     text("fscache.max_size", "", "Size that is never exceeded; the least recently used go first."),
     text("staging.path", "/var/lib/vmailfs/staging", "Directory. Default: <state_dir>/staging."),

@@ -45,6 +45,9 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     pub single_backend: bool,
+    pub lost_mails: LostMails,
+    /// Masks, separated by spaces.
+    pub lost_mails_for: String,
     pub fscache: Fscache,
     pub staging: Staging,
     pub metacache: Metacache,
@@ -70,6 +73,8 @@ impl Default for Config {
             nonempty: false,
             backend: None,
             single_backend: false,
+            lost_mails: LostMails::Error,
+            lost_mails_for: "*".into(),
             fscache: Fscache::default(),
             staging: Staging::default(),
             metacache: Metacache::default(),
@@ -170,6 +175,15 @@ impl fmt::Debug for S3 {
             .field("checksums", &self.checksums)
             .finish()
     }
+}
+
+/// What reading a mail gives whose object is gone from the store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LostMails {
+    #[default]
+    Error,
+    Empty,
 }
 
 /// Whether requests carry a checksum of their body.

@@ -76,6 +76,7 @@ pub struct Settings {
     pub nonempty: bool,
     pub backend: String,
     pub single_backend: bool,
+    pub lost_mails: crate::vmail::lost::LostMails,
     pub fscache: CacheDir,
     pub staging: CacheDir,
     pub metacache: MetacacheSettings,
@@ -181,6 +182,7 @@ impl Config {
             nonempty: self.nonempty,
             backend: self.backend_name()?,
             single_backend: self.single_backend,
+            lost_mails: self.lost_mails(),
             fscache: CacheDir { path: fscache, max_size: self.fscache.max_size.0 },
             staging: CacheDir { path: staging, max_size: self.staging.max_size.0 },
             metacache: MetacacheSettings {
@@ -201,6 +203,17 @@ impl Config {
             admin_socket,
             log: self.log.clone(),
         })
+    }
+
+    fn lost_mails(&self) -> crate::vmail::lost::LostMails {
+        use crate::vmail::lost::LostMails as Answer;
+        match self.lost_mails {
+            super::LostMails::Error => Answer::Error,
+            super::LostMails::Empty => {
+                let masks = self.lost_mails_for.split_ascii_whitespace();
+                Answer::Blank(masks.map(str::to_string).collect())
+            }
+        }
     }
 
     fn check_values(&self) -> Result<(), ConfigError> {

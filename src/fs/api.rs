@@ -110,6 +110,8 @@ pub struct Opened {
     pub fh: Fh,
     /// Pages cached by an earlier open are still right.
     pub keep_cache: bool,
+    /// The kernel must keep nothing of what this handle reads.
+    pub uncached: bool,
     /// An immutable local copy to which the kernel may pass reads directly; the driver may
     /// ignore it. All opens of one inode get the same file while one of them lives.
     pub backing: Option<Arc<File>>,

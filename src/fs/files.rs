@@ -5,7 +5,7 @@ use super::calls::{VmailFs, plain, step};
 use super::handles::Handle;
 use crate::vmail::error::{Error, Plain};
 use crate::vmail::need::Op;
-use crate::vmail::node::NodeIx;
+use crate::vmail::node::{Kind, NodeIx};
 use crate::vmail::session::{InoTarget, UserCell};
 use crate::vmail::user::User;
 use std::sync::Arc;
@@ -22,7 +22,10 @@ impl VmailFs {
         let ino = user.node(ix)?.ino;
         let backing = copy.as_ref().and_then(|copy| copy.file.real());
         let handle = Handle { cell: cell.clone(), ix, ino, write: how.write, copy };
-        Ok(Opened { fh: self.handles.add(handle), keep_cache: true, backing })
+        // What stands in for a lost mail must not stay in the kernel.
+        let blank = matches!(&user.node(ix)?.kind, Kind::Mail(mail) if mail.blank.is_some());
+        let fh = self.handles.add(handle);
+        Ok(Opened { fh, keep_cache: !blank, uncached: blank, backing })
     }
 
     pub(super) fn open_file(&self, caller: Caller, ino: Ino, how: OpenMode) -> Step<Opened> {

@@ -177,6 +177,9 @@ impl Core {
         if opened.keep_cache || backing.is_some() {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
         }
+        if opened.uncached {
+            flags |= FopenFlags::FOPEN_DIRECT_IO;
+        }
         if !writes && !created {
             // Nothing to make safe at its close: spares a round trip.
             flags |= FopenFlags::FOPEN_NOFLUSH;

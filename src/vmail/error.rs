@@ -51,6 +51,9 @@ pub enum Error {
     /// State that contradicts itself, or an object that is named but gone.
     #[error("{what}")]
     Damaged { what: String },
+    /// An object that the listing names is not in the store.
+    #[error("user {user}: object {object} is named but gone from the store")]
+    Gone { user: String, object: String },
     /// A file of the metacache was removed behind our back; it is brought back, and the call
     /// made again.
     #[error("{what}: named in the listing but missing in the metacache")]
@@ -121,7 +124,10 @@ impl Error {
                 (During::Delivery, _) => libc::EAGAIN,
                 (During::Reading, _) => libc::EIO,
             },
-            Error::Corrupt { .. } | Error::Damaged { .. } | Error::Internal(_) => libc::EIO,
+            Error::Corrupt { .. }
+            | Error::Damaged { .. }
+            | Error::Gone { .. }
+            | Error::Internal(_) => libc::EIO,
             // ENOSPC is what every server takes for "later"; a broken disk is not the mail's
             // fault either, and EIO would bounce it.
             Error::Disk { full: true, .. } | Error::Full(_) => libc::ENOSPC,

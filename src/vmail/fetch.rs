@@ -5,8 +5,9 @@
 //! an empty mail.
 
 use super::error::{During, Error, Plain, Result};
+use super::lost;
 use super::need::NodeRef;
-use super::node::Kind;
+use super::node::{Kind, Node};
 use super::publish::blocking;
 use super::session::Session;
 use crate::cache::disk::{DiskFile, How};
@@ -21,13 +22,15 @@ use std::sync::Arc;
 /// How much of a mail that does not fit the cache is read at a time.
 const WINDOW: u64 = 1024 * 1024;
 
-fn failed(user: &str, key: &KeyTail, error: StoreError) -> Error {
+async fn failed(session: &Session, user: &Arc<str>, key: &KeyTail, error: StoreError) -> Error {
     match error {
-        StoreError::NotFound { .. } => Error::Damaged {
-            what: format!("user {user}: object {key} is named but gone from the store"),
-        },
-        error => Error::store(format!("reading a mail of {user}"), During::Reading, error),
+        StoreError::NotFound { .. } => lost::confirm(session, user, key).await,
+        error => unread(user, error),
     }
+}
+
+pub(super) fn unread(user: &str, error: StoreError) -> Error {
+    Error::store(format!("reading a mail of {user}"), During::Reading, error)
 }
 
 /// Brings an object into fscache; `None` if there is no room for it.
@@ -94,11 +97,16 @@ async fn download(
     match file.real() {
         Some(real) => {
             let got = session.env.store.download(&store_key, &real, Reason("fetch")).await;
-            got.map_err(|e| failed(user, key, e))?;
+            if let Err(error) = got {
+                return Err(failed(session, user, key, error).await);
+            }
         }
         None => {
             let got = session.env.store.get(&store_key, None, size, Reason("fetch")).await;
-            let (_, bytes) = got.map_err(|e| failed(user, key, e))?;
+            let (_, bytes) = match got {
+                Ok(got) => got,
+                Err(error) => return Err(failed(session, user, key, error).await),
+            };
             file.write_all_at(&bytes, 0).map_err(local)?;
         }
     }
@@ -139,7 +147,20 @@ pub async fn fetch(node: &NodeRef) -> Result<()> {
         }
     })?;
     let Some((key, size)) = wanted else { return Ok(()) };
-    let copy = to_cache(&cell.session, &cell.name, &key, size).await?;
+    let copy = match to_cache(&cell.session, &cell.name, &key, size).await {
+        Err(gone @ Error::Gone { .. }) => {
+            let blank = cell.open_user(|user| user.blank(node.ix))?;
+            let Some(bare) = blank else { return Err(gone) };
+            tracing::error!(user = %cell.name, object = %key, "gone from the store; shown as a blank mail");
+            cell.if_open(|user| {
+                if let Ok(Node { kind: Kind::Mail(mail), .. }) = user.known_mut(node) {
+                    mail.blank = Some(bare);
+                }
+            });
+            return Ok(());
+        }
+        copy => copy?,
+    };
     cell.if_open(|user| {
         if let Ok(found) = user.known_mut(node)
             && let Kind::Mail(mail) = &mut found.kind
@@ -187,10 +208,11 @@ pub async fn through(node: &NodeRef, offset: u64) -> Result<()> {
     let range = offset..size.min(offset + WINDOW);
     let limit = range.end - range.start;
     let store = &cell.session.env.store;
-    let got = store
-        .get(&mail_key(&cell.name, &key), Some(range), limit, Reason("fetch"))
-        .await
-        .map_err(|e| failed(&cell.name, &key, e))?;
+    let got = store.get(&mail_key(&cell.name, &key), Some(range), limit, Reason("fetch")).await;
+    let got = match got {
+        Ok(got) => got,
+        Err(error) => return Err(failed(&cell.session, &cell.name, &key, error).await),
+    };
     cell.if_open(|user| {
         if let Ok(found) = user.known_mut(node)
             && let Kind::Mail(mail) = &mut found.kind
@@ -220,7 +242,10 @@ pub async fn whole(
     }
     let store = &session.env.store;
     let got = store.get(&mail_key(user, key), None, size, Reason("fetch")).await;
-    let (_, bytes) = got.map_err(|e| failed(user, key, e))?;
+    let (_, bytes) = match got {
+        Ok(got) => got,
+        Err(error) => return Err(failed(session, user, key, error).await),
+    };
     if bytes.len() as u64 != size || crc32c::crc32c(&bytes) != key.decode().crc {
         return Err(Error::Damaged {
             what: format!("user {user}: object {key} does not hold what was published"),

@@ -1,6 +1,7 @@
 //! The bytes of files: open, read, write, truncate, and what close and fsync must wait for.
 
 use super::error::{Error, Plain, Result};
+use super::lost;
 use super::need::{Need, NodeRef, Op, Stop};
 use super::node::{Growing, Kind, Mail, Node, NodeIx, Tracker};
 use super::user::User;
@@ -79,7 +80,7 @@ impl User {
                 let object =
                     object.ok_or_else(|| Error::Internal("mail without object or bytes".into()))?;
                 copy = mail.fetched.take().or_else(|| mail.cached.upgrade());
-                if copy.is_none() && !mail.through {
+                if copy.is_none() && !mail.through && mail.blank.is_none() {
                     copy = fscache.get(&name, object, size);
                     if copy.is_none() {
                         return Err(Stop::Wait(Need::Fetch(reference)));
@@ -138,6 +139,7 @@ impl User {
                     mail.fetched = None;
                     mail.window = None;
                     mail.through = false;
+                    mail.blank = None;
                     if let Some(object) = mail.object.take() {
                         node.kind = Kind::Published(object);
                     }
@@ -203,6 +205,9 @@ impl User {
                 });
                 if let Some(copy) = copy {
                     return Ok(copy.file.read_exact_at(offset, len).map_err(|e| disk(&e))?);
+                }
+                if let Some(bare) = mail.blank {
+                    return Ok(lost::blank_bytes(bare, offset, len));
                 }
                 if let Some((start, bytes)) = &mail.window {
                     let from = offset.checked_sub(*start).and_then(|n| usize::try_from(n).ok());

@@ -23,6 +23,7 @@ pub mod lease;
 pub mod lines;
 pub mod load;
 pub mod local;
+pub mod lost;
 pub mod names;
 pub mod need;
 pub mod node;

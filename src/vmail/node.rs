@@ -168,6 +168,8 @@ pub struct Mail {
     pub fetched: Option<Arc<Cached>>,
     /// The cache has no room for it: it is read through memory.
     pub through: bool,
+    /// Its object is gone and it is shown blank, with so many bare line ends, until it is closed.
+    pub blank: Option<u64>,
     /// Bytes read through memory, from this offset on.
     pub window: Option<(u64, Bytes)>,
 }

@@ -3,6 +3,7 @@
 use super::env::Env;
 use super::error::{Error, Result};
 use super::lease::Lease;
+use super::lost::{self, LostMails};
 use super::need::{Need, Op, Stop};
 use super::node::NodeIx;
 use super::user::User;
@@ -51,6 +52,8 @@ pub struct Settings {
     pub idle_upload: Duration,
     /// How long a delivery waits for a store that fails.
     pub delivery_timeout: Duration,
+    /// Which mails whose objects are gone are shown as blank ones.
+    pub lost_mails: LostMails,
     /// Flushes that may run at once.
     pub max_flushes: usize,
     /// Which boot of the machine this is.
@@ -163,6 +166,7 @@ pub struct Session {
     pub staging: Arc<Staging>,
     pub fscache: Arc<Fscache>,
     pub lease: Lease,
+    pub lost_mails: lost::Met,
     /// Random name of this session.
     pub id: String,
     pub started: Duration,
@@ -204,6 +208,7 @@ impl Session {
         let flushes = settings.max_flushes.max(1);
         Ok(Arc::new(Session {
             lease: Lease::new(&settings),
+            lost_mails: lost::Met::default(),
             started: env.clock.boot(),
             env,
             runtime: tokio::runtime::Handle::current(),

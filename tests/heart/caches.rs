@@ -2,8 +2,12 @@
 
 use super::world::*;
 use std::fs;
+use std::sync::Arc;
+use vmailfs::cache::disk::RealDisk;
 use vmailfs::store::Op;
+use vmailfs::store::StoreError;
 use vmailfs::store::faulty::Fault;
+use vmailfs::vmail::lost::LostMails;
 
 fn list(next: u32) -> Vec<u8> {
     format!("3 V1234 N{next} Gabcdef0123456789abcdef0123456789\n").into_bytes()
@@ -115,6 +119,52 @@ async fn a_cache_travels_with_its_log_or_not_at_all() {
 }
 
 /// I4, I7: all of fscache may go; a mail is fetched again. One that cannot be fetched is EIO.
+/// A mail whose object is gone, and whose cached copy, too.
+async fn lose(world: &World, client: &Client, name: &str) {
+    client.maildir(&["u"]).await;
+    client.deliver("u", name, b"Subject: x\n\nbody\n").await.unwrap();
+    let fscache = world.machine_dir(HERE).join("fscache");
+    for entry in fs::read_dir(&fscache).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.ends_with(".part") {
+            fs::remove_dir_all(path).unwrap();
+        }
+    }
+    world.faults(|r| match r.op {
+        Op::Get | Op::Download | Op::Head if r.key.contains("/mail/") => {
+            Fault::Before(StoreError::NotFound { key: r.key.clone() })
+        }
+        _ => Fault::None,
+    });
+}
+
+#[tokio::test]
+async fn i4_a_lost_mail_is_an_error_and_is_counted_once() {
+    let world = World::new();
+    let client = world.session(HERE);
+    lose(&world, &client, "1.M1P1.host,S=17,W=20").await;
+    for _ in 0..2 {
+        assert_eq!(client.read("u/new/1.M1P1.host,S=17,W=20").await, Err(libc::EIO));
+    }
+    assert_eq!(client.session().lost_mails.count(), 1);
+    assert_eq!(client.list("u/new").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn i4_a_blank_mail_is_never_taken_for_the_truth() {
+    let world = World::new();
+    let mut settings = world.settings(HERE);
+    settings.lost_mails = LostMails::Blank(vec!["u".into()]);
+    let client = world.session_with(settings, Arc::new(RealDisk));
+    let name = "1.M1P1.host,S=17,W=20";
+    lose(&world, &client, name).await;
+    let path = format!("u/new/{name}");
+    assert_eq!(client.read(&path).await.unwrap(), b"\n\n\n              ");
+    // It is there again: so is the mail, although the blank one was read.
+    world.no_faults();
+    assert_eq!(client.read(&path).await.unwrap(), b"Subject: x\n\nbody\n");
+}
+
 #[tokio::test]
 async fn i4_a_mail_that_cannot_be_read_is_no_absence() {
     let world = World::new();

@@ -38,6 +38,8 @@ pub struct Layout {
     pub location: String,
     /// A user's home below the root, with Dovecot's variables.
     pub home: String,
+    /// Further settings.
+    pub settings: String,
 }
 
 impl Layout {
@@ -47,7 +49,18 @@ impl Layout {
     }
 
     pub fn new(format: Format, location: &str) -> Layout {
-        Layout { format, location: location.to_owned(), home: "%u".to_owned() }
+        Layout {
+            format,
+            location: location.to_owned(),
+            home: "%u".to_owned(),
+            settings: String::new(),
+        }
+    }
+
+    pub fn setting(mut self, line: &str) -> Layout {
+        self.settings.push_str(line);
+        self.settings.push('\n');
+        self
     }
 
     pub fn home(mut self, home: &str) -> Layout {
@@ -106,7 +119,7 @@ impl Dovecot {
 
     fn configuration(&self, root: &Path) -> String {
         let (work, root) = (self.work.path().display(), root.display());
-        let Layout { location, home, .. } = &self.layout;
+        let Layout { location, home, settings, .. } = &self.layout;
         let (imap_port, lmtp_port) = (self.imap_port, self.lmtp_port);
         format!(
             r#"
@@ -135,6 +148,7 @@ namespace inbox {{
   inbox = yes
   separator = /
 }}
+{settings}
 service imap-login {{
   chroot =
   service_count = 0

@@ -292,7 +292,7 @@ impl Tree {
         let backing = node.copy.clone();
         let fh = self.next();
         self.handles.insert(fh, Handle { ino, append: how.append });
-        Ok(Opened { fh, keep_cache: true, backing })
+        Ok(Opened { fh, keep_cache: true, uncached: false, backing })
     }
 }
 

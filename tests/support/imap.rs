@@ -116,6 +116,13 @@ impl Imap {
     }
 
     fn command_bytes(&mut self, line: &[u8]) -> Outcome<Reply> {
+        let (ok, reply) = self.attempt(line)?;
+        let shown = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
+        if ok { Ok(reply) } else { fail(format!("IMAP {shown}: {}", reply.text)) }
+    }
+
+    /// Sends a command and reads until its tagged reply, and whether that was OK.
+    pub fn attempt(&mut self, line: &[u8]) -> Outcome<(bool, Reply)> {
         self.tag += 1;
         let tag = format!("t{} ", self.tag);
         self.reader.get_mut().write_all(&[tag.as_bytes(), line, b"\r\n"].concat())?;
@@ -124,11 +131,10 @@ impl Imap {
             let response = self.response()?;
             if let Some(rest) = response.strip_prefix(tag.as_bytes()) {
                 let rest = String::from_utf8_lossy(rest).into_owned();
-                let shown = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
-                return match rest.strip_prefix("OK ") {
-                    Some(text) => Ok(Reply { text: text.to_owned(), untagged }),
-                    None => fail(format!("IMAP {shown}: {rest}")),
-                };
+                return Ok(match rest.strip_prefix("OK ") {
+                    Some(text) => (true, Reply { text: text.to_owned(), untagged }),
+                    None => (false, Reply { text: rest, untagged }),
+                });
             }
             if let Some(rest) = response.strip_prefix(b"* ") {
                 untagged.push(untagged_values(rest)?);
