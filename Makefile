@@ -1,6 +1,8 @@
 # make demo    see it work (as root; installs what it needs)
 # make test    run every test (as root, for those that mount)
 # make figures measure requests and memory on a real mount (see docs/BENCHMARKS.md)
+# make soak SEEDS=2000 FROM=0   simulate so many lives and deaths of users
+# make soak-sabotage            show that the simulation notices deliberate mistakes
 # make check   formatting and lints
 # make install PREFIX=/usr/local
 
@@ -10,7 +12,7 @@ PREFIX ?= /usr/local
 SBIN   ?= /sbin
 DESTDIR ?=
 
-.PHONY: all demo test figures check deps install
+.PHONY: all demo test soak soak-sabotage figures check deps install
 
 all:
 	$(CARGO) build --release
@@ -23,6 +25,16 @@ demo:
 # The tests start `weed` from PATH; our own copy comes last. One failure does not hide others.
 test: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) test --no-fail-fast
+
+# The heart under simulated deaths, power cuts, losses and faults: SEEDS seeds from FROM on.
+SEEDS ?= 2000
+FROM  ?= 0
+soak:
+	SEEDS=$(SEEDS) FROM=$(FROM) $(CARGO) test --test sim some_seeds -- --nocapture
+
+# The same with deliberate mistakes built in: a table of what noticed each.
+soak-sabotage:
+	$(CARGO) test --features sabotage --test sim mistakes_are_noticed -- --nocapture
 
 figures: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) bench --bench figures -- $(FIGURES)

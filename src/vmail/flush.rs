@@ -35,6 +35,7 @@ use crate::format::part::{
     encode_part,
 };
 use crate::format::{FolderId, ObjectId};
+use crate::sabotage::{self, Bug};
 use crate::store::{Body, PutMode, Reason};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
@@ -218,7 +219,10 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     let report = Report { flushed: true, folders: parts.len(), bytes: bundle.len() as u64 };
     let body = Body::Bytes(bundle);
     let key = bundle_key(&cell.name, cut.bundle);
-    store.put(&key, body, PutMode::Overwrite, &[], Reason("flush")).await.map_err(failed)?;
+    if !sabotage::is(Bug::HeadBeforeBundle) {
+        let put = store.put(&key, body.clone(), PutMode::Overwrite, &[], Reason("flush"));
+        put.await.map_err(failed)?;
+    }
     head.write_id = new_write_id(cell);
     if options.release {
         head.owner = None;
@@ -231,7 +235,13 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     }
     intend(cell, &dir, &head, &stamp).await?;
     match swap_head(cell, &head, Some(tag), Reason("flush")).await? {
-        Some(tag) => Ok(Some((head, tag, parts, report))),
+        Some(tag) => {
+            if sabotage::is(Bug::HeadBeforeBundle) {
+                let put = store.put(&key, body, PutMode::Overwrite, &[], Reason("flush"));
+                put.await.map_err(failed)?;
+            }
+            Ok(Some((head, tag, parts, report)))
+        }
         None => Err(lost(cell)),
     }
 }
@@ -396,7 +406,8 @@ pub(super) async fn save_head(cell: &Arc<UserCell>, clean: bool) -> Result<()> {
         Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
     })?;
     let disk = cell.session.env.disk.clone();
-    let written = blocking(move || disk.replace(&path, &bytes, true).map_err(|e| (path, e))).await?;
+    let written =
+        blocking(move || disk.replace(&path, &bytes, true).map_err(|e| (path, e))).await?;
     written.map_err(|(path, e)| Error::disk(path.display().to_string(), &e))
 }
 

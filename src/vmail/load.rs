@@ -198,9 +198,9 @@ impl User {
         }
         self.sweep(id);
         // The journal still says what was there before, and the next start would miss it again.
-        let states = restored.iter().filter_map(|(sub, name)| {
-            self.current(Place { folder: id, sub: *sub }, name)
-        });
+        let states = restored
+            .iter()
+            .filter_map(|(sub, name)| self.current(Place { folder: id, sub: *sub }, name));
         let states = states.collect();
         self.commit(states)?;
         self.follow_uids(id)?;

@@ -18,13 +18,13 @@
 
 use super::build::build;
 use super::error::{Error, Result};
+use super::flush::save_head;
 use super::local::{self, LocalState, Stamp, encode_stamped};
 use super::parts;
 use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
-use super::flush::save_head;
 use super::{ceilings, load, publish, recover, restore};
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
 use crate::format::listing::Owner;

@@ -43,6 +43,7 @@ use crate::format::key::{
 };
 use crate::format::listing::Extent;
 use crate::format::{ObjectId, Timestamp};
+use crate::sabotage::{self, Bug};
 use crate::store::{Body, PutMode, Reason};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -356,14 +357,16 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     };
     if !(job.growing && job.len == 0) {
         let store_key = mail_key(&node.cell.name, &key);
-        let put = session.env.store.put(
-            &store_key,
-            body,
-            PutMode::Overwrite,
-            &metadata,
-            Reason("publish"),
-        );
-        if let Err(error) = put.await {
+        let store = session.env.store.clone();
+        let put = async move {
+            let why = Reason("publish");
+            store.put(&store_key, body, PutMode::Overwrite, &metadata, why).await
+        };
+        let done = match sabotage::is(Bug::AckBeforePut) {
+            true => sabotage::unasked(put),
+            false => put.await,
+        };
+        if let Err(error) = done {
             node.cell.open_user(|user| user.drop_object(key.clone()))?;
             return Err(Error::store(
                 format!("publishing a mail of {}", node.cell.name),

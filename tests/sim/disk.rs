@@ -166,24 +166,6 @@ impl Platter {
             inode.live = inode.disk.clone();
         }
     }
-
-    /// All files, for a person who looks at a failure.
-    pub fn dump(&self) -> Vec<(PathBuf, usize)> {
-        let state = self.0.lock();
-        let mut out = Vec::new();
-        let mut dirs = vec![(ROOT, PathBuf::from("/"))];
-        while let Some((dir, path)) = dirs.pop() {
-            for (name, entry) in state.children(dir) {
-                let path = path.join(name);
-                match entry {
-                    Entry::File(ino) => out.push((path, state.inodes[ino].live.len())),
-                    Entry::Dir(id) => dirs.push((id, path)),
-                }
-            }
-        }
-        out.sort();
-        out
-    }
 }
 
 /// Some sectors of the new content, the others as before; where nothing was before, zeros.
@@ -496,7 +478,9 @@ impl Disk for SimDisk {
                 ino: ino as u64 + 1,
                 used: 0,
             },
-            Entry::Dir(id) => DiskEntry { name, is_dir: true, len: 0, ino: (1 << 40) | id, used: 0 },
+            Entry::Dir(id) => {
+                DiskEntry { name, is_dir: true, len: 0, ino: (1 << 40) | id, used: 0 }
+            }
         };
         Ok(state.children(dir).into_iter().map(entry).collect())
     }

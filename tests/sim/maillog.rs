@@ -13,7 +13,6 @@ const HEADER: u32 = 0x20;
 pub struct State {
     pub validity: u32,
     pub next: u32,
-    pub uids: Vec<u32>,
     /// It ends in a record that was not written whole; nothing may be appended.
     pub torn: bool,
 }
@@ -93,7 +92,6 @@ pub fn read(log: &[u8]) -> Option<State> {
     Some(State {
         validity: state.uid_validity,
         next: state.next_uid,
-        uids: state.records.keys().copied().collect(),
         torn: state.log_end.1 != log.len(),
     })
 }

@@ -35,6 +35,8 @@ struct Step {
     /// What the names meant before.
     undo: Change,
     at: Duration,
+    /// Not done by anybody: what was found after a death.
+    seen: bool,
 }
 
 /// A mail that somebody began to deliver.
@@ -131,11 +133,6 @@ impl Model {
         Item::Dir(self.dirs)
     }
 
-    pub fn children(&self, dir: DirNo) -> impl Iterator<Item = (&str, &Item)> {
-        let here = self.names.range((dir, String::new())..);
-        here.take_while(move |((d, _), _)| *d == dir).map(|((_, name), item)| (&**name, item))
-    }
-
     /// A step that was done.
     pub fn apply(&mut self, change: Change, at: Duration) {
         let undo = change
@@ -146,7 +143,7 @@ impl Model {
         for (key, item) in change {
             self.set(key, item);
         }
-        self.steps.push(Step { undo, at });
+        self.steps.push(Step { undo, at, seen: false });
         self.doubt = false;
     }
 
@@ -187,9 +184,18 @@ impl Model {
         paths_of(&self.names)
     }
 
-    /// How long ago the oldest step was that no flush holds.
-    pub fn oldest_unflushed(&self) -> Option<Duration> {
-        self.steps.get(self.flushed).map(|s| s.at)
+    /// The oldest change of flags, MOVE or EXPUNGE that no flush holds.
+    pub fn oldest_important(&self) -> Option<Duration> {
+        let cur = |dir: &DirNo| {
+            self.names.iter().any(|((_, name), item)| name == "cur" && *item == Item::Dir(*dir))
+        };
+        let important = |step: &&Step| {
+            let from_cur = |((dir, _), item): &(Key, Option<Item>)| {
+                matches!(item, Some(Item::Mail(_))) && cur(dir)
+            };
+            !step.seen && step.undo.iter().any(from_cur)
+        };
+        self.steps.get(self.flushed..)?.iter().find(important).map(|step| step.at)
     }
 
     /// Compares what is seen after a death with what may be, and goes on from what is seen.
@@ -329,7 +335,9 @@ impl Model {
         let old: BTreeMap<String, DirNo> = self
             .paths()
             .into_iter()
-            .filter_map(|(path, item)| if let Item::Dir(no) = item { Some((path, no)) } else { None })
+            .filter_map(
+                |(path, item)| if let Item::Dir(no) = item { Some((path, no)) } else { None },
+            )
             .collect();
         // Sorted, so a directory comes before what is in it.
         for (path, item) in seen {
@@ -359,6 +367,9 @@ impl Model {
         if !change.is_empty() {
             let at = self.steps.last().map_or(Duration::ZERO, |s| s.at);
             self.apply(change, at);
+            if let Some(last) = self.steps.last_mut() {
+                last.seen = true;
+            }
         }
         self.doubt = false;
         let end = self.steps.len();
@@ -406,8 +417,7 @@ fn paths_of(names: &BTreeMap<Key, Item>) -> Seen {
         for ((_, name), item) in
             names.range((dir, String::new())..).take_while(|((d, _), _)| *d == dir)
         {
-            let path =
-                if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
+            let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
             if let Item::Dir(no) = item {
                 waiting.push((*no, path.clone()));
             }

@@ -75,7 +75,12 @@ impl Mount {
                             Ok(done)
                         }
                         Err(error) => {
-                            self.life.log(&format!("{} -> {}: {}", what(), error.errno, error.text));
+                            self.life.log(&format!(
+                                "{} -> {}: {}",
+                                what(),
+                                error.errno,
+                                error.text
+                            ));
                             Err(error.errno)
                         }
                     };
@@ -115,7 +120,9 @@ impl Mount {
                 }
                 Lookup::Absent { .. } => {
                     // An outage is never an absence, and neither is anything else (I4).
-                    if self.life.core.model.lock().find(path).is_some() && !self.life.core.is_looking() {
+                    if self.life.core.model.lock().find(path).is_some()
+                        && !self.life.core.is_looking()
+                    {
                         self.life.core.fail(format!("{path} is there, and {name} was not found"));
                     }
                     return Ok(None);
@@ -165,8 +172,7 @@ impl Mount {
             None => vec![(self.key(path), Some(Item::File(Arc::default())))],
         };
         let call = |fs: &VmailFs| fs.create(WHO, at, name, 0o600, MAKE);
-        let (found, opened) =
-            self.go(|| format!("create {path}"), call, |_| item(), item).await?;
+        let (found, opened) = self.go(|| format!("create {path}"), call, |_| item(), item).await?;
         let mail = mail.map(|no| (no, Arc::default()));
         Ok(Open { ino: found.attr.ino, fh: opened.fh, path: path.into(), mail })
     }

@@ -87,6 +87,10 @@ struct Run {
     clients: u64,
     index: bool,
     deaths: usize,
+    /// The disk refuses things in this life.
+    disk_fails: bool,
+    /// The machine has nothing on its disk, and nobody has looked at what that means.
+    bare: bool,
 }
 
 impl Run {
@@ -103,7 +107,16 @@ impl Run {
         let clients = chance.between(1, 4);
         let index = chance.percent(75);
         core.log(&format!("{rules:?} clients {clients} index {index}"));
-        Run { machine: Machine::new("a"), core, rules, clients, index, deaths: 0 }
+        Run {
+            machine: Machine::new("a"),
+            core,
+            rules,
+            clients,
+            index,
+            deaths: 0,
+            disk_fails: false,
+            bare: false,
+        }
     }
 
     async fn go(&mut self) {
@@ -131,6 +144,22 @@ impl Run {
         *self.core.weather.lock() = weather;
     }
 
+    /// Important changes are in the store after the upload interval, if it takes them (I3).
+    fn judge_flushes(&self) {
+        let Weather { fails: 0, lost: 0, late: 0, down: false, .. } = *self.core.weather.lock()
+        else {
+            return;
+        };
+        if self.core.is_looking() || self.core.unseen() || self.disk_fails {
+            return;
+        }
+        let oldest = self.core.model.lock().oldest_important();
+        let age = oldest.map_or(Duration::ZERO, |at| self.core.time.now().saturating_sub(at));
+        if age > self.rules.upload_interval + Duration::from_secs(60) {
+            self.core.fail(format!("an important change of {age:?} ago is in no flush (I3)"));
+        }
+    }
+
     fn fine_weather(&self) {
         *self.core.weather.lock() = Weather::default();
     }
@@ -156,6 +185,7 @@ impl Run {
                 _ => {}
             }
         }
+        self.disk_fails = chance.percent(20) && !last;
         self.fine_weather();
         let mounted = self.machine.mount(&life, &self.rules).await;
         if !life.is_dead() {
@@ -167,6 +197,7 @@ impl Run {
             }
             if !life.is_dead() && core.failure().is_none() && (last || chance.percent(15)) {
                 self.fine_weather();
+                life.disk_faults.store(0, std::sync::atomic::Ordering::SeqCst);
                 fs.release_all();
                 let failed = tokio::select! {
                     biased;
@@ -185,6 +216,7 @@ impl Run {
                         model.flushed = end;
                         drop(model);
                         self.machine.lose();
+                        self.bare = true;
                         core.time.sleep(Duration::from_secs(60)).await;
                     }
                     core.look(true);
@@ -192,6 +224,7 @@ impl Run {
                 }
             }
         }
+        self.judge_flushes();
         life.die("by chance");
         core.look(true);
         // What a death before this one left was not looked at to the end: the worse counts.
@@ -211,7 +244,12 @@ impl Run {
             // No machine starts, or is replaced, in less.
             core.time.sleep(Duration::from_secs(60)).await;
         }
-        if core.unseen() { worse(after, death) } else { death }
+        if !core.unseen() {
+            self.bare = false;
+            return death;
+        }
+        // Nothing is known here of what was handed over.
+        if self.bare { Death::Disk } else { worse(after, death) }
     }
 
     async fn work(&self, life: &Arc<Life>, fs: Arc<VmailFs>, after: Death, last: bool) {
@@ -235,6 +273,10 @@ impl Run {
             return;
         }
         self.set_weather();
+        if self.disk_fails {
+            let rate = self.core.chance.between(10, 500);
+            life.disk_faults.store(rate, std::sync::atomic::Ordering::SeqCst);
+        }
         let mut clients = tokio::task::JoinSet::new();
         for _ in 0..self.clients {
             let (server, calls) = (server.clone(), self.core.chance.between(5, 40));

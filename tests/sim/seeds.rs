@@ -71,3 +71,35 @@ fn regressions() {
         }
     }
 }
+
+/// Each deliberate mistake is noticed within so many seeds.
+#[cfg(feature = "sabotage")]
+#[test]
+fn mistakes_are_noticed() {
+    use vmailfs::sabotage::{self, Bug};
+    let most = number("SEEDS").unwrap_or(200);
+    let only = std::env::var("BUG").ok();
+    let mut missed = Vec::new();
+    eprintln!("{:<20} {:>5}  noticed as", "mistake", "seed");
+    for bug in Bug::ALL {
+        if only.as_ref().is_some_and(|only| *only != format!("{bug:?}")) {
+            continue;
+        }
+        sabotage::choose(Some(bug));
+        let found = (0..most).map(|seed| run(seed, false)).find(|o| o.failure.is_some());
+        sabotage::choose(None);
+        match found {
+            Some(outcome) => {
+                let what = outcome.failure.unwrap_or_default();
+                let line = what.lines().find(|l| l.contains("LOST")).or(what.lines().next());
+                let line = line.unwrap_or_default().trim();
+                eprintln!("{:<20} {:>5}  {line}", format!("{bug:?}"), outcome.seed);
+            }
+            None => {
+                eprintln!("{:<20}     -  NOT NOTICED in {most} seeds", format!("{bug:?}"));
+                missed.push(bug);
+            }
+        }
+    }
+    assert!(missed.is_empty(), "not noticed: {missed:?}");
+}

@@ -210,7 +210,8 @@ impl Server {
         let content = self.mount.read_all(&path).await?;
         let list = UidList::parse(&content);
         if list.is_none() {
-            self.core().log(&format!("{path} cannot be read: {:?}", String::from_utf8_lossy(&content)));
+            self.core()
+                .log(&format!("{path} cannot be read: {:?}", String::from_utf8_lossy(&content)));
         }
         Ok(list)
     }

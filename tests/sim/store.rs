@@ -8,7 +8,9 @@ use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-use vmailfs::store::{Body, ETag, ObjectMeta, ObjectStore, PutMode, Reason, StoreError, StoreResult};
+use vmailfs::store::{
+    Body, ETag, ObjectMeta, ObjectStore, PutMode, Reason, StoreError, StoreResult,
+};
 
 /// How the store behaves for now. Percentages of requests.
 #[derive(Debug, Clone, Copy, Default)]

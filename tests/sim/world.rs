@@ -22,6 +22,7 @@ use vmailfs::fs::VmailFs;
 use vmailfs::store::mem::MemStore;
 use vmailfs::vmail::env::{Clock, Env};
 use vmailfs::vmail::lease::Lease;
+use vmailfs::vmail::lost::LostMails;
 use vmailfs::vmail::schedule;
 use vmailfs::vmail::session::{Session, Settings};
 
@@ -268,11 +269,8 @@ impl Life {
         if rate == 0 || self.chance.below(10_000) >= rate {
             return None;
         }
-        let kind = if self.chance.percent(70) {
-            io::ErrorKind::StorageFull
-        } else {
-            io::ErrorKind::Other
-        };
+        let kind =
+            if self.chance.percent(70) { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
         self.core.log(&format!("{} disk refuses ({kind}): {what}", self.name));
         Some(io::Error::from(kind))
     }
@@ -387,6 +385,7 @@ impl Machine {
             max_flushes: 4,
             boot_id: format!("boot{}", self.boots),
             ask_for_users: true,
+            lost_mails: LostMails::Error,
         }
     }
 
