@@ -285,7 +285,7 @@ impl Trial {
         })
     }
 
-    fn come_back(&mut self, round: &Round) -> Outcome<()> {
+    fn come_back(&mut self, _round: &Round) -> Outcome<()> {
         self.mount.mount()?;
         self.mount.running()?;
         let root = self.mount.root();
