@@ -7,7 +7,9 @@ mod heart {
     mod caches;
     mod crash;
     mod flush;
+    mod fsck;
     mod full_disk;
+    mod gc;
     mod ownership;
     mod publish;
     mod random;

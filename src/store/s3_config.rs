@@ -1,5 +1,6 @@
 //! How to reach a bucket, and the SDK's client for it.
 
+use super::clock::StoreClock;
 use super::{RetryPolicy, StoreError, StoreResult};
 use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
@@ -75,7 +76,7 @@ impl fmt::Debug for S3Config {
 
 impl S3Config {
     /// The client: our own retries and timeouts, hence none of the SDK's.
-    pub(super) async fn client(&self) -> StoreResult<Client> {
+    pub(super) async fn client(&self, clock: StoreClock) -> StoreResult<Client> {
         let endpoint = self.endpoint.as_deref();
         if let Some(url) = endpoint
             && !url.starts_with("http://")
@@ -128,6 +129,7 @@ impl S3Config {
         let shared = loader.load().await;
         let mut builder = aws_sdk_s3::config::Builder::from(&shared)
             .force_path_style(self.path_style)
+            .interceptor(clock)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder().connect_timeout(self.retry.attempt_timeout).build(),

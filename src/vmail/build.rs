@@ -74,6 +74,11 @@ pub(super) fn build(
         owner: head.root_owner,
         flushed_seq: local.stamp.flushed_seq,
         dropped: Vec::new(),
+        again: HashSet::new(),
+        deleted: Vec::new(),
+        doomed: HashSet::new(),
+        closed_end: None,
+        gc: super::gc::Looked::at(session.env.clock.boot()),
         links_changed: HashSet::new(),
         links_known,
         folders_changed: false,
@@ -213,7 +218,9 @@ impl User {
                     self.tree.links.remove(object);
                 }
             }
-            Change::Drop { object } => _ = named.insert(object.id()),
+            Change::Drop { object } | Change::Again { object } => {
+                named.insert(object.id());
+            }
             Change::User { owner, mode } => {
                 self.owner = *owner;
                 if let Some(dir) = self.tree.dir_mut(Place::ROOT) {

@@ -61,6 +61,8 @@ pub struct Settings {
     pub max_flushes: usize,
     /// Which boot of the machine this is.
     pub boot_id: String,
+    /// What is deleted from the store, and when.
+    pub gc: super::gc::Limits,
     /// How an absent user looks: asked for, or always there.
     pub ask_for_users: bool,
 }
@@ -116,6 +118,8 @@ pub struct UserCell {
     pub uploading: tokio::sync::Mutex<()>,
     /// Somebody sees to it that promises are kept.
     pub uploader: AtomicBool,
+    /// One gc at a time; taken before `flushing`.
+    pub collecting: tokio::sync::Mutex<()>,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
     under_way: Mutex<HashMap<Ino, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -235,6 +239,12 @@ impl Session {
         }))
     }
 
+    /// Seconds since 1970 by the store's clock, by which retention counts; by the machine's if the
+    /// store has none.
+    pub fn store_time(&self) -> i64 {
+        self.env.store.time().unwrap_or_else(|| self.env.clock.wall().secs)
+    }
+
     pub fn new_ino(&self) -> Ino {
         self.next_ino.fetch_add(1, Ordering::Relaxed)
     }
@@ -281,6 +291,7 @@ impl Session {
             flushing: tokio::sync::Mutex::new(()),
             uploading: tokio::sync::Mutex::new(()),
             uploader: AtomicBool::new(false),
+            collecting: tokio::sync::Mutex::new(()),
             under_way: Mutex::default(),
         });
         users.insert(name, cell.clone());

@@ -116,9 +116,13 @@ proptest! {
     ) {
         prop_assert_eq!(decode_table(&encode_table(&lines), 1 << 20).unwrap(), lines);
         prop_assert_eq!(decode_names(&encode_names(&names), 1 << 20).unwrap(), names);
-        let mails = mails.into_iter().map(|(when, tail)| (when, Dropped::Mail(tail)));
+        let mails = mails.into_iter().map(|(when, tail)| match when {
+            0.. => DroppedRow::since(when, Dropped::Mail(tail)),
+            _ => DroppedRow::Out(Dropped::Mail(tail)),
+        });
         let others = others.into_iter().map(|(when, id, bundle)| {
-            (when, if bundle { Dropped::Bundle(id) } else { Dropped::File(id) })
+            let object = if bundle { Dropped::Bundle(id) } else { Dropped::File(id) };
+            DroppedRow::In { when, object, doomed: when % 2 == 0 }
         });
         let dropped: Vec<_> = mails.chain(others).collect();
         let frame = encode_dropped(&dropped);
