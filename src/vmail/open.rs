@@ -177,10 +177,11 @@ async fn finish(
         && let Some(watermark) = watermark
     {
         let adopt = follows == Follows::Loss;
-        if adopt {
-            recover::finish_names(cell).await?;
-        }
-        recover::after_crash(cell, watermark, &named, adopt).await?;
+        let finished = match adopt {
+            true => recover::finish_names(cell).await?,
+            false => HashSet::new(),
+        };
+        recover::after_crash(cell, watermark, &named, adopt, &finished).await?;
     }
     // Everything that came back is in the journal now.
     if follows == Follows::Loss {
