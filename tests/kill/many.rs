@@ -34,6 +34,15 @@ fn run(format: Format, place: Place, kills: u32, seed: u64, rows: &Mutex<Vec<Row
         done += row.kills;
         rounds += 1;
         let bad = row.bad();
+        let state = if row.wiped { "wiped" } else { "kept" };
+        eprintln!(
+            "{} {} {state}, {done} kills: {} mails, {} changes acknowledged{}",
+            place.0,
+            format.name(),
+            row.mails,
+            row.changes,
+            if bad { ", BAD" } else { "" }
+        );
         rows.lock().unwrap().push(row);
         if bad {
             // What is wrong stays wrong: the rest needs a fresh start.

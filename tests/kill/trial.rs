@@ -157,7 +157,7 @@ impl Trial {
             kills += 1;
             self.bury(round)?;
         }
-        self.come_back(round)?;
+        self.come_back()?;
         let acknowledged = self.work.model().acknowledged;
         let (mails, changes) = (acknowledged.0 - before.0, acknowledged.1 - before.1);
         if mails == 0 {
@@ -285,7 +285,7 @@ impl Trial {
         })
     }
 
-    fn come_back(&mut self, round: &Round) -> Outcome<()> {
+    fn come_back(&mut self) -> Outcome<()> {
         if let Some(place) = self.evidence() {
             let _ = std::fs::remove_dir_all(&place);
             std::fs::create_dir_all(&place)?;
