@@ -272,6 +272,7 @@ impl User {
             changes.push(Change::Names { object: *id, count });
         }
         changes.extend(self.dropped.iter().map(|o| Change::Drop { object: o.clone() }));
+        changes.extend(self.again.iter().map(|o| Change::Again { object: o.clone() }));
         if self.owner != self.head.root_owner {
             changes.push(Change::User { owner: self.owner, mode: self.root_mode() });
         }

@@ -13,6 +13,7 @@ use super::error::{During, Error, Plain, Result, pass};
 use super::load;
 use super::need::Stop;
 use super::node::{Kind, Names, Node, NodeIx};
+use super::promise;
 use super::recover_mdbox::{map_unmapped, put_back_growing};
 use super::recover_sdbox::{index_folder, put_back_numbered};
 use super::session::UserCell;
@@ -20,12 +21,13 @@ use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::Class;
 use crate::failpoint;
+use crate::format::head::Head;
 use crate::format::journal::Change;
 use crate::format::key::{
     KeyTail, META_FOLDER, META_NAME, MailKey, Piece, mail_dir, mail_key, parse_meta_folder,
 };
 use crate::format::listing::Line;
-use crate::format::{FolderId, ObjectId, Place, Sub};
+use crate::format::{Epoch, FolderId, ObjectId, Place, Sub};
 use crate::fs::api::Caller;
 use crate::store::{ObjectMeta, Reason};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -91,31 +93,19 @@ pub(super) struct Found {
     pub name: Vec<u8>,
 }
 
-/// Looks at what lies above the watermark and adopts or drops it.
+/// Looks at what lies above the watermark and adopts or drops it. `epoch` is the new one.
 pub async fn after_crash(
     cell: &Arc<UserCell>,
     watermark: ObjectId,
+    epoch: Epoch,
     named: &HashSet<ObjectId>,
     adopt: bool,
     finished: &HashSet<ObjectId>,
 ) -> Result<()> {
-    let dir = mail_dir(&cell.name);
-    let start = format!("{dir}/{watermark}.~");
-    let store = &cell.session.env.store;
-    let listed = store.list(&dir, Some(&start), Reason("recover")).await;
-    let listed = listed.map_err(|e| {
-        Error::store(format!("listing mails of {}", cell.name), During::Delivery, e)
-    })?;
-    let mut found = Vec::new();
-    for object in listed {
-        let Some(tail) = tail_of(&object) else {
-            tracing::warn!(user = %cell.name, key = %object.key, "not a key of ours; left alone");
-            continue;
-        };
-        if !named.contains(&tail.id()) {
-            found.push((tail, object.size));
-        }
-    }
+    let mut found = list_mails(cell, watermark, None, Reason("recover")).await?;
+    let end = found.iter().map(|(tail, _)| tail.id()).filter(|id| id.epoch < epoch).max();
+    cell.if_open(|user| user.closed_end = end);
+    found.retain(|(tail, _)| !named.contains(&tail.id()));
     if found.is_empty() {
         return Ok(());
     }
@@ -128,6 +118,75 @@ pub async fn after_crash(
         user = %cell.name, objects = found.len(),
         "recovering mails that are newer than the last flush"
     );
+    adopt_over(cell, found, finished).await
+}
+
+/// The second listing of an open: what an epoch that was not handed over left in the store, and
+/// only showed up there after the session that followed it had looked. That session's flush says
+/// up to where it saw the epoch; a later one finds what the flush before the last crash missed.
+pub async fn late_arrivals(
+    cell: &Arc<UserCell>,
+    old: &Head,
+    named: &HashSet<ObjectId>,
+) -> Result<()> {
+    let flushed = old.watermark.epoch;
+    let Some(closed) = old.closed.iter().find(|c| c.epoch.0.checked_add(1) == Some(flushed.0))
+    else {
+        return Ok(());
+    };
+    let before = ObjectId { epoch: flushed, counter: 0 };
+    let mut found = list_mails(cell, closed.end, Some(before), Reason("recover")).await?;
+    found.retain(|(tail, _)| !named.contains(&tail.id()));
+    if found.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!(
+        user = %cell.name, objects = found.len(),
+        "adopting mails that reached the store after their session was followed by another"
+    );
+    adopt_mails(cell, found).await
+}
+
+/// A user's mail objects with ids above `after`, and below `before`, with their sizes.
+pub(super) async fn list_mails(
+    cell: &Arc<UserCell>,
+    after: ObjectId,
+    before: Option<ObjectId>,
+    why: Reason,
+) -> Result<Vec<(KeyTail, u64)>> {
+    let dir = mail_dir(&cell.name);
+    let start = format!("{dir}/{after}.~");
+    let store = &cell.session.env.store;
+    let listed = match before {
+        None => store.list(&dir, Some(&start), why).await,
+        Some(id) => store.list_before(&dir, Some(&start), &format!("{dir}/{id}"), why).await,
+    };
+    let listed = listed.map_err(|e| {
+        Error::store(format!("listing mails of {}", cell.name), During::Delivery, e)
+    })?;
+    let mut found = Vec::new();
+    for object in listed {
+        match tail_of(&object) {
+            Some(tail) => found.push((tail, object.size)),
+            None => {
+                tracing::warn!(user = %cell.name, key = %object.key, "not a key of ours; left alone");
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Gives names to objects that nothing names.
+pub(super) async fn adopt_mails(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>) -> Result<()> {
+    adopt_over(cell, found, &HashSet::new()).await
+}
+
+/// The same, after `finished` got their names.
+async fn adopt_over(
+    cell: &Arc<UserCell>,
+    found: Vec<(KeyTail, u64)>,
+    finished: &HashSet<ObjectId>,
+) -> Result<()> {
     let (found, doubles) = sort_out(cell, found).await?;
     let mut by_folder: BTreeMap<FolderId, Vec<Found>> = BTreeMap::new();
     for object in found {
@@ -142,10 +201,29 @@ pub async fn after_crash(
         pass(failpoint::RECOVER_BETWEEN_FOLDERS)?;
     }
     cell.open_user(|user| {
-        user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())?;
+        user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())
+    })
+}
+
+/// Mails that this machine promised before another session took the user: they come back.
+pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
+    let adopted = promise::adopt(cell).await?;
+    if adopted.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!(user = %cell.name, mails = adopted.len(), "recovering mails that were promised here");
+    let paths: Vec<_> = adopted.iter().map(|(_, _, path)| path.clone()).collect();
+    let ids: Vec<_> = adopted.iter().map(|(tail, ..)| tail.id()).collect();
+    let found = adopted.into_iter().map(|(tail, size, _)| (tail, size)).collect();
+    adopt_mails(cell, found).await?;
+    cell.open_user(|user| {
+        ids.into_iter().for_each(|id| user.answered(id));
         user.urgent();
         Ok(())
-    })
+    })?;
+    super::publish::sync_user(cell).await?;
+    paths.iter().for_each(|path| promise::adopted(cell, path));
+    Ok(())
 }
 
 fn tail_of(object: &ObjectMeta) -> Option<KeyTail> {
