@@ -125,7 +125,9 @@ fn told(error: &Error) -> AdminError {
         Error::Store { .. } | Error::Foreign { .. } | Error::Full(_) | Error::Closing => {
             ErrorKind::TempFail
         }
-        Error::Lost { .. } | Error::Disk { .. } | Error::Vanished { .. } => ErrorKind::TempFail,
+        Error::Lost { .. } | Error::Lapsed { .. } | Error::Disk { .. } | Error::Vanished { .. } => {
+            ErrorKind::TempFail
+        }
         Error::Plain(_)
         | Error::Refused(_)
         | Error::Corrupt { .. }
