@@ -10,6 +10,7 @@
 //! A symbolic link per mount in the run directory ([`place`]) lets commands find the socket.
 
 pub mod client;
+pub mod gc;
 pub mod place;
 pub mod server;
 mod status;
@@ -19,6 +20,7 @@ pub use status::{
 };
 
 use async_trait::async_trait;
+use gc::{GcReport, GcRequest};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tokio::sync::mpsc;
@@ -41,6 +43,9 @@ pub trait AdminApi: Send + Sync + 'static {
         important_only: bool,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError>;
+
+    /// Deletes what was dropped longer than the retention ago.
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError>;
 
     async fn status(&self) -> Status;
 
@@ -111,6 +116,7 @@ pub enum ErrorKind {
 pub enum Request {
     Flush { user: String, important_only: bool },
     FlushAll { mask: Option<String>, important_only: bool },
+    Gc(GcRequest),
     Status,
     Stop,
 }
@@ -128,6 +134,7 @@ enum Reply {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Flush(FlushReport),
+    Gc(GcReport),
     Status(Box<Status>),
     Stop(StopReport),
 }

@@ -2,6 +2,7 @@
 
 use super::exit::{Code, Failure};
 use super::live::Heart;
+use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{
     AdminError, AtRisk, CacheUse, Changes, ErrorKind, FlushReport, LeaseStatus, Progress, Status,
     StopReport, UserStatus,
@@ -129,7 +130,7 @@ fn boot_id() -> String {
     }
 }
 
-fn told(error: &Error) -> AdminError {
+pub(super) fn told(error: &Error) -> AdminError {
     let kind = match error {
         Error::Store { .. } | Error::Foreign { .. } | Error::Full(_) | Error::Closing => {
             ErrorKind::TempFail
@@ -236,6 +237,10 @@ impl Heart for LiveHeart {
             done += 1;
             progress.say(format!("{done} of {total} users"));
         }
+    }
+
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
+        super::gc::run(&self.session, what, progress).await
     }
 
     async fn status(&self, status: &mut Status) {

@@ -5,6 +5,7 @@ use super::heart;
 use super::live::{self, Heart, LiveMount};
 use super::mount::Claim;
 use super::show;
+use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::place::{self, Registration};
 use crate::admin::server::Server;
 use crate::admin::{AdminApi, AdminError, FlushReport, Progress, Status, StopReport};
@@ -219,6 +220,10 @@ impl AdminApi for StopOnce {
         progress: &Progress,
     ) -> Result<FlushReport, AdminError> {
         self.inner.flush_all(mask, important_only, progress).await
+    }
+
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
+        self.inner.gc(what, progress).await
     }
 
     async fn status(&self) -> Status {

@@ -19,6 +19,7 @@ pub mod flush;
 pub mod folders;
 pub mod gc;
 mod gc_scan;
+pub mod gc_users;
 pub mod heads;
 pub mod io;
 pub mod journal;
