@@ -126,6 +126,14 @@ pub const KEYS: &[Key] = &[
          `vmailfs user history`, `undelete` and `restore` reach back so far.",
     ),
     text(
+        "ack",
+        "",
+        "When a delivery is answered: \"store\" (the mail is in the object store) or \"journal\" (it is\n\
+         on this machine's disk, durably, and uploaded within seconds). With \"journal\" the loss of\n\
+         this machine's disk loses the mails that `vmailfs status` shows as promised: choose it\n\
+         only where state_dir lies on storage that you trust with mail.",
+    ),
+    text(
         "lost_mails",
         "",
         "What reading a mail gives that the listing names and the store says it does not have:\n\

@@ -46,6 +46,7 @@ pub struct Config {
     pub backend: Option<String>,
     pub single_backend: bool,
     pub retention: Span,
+    pub ack: Ack,
     pub lost_mails: LostMails,
     /// Masks, separated by spaces.
     pub lost_mails_for: String,
@@ -76,6 +77,7 @@ impl Default for Config {
             backend: None,
             single_backend: false,
             retention: Span::secs(7 * DAY),
+            ack: Ack::Store,
             lost_mails: LostMails::Error,
             lost_mails_for: "*".into(),
             fscache: Fscache::default(),
@@ -179,6 +181,15 @@ impl fmt::Debug for S3 {
             .field("checksums", &self.checksums)
             .finish()
     }
+}
+
+/// When a mail counts as safe.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ack {
+    #[default]
+    Store,
+    Journal,
 }
 
 /// What reading a mail gives whose object is gone from the store.

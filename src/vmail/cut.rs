@@ -180,7 +180,8 @@ impl User {
         });
         let watermark = self.watermark();
         let known_above = (watermark.counter + 1..=self.last_counter)
-            .filter(|counter| !self.unanswered.contains(counter))
+            // What was promised is up before the head that names it.
+            .filter(|c| !self.unanswered.contains(c) || self.promised.contains_key(c))
             .map(|counter| ObjectId { epoch: self.epoch, counter })
             .collect();
         self.last_counter += 1;

@@ -19,14 +19,16 @@
 
 use super::ceilings::{self, UID_ROOM, VALIDITY_ROOM};
 use super::cut::{Cut, Extent, copy};
-use super::error::{During, Error, Result};
+use super::error::{During, Error, Result, pass};
 use super::local::encode_stamped;
 use super::open::intend;
+use super::promise;
 use super::publish::blocking;
 use super::session::{CellState, UserCell};
 use super::swap::swap_head;
 use super::wait::Patience;
 use super::{dropped, load, need, restore};
+use crate::failpoint;
 use crate::format::head::{Head, PartKind, PartRef};
 use crate::format::key::{bundle_key, file_key};
 use crate::format::part::{
@@ -112,6 +114,7 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
         user.may_write()?;
         user.cut(extent)
     })?;
+    let lines: usize = cut.folders.iter().map(|folder| folder.lines.len()).sum();
     let (cut, done) = send(cell, cut, options).await;
     match done {
         Ok(Some((head, tag, parts, report))) => {
@@ -130,6 +133,9 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
             })
             .await??;
             compact_journal(cell)?;
+            if lines > load::MANY {
+                crate::memory::give_back();
+            }
             Ok(Some(report))
         }
         Ok(None) => {
@@ -221,10 +227,13 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     if !cell.open_user(|user| Ok(user.unchanged(cut)))? {
         return Ok(None);
     }
+    promise::keep_all(cell).await?;
     let report = Report { flushed: true, folders: parts.len(), bytes: bundle.len() as u64 };
     let body = Body::Bytes(bundle);
     let key = bundle_key(&cell.name, cut.bundle);
+    pass(failpoint::FLUSH_BEFORE_BUNDLE)?;
     store.put(&key, body, PutMode::Overwrite, &[], Reason("flush")).await.map_err(failed)?;
+    pass(failpoint::FLUSH_AFTER_BUNDLE)?;
     head.write_id = new_write_id(cell);
     if options.release {
         head.owner = None;
@@ -236,7 +245,10 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
         blocking(move || point.sync()).await??;
     }
     intend(cell, &dir, &head, &stamp).await?;
-    match swap_head(cell, &head, Some(tag), Reason("flush")).await? {
+    pass(failpoint::FLUSH_BEFORE_SWAP)?;
+    let swapped = swap_head(cell, &head, Some(tag), Reason("flush")).await?;
+    pass(failpoint::FLUSH_AFTER_SWAP)?;
+    match swapped {
         Some(tag) => Ok(Some((head, tag, parts, report))),
         None => Err(lost(cell)),
     }
@@ -375,6 +387,7 @@ pub async fn raise_ceilings(
     head.written = cell.session.env.clock.wall().secs;
     intend(cell, &dir, &head, &stamp).await?;
     let swapped = swap_head(cell, &head, Some(tag), Reason("ceiling")).await;
+    let swapped = swapped.and_then(|tag| pass(failpoint::CEILING_AFTER_SWAP).map(|()| tag));
     if swapped.is_err() {
         cell.if_open(|user| user.ceiling_wanted = true);
     }

@@ -17,14 +17,16 @@
 //! begins it again, and does not take the half of it for a journal that knows everything.
 
 use super::build::build;
-use super::error::{Error, Result};
+use super::error::{Error, Result, pass};
 use super::local::{self, LocalState, Stamp, encode_stamped};
 use super::parts;
+use super::promise;
 use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
 use super::{ceilings, load, publish, recover, restore};
+use crate::failpoint;
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
 use crate::format::listing::Owner;
 use crate::format::{Epoch, FolderId, ObjectId, Place};
@@ -106,6 +108,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
         (Some((head, _)), Some(local)) => usable(cell, head, local),
     };
     if local.is_none() {
+        promise::set_aside(&session, &cell.name, &state_dir)?;
         let (disk, dir, cache) = (session.env.disk.clone(), state_dir.clone(), cache_dir.clone());
         let keep = unflushed_leftovers(cell, &dir)?.then(|| {
             let name = format!("{}-{:016x}", cell.path.join("_"), session.env.random.u64());
@@ -150,7 +153,10 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
             let recovering = follows == Follows::Loss;
             let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
             intend(cell, &state_dir, &head, &stamp).await?;
-            match swap_head(cell, &head, tag, Reason("open")).await? {
+            pass(failpoint::OPEN_BEFORE_SWAP)?;
+            let swapped = swap_head(cell, &head, tag, Reason("open")).await?;
+            pass(failpoint::OPEN_AFTER_SWAP)?;
+            match swapped {
                 Some(tag) => (head, tag),
                 None => {
                     let backend = "(a rival)".into();
@@ -180,6 +186,7 @@ async fn finish(
     before: Option<Head>,
     named: HashSet<ObjectId>,
 ) -> Result<()> {
+    promise::resume(cell, &named).await?;
     load_links(cell).await?;
     restore::after_power_cut(cell).await?;
     let epoch = cell.open_user(|user| Ok(user.epoch))?;
@@ -195,9 +202,11 @@ async fn finish(
     if let Some(head) = &before {
         recover::late_arrivals(cell, head, &named).await?;
     }
+    recover::adopt_promises(cell).await?;
     // Everything that came back is in the journal now.
     if follows == Follows::Loss {
         publish::sync_user(cell).await?;
+        pass(failpoint::RECOVER_BEFORE_DONE)?;
         cell.open_user(|user| {
             user.recovering = false;
             user.write_head(false)

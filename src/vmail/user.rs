@@ -22,7 +22,7 @@ use crate::format::listing::{Line, Owner};
 use crate::format::part::Dropped;
 use crate::format::{Epoch, FolderId, ObjectId, Place, Sub, Timestamp};
 use crate::store::ETag;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -52,6 +52,9 @@ pub struct User {
     pub last_counter: u64,
     /// Ids whose PUT has not been answered, or is answered and not yet journalled.
     pub unanswered: BTreeSet<u64>,
+    /// Of these, ids of mails that were promised and will be put (see [`super::promise`]), with
+    /// their sizes.
+    pub promised: BTreeMap<u64, u64>,
     /// Whom files belong to that say nothing else.
     pub owner: Owner,
     /// The journal up to here is in the head.
