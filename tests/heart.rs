@@ -7,6 +7,7 @@ mod heart {
     mod caches;
     mod crash;
     mod flush;
+    mod fsck;
     mod full_disk;
     mod gc;
     mod ownership;

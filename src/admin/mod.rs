@@ -9,6 +9,7 @@
 //!
 //! A symbolic link per mount in the run directory ([`place`]) lets commands find the socket.
 
+pub mod care;
 pub mod client;
 pub mod gc;
 pub mod place;
@@ -20,6 +21,7 @@ pub use status::{
 };
 
 use async_trait::async_trait;
+use care::{Care, Cared};
 use gc::{GcReport, GcRequest};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -48,6 +50,11 @@ pub trait AdminApi: Send + Sync + 'static {
     async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError>;
 
     async fn status(&self) -> Status;
+
+    /// Does something for users' data.
+    async fn care(&self, _what: Care, _progress: &Progress) -> Result<Cared, AdminError> {
+        Err(AdminError::new(ErrorKind::Usage, "this is not served here"))
+    }
 
     /// Flushes everything and unmounts, within the configured time. Returns when the mount point
     /// is free again; the process then ends by itself. What could not be flushed is kept on
@@ -118,6 +125,7 @@ pub enum Request {
     FlushAll { mask: Option<String>, important_only: bool },
     Gc(GcRequest),
     Status,
+    Care { care: Care },
     Stop,
 }
 
@@ -136,6 +144,7 @@ pub enum Answer {
     Flush(FlushReport),
     Gc(GcReport),
     Status(Box<Status>),
+    Care(Cared),
     Stop(StopReport),
 }
 

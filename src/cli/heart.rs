@@ -2,6 +2,7 @@
 
 use super::exit::{Code, Failure};
 use super::live::Heart;
+use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{
     AdminError, AtRisk, CacheUse, Changes, ErrorKind, FlushReport, LeaseStatus, Progress, Status,
@@ -137,8 +138,9 @@ pub(super) fn told(error: &Error) -> AdminError {
             ErrorKind::TempFail
         }
         Error::Lost { .. } | Error::Disk { .. } | Error::Vanished { .. } => ErrorKind::TempFail,
+        Error::NoUser { .. } => ErrorKind::NoSuchUser,
+        Error::Refused(_) => ErrorKind::Denied,
         Error::Plain(_)
-        | Error::Refused(_)
         | Error::Corrupt { .. }
         | Error::Damaged { .. }
         | Error::Gone { .. }
@@ -272,6 +274,23 @@ impl Heart for LiveHeart {
         let used = session.metacache_bytes();
         status.caches.metacache =
             place(&settings.metacache_dir, used, settings.metacache_max, None);
+    }
+
+    async fn care(&self, what: Care, _progress: &Progress) -> Result<Cared, AdminError> {
+        let user = match &what {
+            Care::Users => None,
+            Care::Fsck { user, .. }
+            | Care::History { user }
+            | Care::Undelete { user, .. }
+            | Care::Export { user, .. }
+            | Care::Restore { user, .. } => Some(user.clone()),
+        };
+        if let Some(user) = user {
+            // What the store says of a user that is open is what was flushed.
+            let options = Options { caches: false, release: false, important_only: false };
+            self.session.flush_user(&user, options).await.map_err(|e| told(&e))?;
+        }
+        super::care::from_store(&self.session.env.store, what).await
     }
 
     async fn finish(&self, patience: Duration, _progress: &Progress) -> StopReport {

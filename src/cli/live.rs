@@ -1,6 +1,7 @@
 //! A mount and what is below it, as one thing that answers the admin.
 
 use super::exit::{Code, Failure};
+use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{
     AdminApi, AdminError, ErrorKind, FlushReport, Progress, RequestCount, Status, StopReport,
@@ -44,6 +45,9 @@ pub(super) trait Heart: Send + Sync + 'static {
 
     /// Fills in what it knows: users, risk, caches, lease, errors.
     async fn status(&self, status: &mut Status);
+
+    /// Does something for users' data.
+    async fn care(&self, what: Care, progress: &Progress) -> Result<Cared, AdminError>;
 
     /// After the unmount: flushes what is left within `patience`, gives users back, and tells
     /// what stays on local disk only. `holders` is left empty.
@@ -96,7 +100,7 @@ fn advice(error: &StoreError) -> &'static str {
     }
 }
 
-fn s3_config(s: &StoreSettings) -> S3Config {
+pub(super) fn s3_config(s: &StoreSettings) -> S3Config {
     S3Config {
         endpoint: s.endpoint.clone(),
         region: s.region.clone(),
@@ -224,6 +228,10 @@ impl AdminApi for LiveMount {
 
     async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
         self.heart.gc(what, progress).await
+    }
+
+    async fn care(&self, what: Care, progress: &Progress) -> Result<Cared, AdminError> {
+        self.heart.care(what, progress).await
     }
 
     async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError> {

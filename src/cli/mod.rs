@@ -3,7 +3,9 @@
 //! [`mount`] becomes the daemon; the others talk to a running one over its admin socket
 //! ([`talk`]), or, like `config`, to nobody. Exit codes are those of [`exit`].
 
+mod care;
 mod exit;
+mod fsck;
 mod gc;
 mod heart;
 mod live;
@@ -13,6 +15,8 @@ mod options;
 mod run;
 mod show;
 mod talk;
+mod user;
+mod when;
 
 pub use exit::{Code, Failure};
 pub use options::MountArgs;
@@ -102,6 +106,15 @@ enum Command {
     /// Index files and listings of the users seen lately.
     #[command(subcommand)]
     Metacache(Metacache),
+    /// Check users: what is in the store against what is named, both ways.
+    ///
+    /// One finding a line, fields separated by tabs: kind, user, folder, name, object, and a text
+    /// for people. Exit code 0: nothing wrong; 1: repaired; 4: something is (still) wrong; others
+    /// as everywhere: it could not be checked.
+    Fsck(Box<fsck::FsckArgs>),
+    /// Earlier states of a user, and mails that were deleted.
+    #[command(subcommand)]
+    User(user::User),
 }
 
 #[derive(Debug, Subcommand)]
@@ -129,7 +142,7 @@ enum Metacache {
 }
 
 /// Which mount is meant; may be left out if there is only one.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct Target {
     /// The mount's admin socket.
     #[arg(long, conflicts_with = "mountpoint")]
@@ -166,6 +179,8 @@ pub fn main() -> ExitCode {
         Command::Gc { user, all, dry_run, full, json, target } => {
             gc::command(&target, gc::request(user, all, dry_run, full), json)
         }
+        Command::Fsck(args) => fsck::fsck(&args),
+        Command::User(command) => user::user(command),
         Command::Metacache(Metacache::Flush { user, important, target }) => {
             talk::flush(target.socket.as_deref(), target.mountpoint.as_deref(), user, important)
         }

@@ -3,6 +3,10 @@
 use crate::admin::{AtRisk, CacheUse, Changes, FlushReport, Status, StopReport, UserStatus};
 use std::fmt::Write as _;
 
+mod care;
+
+pub(super) use care::{brought_back, checked, exported, history, json};
+
 /// Users shown by `status`; `--json` has them all.
 const SHOWN_USERS: usize = 20;
 

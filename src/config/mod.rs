@@ -45,8 +45,8 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     pub single_backend: bool,
-    pub retention: Span,
     pub ack: Ack,
+    pub retention: Span,
     pub lost_mails: LostMails,
     /// Masks, separated by spaces.
     pub lost_mails_for: String,
@@ -76,8 +76,8 @@ impl Default for Config {
             nonempty: false,
             backend: None,
             single_backend: false,
-            retention: Span::secs(7 * DAY),
             ack: Ack::Store,
+            retention: Span::secs(7 * DAY),
             lost_mails: LostMails::Error,
             lost_mails_for: "*".into(),
             fscache: Fscache::default(),

@@ -165,25 +165,8 @@ impl Config {
 
         let m = &self.metacache;
         let limits = &self.store_limits;
-        let s3 = &self.s3;
         Ok(Settings {
-            store: StoreSettings {
-                url: store,
-                endpoint: s3.endpoint.clone(),
-                region: s3.region.clone(),
-                path_style: s3.path_style,
-                access_key_id: s3.access_key_id.clone(),
-                secret_access_key: s3.secret_access_key.clone().map(Secret),
-                session_token: s3.session_token.clone().map(Secret),
-                checksums: s3.checksums,
-                retry: RetryPolicy {
-                    attempt_timeout: limits.attempt_timeout.0,
-                    deadline: limits.deadline.0,
-                    attempts: limits.attempts,
-                    ..RetryPolicy::default()
-                },
-                max_requests: limits.max_requests as usize,
-            },
+            store: self.store_settings(store),
             mountpoint,
             state_dir,
             layout: self.layout.clone(),
@@ -227,6 +210,40 @@ impl Config {
             admin_socket,
             log: self.log.clone(),
         })
+    }
+
+    /// What is needed to reach the store, without a mount.
+    ///
+    /// # Errors
+    /// No store, or an impossible one.
+    pub fn resolve_store(&self) -> Result<StoreSettings, ConfigError> {
+        let Some(url) = self.store.clone() else {
+            return err("no store given: name one like file:///srv/mail or s3://bucket".into());
+        };
+        check_store(&url)?;
+        self.check_values()?;
+        Ok(self.store_settings(url))
+    }
+
+    fn store_settings(&self, url: String) -> StoreSettings {
+        let (limits, s3) = (&self.store_limits, &self.s3);
+        StoreSettings {
+            url,
+            endpoint: s3.endpoint.clone(),
+            region: s3.region.clone(),
+            path_style: s3.path_style,
+            access_key_id: s3.access_key_id.clone(),
+            secret_access_key: s3.secret_access_key.clone().map(Secret),
+            session_token: s3.session_token.clone().map(Secret),
+            checksums: s3.checksums,
+            retry: RetryPolicy {
+                attempt_timeout: limits.attempt_timeout.0,
+                deadline: limits.deadline.0,
+                attempts: limits.attempts,
+                ..RetryPolicy::default()
+            },
+            max_requests: limits.max_requests as usize,
+        }
     }
 
     fn lost_mails(&self) -> crate::vmail::lost::LostMails {

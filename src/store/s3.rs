@@ -79,10 +79,10 @@ impl S3Store {
     pub async fn connect(config: S3Config) -> StoreResult<S3Store> {
         let clock = StoreClock::default();
         Ok(S3Store {
-            clock: clock.clone(),
             bucket: config.bucket.clone(),
             prefix: config.prefix.clone(),
             policy: config.retry.clone(),
+            clock: clock.clone(),
             slots: Semaphore::new(config.max_requests.max(1)),
             client: Reloading::new(config, clock).await?,
             sent: AtomicU64::new(0),

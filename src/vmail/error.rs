@@ -59,6 +59,9 @@ pub enum Error {
     /// made again.
     #[error("{what}: named in the listing but missing in the metacache")]
     Vanished { folder: FolderId, what: String },
+    /// There is no such user in the store.
+    #[error("user {user}: not in this store")]
+    NoUser { user: String },
     /// The local disk failed.
     #[error("{what}: {detail}")]
     Disk { what: String, full: bool, detail: String },
@@ -125,6 +128,7 @@ impl Error {
                 Plain::TooManyLinks => libc::EMLINK,
             },
             Error::Refused(_) => libc::EPERM,
+            Error::NoUser { .. } => libc::ENOENT,
             Error::Store { during, source, .. } => match (during, source) {
                 (During::Delivery, StoreError::Full { .. }) => libc::ENOSPC,
                 (During::Delivery, _) => libc::EAGAIN,

@@ -384,7 +384,6 @@ pub async fn raise_ceilings(
         Ok((head, user.etag.clone(), user.state_dir.clone(), stamp))
     })?;
     head.write_id = new_write_id(cell);
-    head.written = cell.session.env.clock.wall().secs;
     intend(cell, &dir, &head, &stamp).await?;
     let swapped = swap_head(cell, &head, Some(tag), Reason("ceiling")).await;
     let swapped = swapped.and_then(|tag| pass(failpoint::CEILING_AFTER_SWAP).map(|()| tag));

@@ -333,7 +333,6 @@ fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
     head.epoch = Epoch(old.epoch.0.saturating_add(1));
     head.write_id = write_id;
     head.owner = Some(owner);
-    head.written = written;
     // After a clean hand-over nothing can show up late.
     if follows != Follows::Clean {
         head.closed.push(ClosedEpoch { epoch: old.epoch, end: old.watermark });

@@ -212,7 +212,7 @@ pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
     let paths: Vec<_> = adopted.iter().map(|(_, _, path)| path.clone()).collect();
     let ids: Vec<_> = adopted.iter().map(|(tail, ..)| tail.id()).collect();
     let found = adopted.into_iter().map(|(tail, size, _)| (tail, size)).collect();
-    bring_back(cell, found).await?;
+    adopt_mails(cell, found).await?;
     cell.open_user(|user| {
         ids.into_iter().for_each(|id| user.answered(id));
         user.urgent();

@@ -115,11 +115,11 @@ pub struct UserCell {
     pub opening: tokio::sync::Mutex<()>,
     pub loading: tokio::sync::Mutex<()>,
     pub flushing: tokio::sync::Mutex<()>,
-    /// One gc at a time; taken before `flushing`.
-    pub collecting: tokio::sync::Mutex<()>,
     pub uploading: tokio::sync::Mutex<()>,
     /// Somebody sees to it that promises are kept.
     pub uploader: AtomicBool,
+    /// One gc at a time; taken before `flushing`.
+    pub collecting: tokio::sync::Mutex<()>,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
     under_way: Mutex<HashMap<Ino, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -289,9 +289,9 @@ impl Session {
             opening: tokio::sync::Mutex::new(()),
             loading: tokio::sync::Mutex::new(()),
             flushing: tokio::sync::Mutex::new(()),
-            collecting: tokio::sync::Mutex::new(()),
             uploading: tokio::sync::Mutex::new(()),
             uploader: AtomicBool::new(false),
+            collecting: tokio::sync::Mutex::new(()),
             under_way: Mutex::default(),
         });
         users.insert(name, cell.clone());
