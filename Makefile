@@ -2,6 +2,8 @@
 # make test    run every test (as root, for those that mount)
 # make kills   kill the daemon KILLS (200) times under load and look for what was acknowledged
 # make figures measure requests and memory on a real mount (see docs/BENCHMARKS.md)
+# make soak SEEDS=2000 FROM=0   simulate so many lives and deaths of users
+# make soak-sabotage            show that the simulation notices deliberate mistakes
 # make check   formatting and lints
 # make install PREFIX=/usr/local
 
@@ -12,7 +14,7 @@ SBIN   ?= /sbin
 DESTDIR ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all demo test kills figures check deps install
+.PHONY: all demo test kills soak soak-sabotage figures check deps install
 
 all:
 	$(CARGO) build --release
@@ -30,6 +32,16 @@ KILLS ?= 200
 kills: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" KILLS=$(KILLS) \
 		$(CARGO) test --test kill -- --ignored --nocapture all
+
+# The heart under simulated deaths, power cuts, losses and faults: SEEDS seeds from FROM on.
+SEEDS ?= 2000
+FROM  ?= 0
+soak:
+	SEEDS=$(SEEDS) FROM=$(FROM) $(CARGO) test --test sim some_seeds -- --nocapture
+
+# The same with deliberate mistakes built in: a table of what noticed each.
+soak-sabotage:
+	$(CARGO) test --features sabotage --test sim mistakes_are_noticed -- --nocapture
 
 figures: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) bench --bench figures -- $(FIGURES)

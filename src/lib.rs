@@ -15,5 +15,7 @@ pub mod format;
 pub mod fs;
 pub mod fuse;
 pub mod memory;
+#[doc(hidden)]
+pub mod sabotage;
 pub mod store;
 pub mod vmail;

@@ -49,10 +49,44 @@ async fn to_cache(
     if let Some(copy) = session.fscache.get(user, id, size) {
         return Ok(Some(copy));
     }
+    if let Some(copy) = checked(session, user, key, size).await? {
+        return Ok(Some(copy));
+    }
     let Some(room) = session.fscache.reserve(size) else { return Ok(None) };
     let local = |e: io::Error| Error::disk("fscache", &e);
     let room = download(session, user, key, size, room).await?;
     session.fscache.commit(room, user, id).map(Some).map_err(local)
+}
+
+/// A copy that an earlier session left, if it holds what was published.
+async fn checked(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    size: u64,
+) -> Result<Option<Arc<Cached>>> {
+    let Some(copy) = session.fscache.unchecked(user, key.id(), size) else { return Ok(None) };
+    let file = copy.file.clone();
+    let read = blocking(move || digest(&*file)).await?;
+    let good = matches!(read, Ok((len, crc)) if len == size && crc == key.decode().crc);
+    session.fscache.judge(user, key.id(), good);
+    Ok(good.then_some(copy))
+}
+
+/// Length and checksum of a file.
+fn digest(file: &dyn DiskFile) -> io::Result<(u64, u32)> {
+    let len = file.size()?;
+    let mut crc = 0;
+    let mut at = 0;
+    let mut buf = vec![0; 128 * 1024];
+    loop {
+        let n = file.read_at(&mut buf, at)?;
+        if n == 0 {
+            return Ok((len, crc));
+        }
+        crc = crc32c::crc32c_append(crc, &buf[..n]);
+        at += n as u64;
+    }
 }
 
 async fn download(
@@ -104,22 +138,7 @@ async fn download_once(
         }
     }
     let (want, file) = (key.decode().crc, file.clone());
-    let (len, crc) = blocking(move || -> io::Result<(u64, u32)> {
-        let len = file.size()?;
-        let mut crc = 0;
-        let mut at = 0;
-        let mut buf = vec![0; 128 * 1024];
-        loop {
-            let n = file.read_at(&mut buf, at)?;
-            if n == 0 {
-                return Ok((len, crc));
-            }
-            crc = crc32c::crc32c_append(crc, &buf[..n]);
-            at += n as u64;
-        }
-    })
-    .await?
-    .map_err(local)?;
+    let (len, crc) = blocking(move || digest(&*file)).await?.map_err(local)?;
     Ok(len == size && crc == want)
 }
 
@@ -243,7 +262,12 @@ pub async fn whole(
     key: &KeyTail,
     size: u64,
 ) -> Result<Bytes> {
-    if let Some(copy) = session.fscache.get(user, key.id(), size) {
+    let known = session.fscache.get(user, key.id(), size);
+    let copy = match known {
+        Some(copy) => Some(copy),
+        None => checked(session, user, key, size).await?,
+    };
+    if let Some(copy) = copy {
         let len = usize::try_from(size).unwrap_or(usize::MAX);
         let read = copy.file.read_exact_at(0, len);
         return read.map(Bytes::from).map_err(|e| Error::disk("fscache", &e));

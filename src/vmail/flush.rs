@@ -36,6 +36,7 @@ use crate::format::part::{
     encode_part,
 };
 use crate::format::{FolderId, ObjectId};
+use crate::sabotage::{self, Bug};
 use crate::store::{Body, PutMode, Reason};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
@@ -118,20 +119,13 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
     let (cut, done) = send(cell, cut, options).await;
     match done {
         Ok(Some((head, tag, parts, report))) => {
-            let stamped = cell.open_user(|user| {
+            let clean = cell.open_user(|user| {
                 user.flushed_seq = cut.seq;
                 user.settle_cut(cut, &parts);
                 user.take_head(head, tag);
-                let clean = options.release && !user.has_unflushed();
-                let stamp = user.stamp(user.flushed_seq, clean);
-                Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
-            });
-            let (bytes, path) = stamped?;
-            let disk = cell.session.env.disk.clone();
-            blocking(move || {
-                disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e))
-            })
-            .await??;
+                Ok(options.release && !user.has_unflushed())
+            })?;
+            save_head(cell, clean).await?;
             compact_journal(cell)?;
             if lines > load::MANY {
                 crate::memory::give_back();
@@ -232,7 +226,10 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     let body = Body::Bytes(bundle);
     let key = bundle_key(&cell.name, cut.bundle);
     pass(failpoint::FLUSH_BEFORE_BUNDLE)?;
-    store.put(&key, body, PutMode::Overwrite, &[], Reason("flush")).await.map_err(failed)?;
+    if !sabotage::is(Bug::HeadBeforeBundle) {
+        let put = store.put(&key, body.clone(), PutMode::Overwrite, &[], Reason("flush"));
+        put.await.map_err(failed)?;
+    }
     pass(failpoint::FLUSH_AFTER_BUNDLE)?;
     head.write_id = new_write_id(cell);
     if options.release {
@@ -249,7 +246,13 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     let swapped = swap_head(cell, &head, Some(tag), Reason("flush")).await?;
     pass(failpoint::FLUSH_AFTER_SWAP)?;
     match swapped {
-        Some(tag) => Ok(Some((head, tag, parts, report))),
+        Some(tag) => {
+            if sabotage::is(Bug::HeadBeforeBundle) {
+                let put = store.put(&key, body, PutMode::Overwrite, &[], Reason("flush"));
+                put.await.map_err(failed)?;
+            }
+            Ok(Some((head, tag, parts, report)))
+        }
         None => Err(lost(cell)),
     }
 }
@@ -391,15 +394,31 @@ pub async fn raise_ceilings(
         cell.if_open(|user| user.ceiling_wanted = true);
     }
     match swapped? {
-        Some(tag) => cell.open_user(|user| {
-            user.take_head(head, tag);
-            user.write_head(false)
-        }),
+        Some(tag) => {
+            cell.open_user(|user| {
+                user.take_head(head, tag);
+                Ok(())
+            })?;
+            save_head(cell, false).await
+        }
         None => {
             cell.if_open(|user| user.lost = true);
             Err(lost(cell))
         }
     }
+}
+
+/// Writes the head that holds to the local disk. Synced: a power cut that left half of it would
+/// make everything beside it obsolete.
+pub(super) async fn save_head(cell: &Arc<UserCell>, clean: bool) -> Result<()> {
+    let (bytes, path) = cell.open_user(|user| {
+        let stamp = user.stamp(user.flushed_seq, clean);
+        Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
+    })?;
+    let disk = cell.session.env.disk.clone();
+    let written =
+        blocking(move || disk.replace(&path, &bytes, true).map_err(|e| (path, e))).await?;
+    written.map_err(|(path, e)| Error::disk(path.display().to_string(), &e))
 }
 
 impl super::user::User {
@@ -414,14 +433,6 @@ impl super::user::User {
         self.uidvalidity_burnt = head.uidvalidity_burnt;
         self.head = head;
         self.etag = tag;
-    }
-
-    pub(super) fn write_head(&self, clean: bool) -> Result<()> {
-        let stamp = self.stamp(self.flushed_seq, clean);
-        let bytes = encode_stamped(&stamp, &self.head)?;
-        let path = self.state_dir.join("head");
-        let written = self.session.disk().replace(&path, &bytes, false);
-        written.map_err(|e| Error::disk(path.display().to_string(), &e))
     }
 
     /// Whether a cache is not in any part.
@@ -450,10 +461,9 @@ pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
     flush_alone(cell, options).await?;
     let more = cell.open_user(|user| {
         user.checkpoint()?;
-        let clean = !user.has_unflushed();
-        user.write_head(clean)?;
-        Ok(!clean)
+        Ok(user.has_unflushed())
     })?;
+    save_head(cell, !more).await?;
     if more {
         return Err(Error::Internal(format!("user {} changed while it was closed", cell.name)));
     }

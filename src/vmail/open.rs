@@ -18,6 +18,7 @@
 
 use super::build::build;
 use super::error::{Error, Result, pass};
+use super::flush::save_head;
 use super::local::{self, LocalState, Stamp, encode_stamped};
 use super::parts;
 use super::promise;
@@ -209,8 +210,9 @@ async fn finish(
         pass(failpoint::RECOVER_BEFORE_DONE)?;
         cell.open_user(|user| {
             user.recovering = false;
-            user.write_head(false)
+            Ok(())
         })?;
+        save_head(cell, false).await?;
     }
     load::load(cell, FolderId::ROOT).await?;
     cell.open_user(|user| {
@@ -356,7 +358,8 @@ fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
     head
 }
 
-/// Notes on the local disk that a head is about to be swapped in.
+/// Notes on the local disk that a head is about to be swapped in. Synced: with a head that it
+/// does not know, everything on this disk would count as obsolete.
 pub async fn intend(
     cell: &Arc<UserCell>,
     state_dir: &std::path::Path,
@@ -365,6 +368,6 @@ pub async fn intend(
 ) -> Result<()> {
     let bytes = encode_stamped(stamp, head)?;
     let (disk, path) = (cell.session.env.disk.clone(), state_dir.join("head.next"));
-    blocking(move || disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e)))
+    blocking(move || disk.replace(&path, &bytes, true).map_err(|e| Error::disk("state", &e)))
         .await?
 }

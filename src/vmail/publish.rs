@@ -47,6 +47,7 @@ use crate::format::key::{
 };
 use crate::format::listing::Extent;
 use crate::format::{ObjectId, Timestamp};
+use crate::sabotage::{self, Bug};
 use crate::store::{Body, PutMode, Reason, StoreError};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -377,13 +378,19 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     } else if !(job.growing && job.len == 0) {
         let store_key = mail_key(&node.cell.name, &key);
         let failed = |e: std::io::Error| StoreError::Unavailable { detail: e.to_string() };
-        let put = async {
+        let store = session.env.store.clone();
+        let put = async move {
             failpoint::hit(failpoint::PUBLISH_BEFORE_PUT).map_err(failed)?;
             let (how, why) = (PutMode::Overwrite, Reason("publish"));
-            session.env.store.put(&store_key, body, how, &metadata, why).await?;
-            failpoint::hit(failpoint::PUBLISH_AFTER_PUT).map_err(failed)
+            let tag = store.put(&store_key, body, how, &metadata, why).await?;
+            failpoint::hit(failpoint::PUBLISH_AFTER_PUT).map_err(failed)?;
+            Ok(tag)
         };
-        if let Err(error) = put.await {
+        let done = match sabotage::is(Bug::AckBeforePut) {
+            true => sabotage::unasked(put),
+            false => put.await,
+        };
+        if let Err(error) = done {
             node.cell.open_user(|user| user.drop_object(key.clone()))?;
             return Err(Error::store(
                 format!("publishing a mail of {}", node.cell.name),
@@ -446,8 +453,13 @@ async fn sync_journal(node: &NodeRef) -> Result<()> {
     }
 }
 
-/// Runs what blocks on a disk away from the tasks.
+/// Runs what blocks on a disk away from the tasks. A runtime of one thread has nobody else to keep
+/// going: there it is done at once, so that a simulation has one order of events.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return Ok(work());
+    }
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::Internal(format!("a disk task ended early: {e}")))

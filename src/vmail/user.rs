@@ -21,6 +21,7 @@ use crate::format::key::KeyTail;
 use crate::format::listing::{Line, Owner};
 use crate::format::part::Dropped;
 use crate::format::{Epoch, FolderId, ObjectId, Place, Sub, Timestamp};
+use crate::sabotage::{self, Bug};
 use crate::store::ETag;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
@@ -140,8 +141,8 @@ impl User {
     /// The largest id up to which all are settled.
     pub fn watermark(&self) -> ObjectId {
         let counter = match self.unanswered.first() {
-            Some(first) => first - 1,
-            None => self.last_counter,
+            Some(first) if !sabotage::is(Bug::WatermarkAbovePut) => first - 1,
+            _ => self.last_counter,
         };
         ObjectId { epoch: self.epoch, counter }
     }
