@@ -176,7 +176,7 @@ pub(super) async fn list_mails(
     Ok(found)
 }
 
-/// Gives names to objects that nothing names.
+/// Gives names to objects that nothing names, and has that flushed soon.
 pub(super) async fn adopt_mails(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>) -> Result<()> {
     adopt_over(cell, found, &HashSet::new()).await
 }
@@ -201,7 +201,9 @@ async fn adopt_over(
         pass(failpoint::RECOVER_BETWEEN_FOLDERS)?;
     }
     cell.open_user(|user| {
-        user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())
+        user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())?;
+        user.urgent();
+        Ok(())
     })
 }
 
@@ -218,7 +220,6 @@ pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
     adopt_mails(cell, found).await?;
     cell.open_user(|user| {
         ids.into_iter().for_each(|id| user.answered(id));
-        user.urgent();
         Ok(())
     })?;
     super::publish::sync_user(cell).await?;
