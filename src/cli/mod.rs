@@ -7,6 +7,7 @@ mod care;
 mod exit;
 mod fsck;
 mod heart;
+mod index_lock;
 mod live;
 mod logging;
 mod mount;
@@ -90,6 +91,9 @@ enum Command {
     /// Earlier states of a user, and mails that were deleted.
     #[command(subcommand)]
     User(user::User),
+    /// For the daemon's own use: locks an index log and appends to it.
+    #[command(hide = true)]
+    IndexLock { path: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
@@ -153,6 +157,7 @@ pub fn main() -> ExitCode {
         }
         Command::Fsck(args) => fsck::fsck(&args),
         Command::User(command) => user::user(command),
+        Command::IndexLock { path } => index_lock::hold(&path),
         Command::Metacache(Metacache::Flush { user, important, target }) => {
             talk::flush(target.socket.as_deref(), target.mountpoint.as_deref(), user, important)
         }
