@@ -191,7 +191,7 @@ fn deleted_mails_come_back(format: Format) {
     // A folder that was deleted, in place.
     open.delete("Sent").unwrap();
     let text = site.vmailfs(&["user", "restore", "-u", USER, "--at", &then, "--in-place"]);
-    assert!(text.contains("3 mails brought back"), "{text}");
+    assert!(text.contains("4 mails brought back"), "{text}");
     open.command("NOOP").unwrap();
     let sent = open.select("Sent").unwrap();
     assert_eq!(sent.exists, 3, "{}", site.mount.log());
@@ -200,10 +200,15 @@ fn deleted_mails_come_back(format: Format) {
     if format == Format::Maildir {
         assert!(mails.iter().all(|m| m.flags == flags(&["\\Flagged", "\\Seen"])), "{mails:?}");
     }
+    // What went with the deleted folder is where it was then; what was here stays as it was.
     open.select("INBOX").unwrap();
-    assert_eq!(ids(&open.fetch_all().unwrap()), seen_now);
+    let mut inbox = ids(&open.fetch_all().unwrap());
+    assert!(inbox.remove("mail-3").unwrap() >= seen_now["mail-5"] + 1000);
+    assert_eq!(inbox, seen_now);
     open.logout();
-    let problems = site.dovecot.complaints();
+    // A folder of sdbox that is made anew is looked through by Dovecot.
+    let mut problems = site.dovecot.complaints();
+    problems.retain(|line| !line.contains("Rebuilding index"));
     assert!(problems.is_empty(), "{problems:#?}");
 
     let text = site.vmailfs(&["fsck", "-u", USER, "--read"]);
@@ -236,6 +241,7 @@ fn mdbox_is_told_the_other_way() {
     site.flush();
     a_moment();
     let then = now();
+    a_moment();
     let (good, text) = site.mount.vmailfs(&["user", "undelete", "-u", USER]).unwrap();
     assert!(!good && text.contains("doveadm") && text.contains("--to"), "{text}");
     let mut imap = site.login();
