@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod heart {
+    mod ack;
     mod caches;
     mod crash;
     mod flush;

@@ -2,7 +2,9 @@
 //!
 //! Layout: `<dir>/<hh>/<user>/<object id>`, each file the exact bytes of one object. A file may
 //! vanish at any time (I7): the next read fetches it again. The books are made anew from the
-//! directory at each start, so nothing needs to be written to keep them.
+//! directory at each start, so nothing needs to be written to keep them. Nothing is synced
+//! either: what was found at a start may be what a power cut left of a file, or what somebody
+//! made of it, so it is checked against its object's checksum before its first use.
 //!
 //! Space is reserved before bytes arrive. A file that is unlinked while somebody reads it
 //! counts until it is closed. What does not fit because everything is in use is read through
@@ -23,6 +25,8 @@ type CacheKey = (Arc<str>, ObjectId);
 #[derive(Debug)]
 struct Known {
     size: u64,
+    /// It holds what the object holds: it was written or checked by this session.
+    checked: bool,
     /// Set while somebody has the file open.
     open: Weak<Cached>,
 }
@@ -119,7 +123,7 @@ impl Fscache {
         let mut used = 0;
         for (_, key, size) in found {
             used += size;
-            books.files.put(key, Known { size, open: Weak::new() });
+            books.files.put(key, Known { size, checked: false, open: Weak::new() });
         }
         let cache = Arc::new(Fscache {
             dir: dir.into(),
@@ -143,10 +147,38 @@ impl Fscache {
     pub fn get(self: &Arc<Self>, user: &Arc<str>, id: ObjectId, size: u64) -> Option<Arc<Cached>> {
         let key = (user.clone(), id);
         let mut books = self.books.lock();
-        let hit = self.open_known(&mut books, &key, size);
+        let known = books.files.peek(&key).is_some_and(|known| known.checked);
+        let hit = if known { self.open_known(&mut books, &key, size) } else { None };
         let counter = if hit.is_some() { &self.hits } else { &self.misses };
         counter.fetch_add(1, Ordering::Relaxed);
         hit
+    }
+
+    /// A copy that was there when the session began and was not used since: to be checked.
+    pub fn unchecked(
+        self: &Arc<Self>,
+        user: &Arc<str>,
+        id: ObjectId,
+        size: u64,
+    ) -> Option<Arc<Cached>> {
+        let key = (user.clone(), id);
+        let mut books = self.books.lock();
+        let known = books.files.peek(&key).is_some_and(|known| !known.checked);
+        if known { self.open_known(&mut books, &key, size) } else { None }
+    }
+
+    /// What [`Fscache::unchecked`] gave holds what it should, or is of no use.
+    pub fn judge(&self, user: &Arc<str>, id: ObjectId, good: bool) {
+        let key = (user.clone(), id);
+        let mut books = self.books.lock();
+        match books.files.peek_mut(&key) {
+            Some(known) if good => known.checked = true,
+            Some(known) if !known.checked => {
+                tracing::warn!(%user, object = %id, "cached copy does not hold its object; dropped");
+                self.forget(&mut books, &key);
+            }
+            _ => {}
+        }
     }
 
     fn open_known(
@@ -286,7 +318,7 @@ impl Fscache {
             size,
             unlinked: std::sync::atomic::AtomicBool::new(false),
         });
-        books.files.put(key, Known { size, open: Arc::downgrade(&cached) });
+        books.files.put(key, Known { size, checked: true, open: Arc::downgrade(&cached) });
         Ok(cached)
     }
 

@@ -106,6 +106,7 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         quiet_max: s.metacache.folder_change_max,
         idle_upload: s.metacache.idle_upload,
         delivery_timeout: s.delivery_timeout,
+        ack: s.ack,
         lost_mails: s.lost_mails.clone(),
         max_flushes: FLUSHES,
         boot_id: boot_id(),
@@ -167,6 +168,8 @@ fn at_risk(all: &[Waiting]) -> AtRisk {
     AtRisk {
         users: important.clone().count() as u64,
         oldest_age: important.filter_map(|w| w.oldest).max().map(|age| age.as_secs()),
+        promised_mails: all.iter().map(|w| w.promised).sum(),
+        promised_bytes: all.iter().map(|w| w.promised_bytes).sum(),
         unpublished_mails: all.iter().map(|w| w.unpublished).sum(),
         unpublished_bytes: all.iter().map(|w| w.unpublished_bytes).sum(),
     }

@@ -81,7 +81,9 @@ pub(super) async fn open(settings: &Settings) -> Result<Arc<CountedStore>, Failu
 /// What an admin can do about a store that fails at the start.
 fn advice(error: &StoreError) -> &'static str {
     match error {
-        StoreError::Unavailable { .. } => ": check the endpoint, the region and the network",
+        StoreError::Unavailable { .. } => {
+            ": check the endpoint, the region, the network and the credentials"
+        }
         StoreError::Denied { .. } => {
             ": check the credentials (s3.access_key_id and its secret, AWS_*) and their rights"
         }

@@ -52,6 +52,13 @@ pub(super) fn at_risk(risk: &AtRisk) -> String {
             oldest.unwrap_or_default()
         ));
     }
+    if risk.promised_mails > 0 {
+        parts.push(format!(
+            "{} ({}) acknowledged and only on this machine's disk so far",
+            count(risk.promised_mails, "mail"),
+            bytes(risk.promised_bytes)
+        ));
+    }
     if risk.unpublished_mails > 0 {
         parts.push(format!(
             "{} being written ({}), not acknowledged to any server",

@@ -120,6 +120,14 @@ pub const KEYS: &[Key] = &[
          is accepted.",
     ),
     text(
+        "ack",
+        "",
+        "When a delivery is answered: \"store\" (the mail is in the object store) or \"journal\" (it is\n\
+         on this machine's disk, durably, and uploaded within seconds). With \"journal\" the loss of\n\
+         this machine's disk loses the mails that `vmailfs status` shows as promised: choose it\n\
+         only where state_dir lies on storage that you trust with mail.",
+    ),
+    text(
         "retention",
         "",
         "Time for which deleted mails and earlier states stay in the store, by the store's clock;\n\

@@ -45,6 +45,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     pub single_backend: bool,
+    pub ack: Ack,
     pub retention: Span,
     pub lost_mails: LostMails,
     /// Masks, separated by spaces.
@@ -75,6 +76,7 @@ impl Default for Config {
             nonempty: false,
             backend: None,
             single_backend: false,
+            ack: Ack::Store,
             retention: Span::secs(7 * DAY),
             lost_mails: LostMails::Error,
             lost_mails_for: "*".into(),
@@ -179,6 +181,15 @@ impl fmt::Debug for S3 {
             .field("checksums", &self.checksums)
             .finish()
     }
+}
+
+/// When a mail counts as safe.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ack {
+    #[default]
+    Store,
+    Journal,
 }
 
 /// What reading a mail gives whose object is gone from the store.

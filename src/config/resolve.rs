@@ -87,6 +87,7 @@ pub struct Settings {
     pub nonempty: bool,
     pub backend: String,
     pub single_backend: bool,
+    pub ack: crate::vmail::promise::Ack,
     pub lost_mails: crate::vmail::lost::LostMails,
     pub fscache: CacheDir,
     pub staging: CacheDir,
@@ -177,6 +178,10 @@ impl Config {
             nonempty: self.nonempty,
             backend: self.backend_name()?,
             single_backend: self.single_backend,
+            ack: match self.ack {
+                super::Ack::Store => crate::vmail::promise::Ack::Store,
+                super::Ack::Journal => crate::vmail::promise::Ack::Journal,
+            },
             lost_mails: self.lost_mails(),
             fscache: CacheDir { path: fscache, max_size: self.fscache.max_size.0 },
             staging: CacheDir { path: staging, max_size: self.staging.max_size.0 },

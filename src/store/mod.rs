@@ -23,9 +23,11 @@ pub mod probe;
 pub mod retry;
 pub mod s3;
 mod s3_body;
+mod s3_client;
 mod s3_config;
 mod s3_error;
 mod s3_read;
+mod s3_whole;
 pub mod unconditional;
 pub mod url;
 

@@ -14,7 +14,7 @@ use crate::format::journal::{Change, DiskOp};
 use crate::format::listing::{Entry, Line};
 use crate::format::{FolderId, ObjectId, Place, Sub};
 use crate::store::ETag;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 pub(super) struct Built {
@@ -70,6 +70,7 @@ pub(super) fn build(
         epoch: head.epoch,
         last_counter: 0,
         unanswered: BTreeSet::new(),
+        promised: BTreeMap::new(),
         owner: head.root_owner,
         flushed_seq: local.stamp.flushed_seq,
         dropped: Vec::new(),

@@ -22,6 +22,7 @@ use crate::format::key::KeyTail;
 use crate::format::listing::{Entry, Line, Owner};
 use crate::format::part::{Content, Dropped, Member, Part};
 use crate::format::{FolderId, ObjectId, Place, Sub};
+use crate::sabotage::{self, Bug};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -157,6 +158,9 @@ impl User {
             })
             .collect();
         order.sort();
+        if sabotage::is(Bug::HalfMove) && order.len() > 1 {
+            order.truncate(order.len() - 1);
+        }
         let mut folders = Vec::new();
         for (_, _, _, id, next) in order {
             match self.cut_folder(id, next, extent) {
@@ -180,7 +184,8 @@ impl User {
         });
         let watermark = self.watermark();
         let known_above = (watermark.counter + 1..=self.last_counter)
-            .filter(|counter| !self.unanswered.contains(counter))
+            // What was promised is up before the head that names it.
+            .filter(|c| !self.unanswered.contains(c) || self.promised.contains_key(c))
             .map(|counter| ObjectId { epoch: self.epoch, counter })
             .collect();
         self.last_counter += 1;

@@ -4,6 +4,7 @@
 //! on ENOSPC, EAGAIN and ESTALE; Dovecot takes ENOENT for an expunge. So an outage is never
 //! ENOENT, and on the way of a delivery never one of the bouncing ones (I4).
 
+use crate::failpoint::{self, Point};
 use crate::format::{FolderId, FormatError};
 use crate::fs::api::FsError;
 use crate::store::StoreError;
@@ -82,6 +83,11 @@ pub enum Error {
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Passes a failpoint, whose error is one of the disk.
+pub fn pass(point: Point) -> Result<()> {
+    failpoint::hit(point).map_err(|e| Error::disk(point.0, &e))
+}
 
 impl From<Plain> for Error {
     fn from(plain: Plain) -> Error {

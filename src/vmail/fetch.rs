@@ -8,9 +8,10 @@ use super::error::{During, Error, Plain, Result};
 use super::lost;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
+use super::promise;
 use super::publish::blocking;
 use super::session::Session;
-use crate::cache::disk::How;
+use crate::cache::disk::{DiskFile, How};
 use crate::cache::fscache::{Cached, Reservation};
 use crate::format::ObjectId;
 use crate::format::key::{KeyTail, mail_key};
@@ -18,6 +19,10 @@ use crate::store::{Reason, StoreError};
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
+
+/// How often something is read from the store before it counts as damaged there. A body may have
+/// been spoilt on its way in spite of its length, and TCP's checksum lets some of that pass.
+pub const SPOILT_TRIES: u32 = 3;
 
 /// How much of a mail that does not fit the cache is read at a time.
 const WINDOW: u64 = 1024 * 1024;
@@ -44,10 +49,44 @@ async fn to_cache(
     if let Some(copy) = session.fscache.get(user, id, size) {
         return Ok(Some(copy));
     }
+    if let Some(copy) = checked(session, user, key, size).await? {
+        return Ok(Some(copy));
+    }
     let Some(room) = session.fscache.reserve(size) else { return Ok(None) };
     let local = |e: io::Error| Error::disk("fscache", &e);
     let room = download(session, user, key, size, room).await?;
     session.fscache.commit(room, user, id).map(Some).map_err(local)
+}
+
+/// A copy that an earlier session left, if it holds what was published.
+async fn checked(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    size: u64,
+) -> Result<Option<Arc<Cached>>> {
+    let Some(copy) = session.fscache.unchecked(user, key.id(), size) else { return Ok(None) };
+    let file = copy.file.clone();
+    let read = blocking(move || digest(&*file)).await?;
+    let good = matches!(read, Ok((len, crc)) if len == size && crc == key.decode().crc);
+    session.fscache.judge(user, key.id(), good);
+    Ok(good.then_some(copy))
+}
+
+/// Length and checksum of a file.
+fn digest(file: &dyn DiskFile) -> io::Result<(u64, u32)> {
+    let len = file.size()?;
+    let mut crc = 0;
+    let mut at = 0;
+    let mut buf = vec![0; 128 * 1024];
+    loop {
+        let n = file.read_at(&mut buf, at)?;
+        if n == 0 {
+            return Ok((len, crc));
+        }
+        crc = crc32c::crc32c_append(crc, &buf[..n]);
+        at += n as u64;
+    }
 }
 
 async fn download(
@@ -59,15 +98,37 @@ async fn download(
 ) -> Result<Reservation> {
     let local = |e: io::Error| Error::disk("fscache", &e);
     let file = session.disk().open(&room.path, How::CreateNew).map_err(local)?;
+    for _ in 0..SPOILT_TRIES {
+        if download_once(session, user, key, size, &file).await? {
+            return Ok(room);
+        }
+        tracing::warn!(%user, object = %key, "spoilt on its way, reading it again");
+        file.set_len(0).map_err(local)?;
+    }
+    Err(Error::Damaged {
+        what: format!("user {user}: object {key} does not hold what was published"),
+    })
+}
+
+/// Whether the object arrived as it was published.
+async fn download_once(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    size: u64,
+    file: &Arc<dyn DiskFile>,
+) -> Result<bool> {
+    let local = |e: io::Error| Error::disk("fscache", &e);
     let store_key = mail_key(user, key);
-    match file.real() {
-        Some(real) => {
+    match (promise::read(session, user, key).await?, file.real()) {
+        (Some(bytes), _) => file.write_all_at(&bytes, 0).map_err(local)?,
+        (None, Some(real)) => {
             let got = session.env.store.download(&store_key, &real, Reason("fetch")).await;
             if let Err(error) = got {
                 return Err(failed(session, user, key, error).await);
             }
         }
-        None => {
+        (None, None) => {
             let got = session.env.store.get(&store_key, None, size, Reason("fetch")).await;
             let (_, bytes) = match got {
                 Ok(got) => got,
@@ -76,29 +137,9 @@ async fn download(
             file.write_all_at(&bytes, 0).map_err(local)?;
         }
     }
-    let want = key.decode().crc;
-    let (len, crc) = blocking(move || -> io::Result<(u64, u32)> {
-        let len = file.size()?;
-        let mut crc = 0;
-        let mut at = 0;
-        let mut buf = vec![0; 128 * 1024];
-        loop {
-            let n = file.read_at(&mut buf, at)?;
-            if n == 0 {
-                return Ok((len, crc));
-            }
-            crc = crc32c::crc32c_append(crc, &buf[..n]);
-            at += n as u64;
-        }
-    })
-    .await?
-    .map_err(local)?;
-    if len != size || crc != want {
-        return Err(Error::Damaged {
-            what: format!("user {user}: object {key} does not hold what was published"),
-        });
-    }
-    Ok(room)
+    let (want, file) = (key.decode().crc, file.clone());
+    let (len, crc) = blocking(move || digest(&*file)).await?.map_err(local)?;
+    Ok(len == size && crc == want)
 }
 
 /// Keeps bytes that were just published as the object's cached copy. Best effort.
@@ -188,6 +229,16 @@ pub async fn through(node: &NodeRef, offset: u64) -> Result<()> {
     let Some((key, size)) = wanted.filter(|(_, size)| offset < *size) else { return Ok(()) };
     let range = offset..size.min(offset + WINDOW);
     let limit = range.end - range.start;
+    if let Some(bytes) = promise::read(&cell.session, &cell.name, &key).await? {
+        let start = usize::try_from(range.start).unwrap_or(usize::MAX).min(bytes.len());
+        let end = usize::try_from(range.end).unwrap_or(usize::MAX).min(bytes.len());
+        cell.if_open(|user| {
+            if let Ok(Node { kind: Kind::Mail(mail), .. }) = user.known_mut(node) {
+                mail.window = Some((offset, bytes.slice(start..end)));
+            }
+        });
+        return Ok(());
+    }
     let store = &cell.session.env.store;
     let got = store.get(&mail_key(&cell.name, &key), Some(range), limit, Reason("fetch")).await;
     let got = match got {
@@ -211,23 +262,33 @@ pub async fn whole(
     key: &KeyTail,
     size: u64,
 ) -> Result<Bytes> {
-    if let Some(copy) = session.fscache.get(user, key.id(), size) {
+    let known = session.fscache.get(user, key.id(), size);
+    let copy = match known {
+        Some(copy) => Some(copy),
+        None => checked(session, user, key, size).await?,
+    };
+    if let Some(copy) = copy {
         let len = usize::try_from(size).unwrap_or(usize::MAX);
         let read = copy.file.read_exact_at(0, len);
         return read.map(Bytes::from).map_err(|e| Error::disk("fscache", &e));
     }
-    let store = &session.env.store;
-    let got = store.get(&mail_key(user, key), None, size, Reason("fetch")).await;
-    let (_, bytes) = match got {
-        Ok(got) => got,
-        Err(error) => return Err(failed(session, user, key, error).await),
-    };
-    if bytes.len() as u64 != size || crc32c::crc32c(&bytes) != key.decode().crc {
-        return Err(Error::Damaged {
-            what: format!("user {user}: object {key} does not hold what was published"),
-        });
+    if let Some(bytes) = promise::read(session, user, key).await? {
+        return Ok(bytes);
     }
-    Ok(bytes)
+    let store = &session.env.store;
+    for _ in 0..SPOILT_TRIES {
+        let got = store.get(&mail_key(user, key), None, size, Reason("fetch")).await;
+        let (_, bytes) = match got {
+            Ok(got) => got,
+            Err(error) => return Err(failed(session, user, key, error).await),
+        };
+        if bytes.len() as u64 == size && crc32c::crc32c(&bytes) == key.decode().crc {
+            return Ok(bytes);
+        }
+    }
+    Err(Error::Damaged {
+        what: format!("user {user}: object {key} does not hold what was published"),
+    })
 }
 
 /// Brings a published file back to staging, from `offset` on, so that it can be written.

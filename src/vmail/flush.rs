@@ -19,14 +19,16 @@
 
 use super::ceilings::{self, UID_ROOM, VALIDITY_ROOM};
 use super::cut::{Cut, Extent, copy};
-use super::error::{During, Error, Result};
+use super::error::{During, Error, Result, pass};
 use super::local::encode_stamped;
 use super::open::intend;
+use super::promise;
 use super::publish::blocking;
 use super::session::{CellState, UserCell};
 use super::swap::swap_head;
 use super::wait::Patience;
 use super::{dropped, load, need, restore};
+use crate::failpoint;
 use crate::format::head::{Head, PartKind, PartRef};
 use crate::format::key::{bundle_key, file_key};
 use crate::format::part::{
@@ -34,6 +36,7 @@ use crate::format::part::{
     encode_part,
 };
 use crate::format::{FolderId, ObjectId};
+use crate::sabotage::{self, Bug};
 use crate::store::{Body, PutMode, Reason};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
@@ -112,24 +115,21 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
         user.may_write()?;
         user.cut(extent)
     })?;
+    let lines: usize = cut.folders.iter().map(|folder| folder.lines.len()).sum();
     let (cut, done) = send(cell, cut, options).await;
     match done {
         Ok(Some((head, tag, parts, report))) => {
-            let stamped = cell.open_user(|user| {
+            let clean = cell.open_user(|user| {
                 user.flushed_seq = cut.seq;
                 user.settle_cut(cut, &parts);
                 user.take_head(head, tag);
-                let clean = options.release && !user.has_unflushed();
-                let stamp = user.stamp(user.flushed_seq, clean);
-                Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
-            });
-            let (bytes, path) = stamped?;
-            let disk = cell.session.env.disk.clone();
-            blocking(move || {
-                disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e))
-            })
-            .await??;
+                Ok(options.release && !user.has_unflushed())
+            })?;
+            save_head(cell, clean).await?;
             compact_journal(cell)?;
+            if lines > load::MANY {
+                crate::memory::give_back();
+            }
             Ok(Some(report))
         }
         Ok(None) => {
@@ -221,10 +221,16 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     if !cell.open_user(|user| Ok(user.unchanged(cut)))? {
         return Ok(None);
     }
+    promise::keep_all(cell).await?;
     let report = Report { flushed: true, folders: parts.len(), bytes: bundle.len() as u64 };
     let body = Body::Bytes(bundle);
     let key = bundle_key(&cell.name, cut.bundle);
-    store.put(&key, body, PutMode::Overwrite, &[], Reason("flush")).await.map_err(failed)?;
+    pass(failpoint::FLUSH_BEFORE_BUNDLE)?;
+    if !sabotage::is(Bug::HeadBeforeBundle) {
+        let put = store.put(&key, body.clone(), PutMode::Overwrite, &[], Reason("flush"));
+        put.await.map_err(failed)?;
+    }
+    pass(failpoint::FLUSH_AFTER_BUNDLE)?;
     head.write_id = new_write_id(cell);
     if options.release {
         head.owner = None;
@@ -236,8 +242,17 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
         blocking(move || point.sync()).await??;
     }
     intend(cell, &dir, &head, &stamp).await?;
-    match swap_head(cell, &head, Some(tag), Reason("flush")).await? {
-        Some(tag) => Ok(Some((head, tag, parts, report))),
+    pass(failpoint::FLUSH_BEFORE_SWAP)?;
+    let swapped = swap_head(cell, &head, Some(tag), Reason("flush")).await?;
+    pass(failpoint::FLUSH_AFTER_SWAP)?;
+    match swapped {
+        Some(tag) => {
+            if sabotage::is(Bug::HeadBeforeBundle) {
+                let put = store.put(&key, body, PutMode::Overwrite, &[], Reason("flush"));
+                put.await.map_err(failed)?;
+            }
+            Ok(Some((head, tag, parts, report)))
+        }
         None => Err(lost(cell)),
     }
 }
@@ -374,19 +389,36 @@ pub async fn raise_ceilings(
     head.write_id = new_write_id(cell);
     intend(cell, &dir, &head, &stamp).await?;
     let swapped = swap_head(cell, &head, Some(tag), Reason("ceiling")).await;
+    let swapped = swapped.and_then(|tag| pass(failpoint::CEILING_AFTER_SWAP).map(|()| tag));
     if swapped.is_err() {
         cell.if_open(|user| user.ceiling_wanted = true);
     }
     match swapped? {
-        Some(tag) => cell.open_user(|user| {
-            user.take_head(head, tag);
-            user.write_head(false)
-        }),
+        Some(tag) => {
+            cell.open_user(|user| {
+                user.take_head(head, tag);
+                Ok(())
+            })?;
+            save_head(cell, false).await
+        }
         None => {
             cell.if_open(|user| user.lost = true);
             Err(lost(cell))
         }
     }
+}
+
+/// Writes the head that holds to the local disk. Synced: a power cut that left half of it would
+/// make everything beside it obsolete.
+pub(super) async fn save_head(cell: &Arc<UserCell>, clean: bool) -> Result<()> {
+    let (bytes, path) = cell.open_user(|user| {
+        let stamp = user.stamp(user.flushed_seq, clean);
+        Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
+    })?;
+    let disk = cell.session.env.disk.clone();
+    let written =
+        blocking(move || disk.replace(&path, &bytes, true).map_err(|e| (path, e))).await?;
+    written.map_err(|(path, e)| Error::disk(path.display().to_string(), &e))
 }
 
 impl super::user::User {
@@ -401,14 +433,6 @@ impl super::user::User {
         self.uidvalidity_burnt = head.uidvalidity_burnt;
         self.head = head;
         self.etag = tag;
-    }
-
-    pub(super) fn write_head(&self, clean: bool) -> Result<()> {
-        let stamp = self.stamp(self.flushed_seq, clean);
-        let bytes = encode_stamped(&stamp, &self.head)?;
-        let path = self.state_dir.join("head");
-        let written = self.session.disk().replace(&path, &bytes, false);
-        written.map_err(|e| Error::disk(path.display().to_string(), &e))
     }
 
     /// Whether a cache is not in any part.
@@ -437,10 +461,9 @@ pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
     flush_alone(cell, options).await?;
     let more = cell.open_user(|user| {
         user.checkpoint()?;
-        let clean = !user.has_unflushed();
-        user.write_head(clean)?;
-        Ok(!clean)
+        Ok(user.has_unflushed())
     })?;
+    save_head(cell, !more).await?;
     if more {
         return Err(Error::Internal(format!("user {} changed while it was closed", cell.name)));
     }

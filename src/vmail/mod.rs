@@ -36,6 +36,7 @@ pub mod need;
 pub mod node;
 pub mod open;
 pub mod parts;
+pub mod promise;
 pub mod publish;
 pub mod recover;
 pub mod recover_mdbox;

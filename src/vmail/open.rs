@@ -17,14 +17,17 @@
 //! begins it again, and does not take the half of it for a journal that knows everything.
 
 use super::build::build;
-use super::error::{Error, Result};
+use super::error::{Error, Result, pass};
+use super::flush::save_head;
 use super::local::{self, LocalState, Stamp, encode_stamped};
 use super::parts;
+use super::promise;
 use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
 use super::{ceilings, load, publish, recover, restore};
+use crate::failpoint;
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
 use crate::format::listing::Owner;
 use crate::format::{Epoch, FolderId, ObjectId, Place};
@@ -93,6 +96,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
         (Some((head, _)), Some(local)) => usable(cell, head, local),
     };
     if local.is_none() {
+        promise::set_aside(&session, &cell.name, &state_dir)?;
         let (disk, dir, cache) = (session.env.disk.clone(), state_dir.clone(), cache_dir.clone());
         let keep = unflushed_leftovers(cell, &dir)?.then(|| {
             let name = format!("{}-{:016x}", cell.path.join("_"), session.env.random.u64());
@@ -137,7 +141,10 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
             let recovering = follows == Follows::Loss;
             let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
             intend(cell, &state_dir, &head, &stamp).await?;
-            match swap_head(cell, &head, tag, Reason("open")).await? {
+            pass(failpoint::OPEN_BEFORE_SWAP)?;
+            let swapped = swap_head(cell, &head, tag, Reason("open")).await?;
+            pass(failpoint::OPEN_AFTER_SWAP)?;
+            match swapped {
                 Some(tag) => (head, tag),
                 None => {
                     let backend = "(a rival)".into();
@@ -167,6 +174,7 @@ async fn finish(
     before: Option<Head>,
     named: HashSet<ObjectId>,
 ) -> Result<()> {
+    promise::resume(cell, &named).await?;
     load_links(cell).await?;
     restore::after_power_cut(cell).await?;
     let epoch = cell.open_user(|user| Ok(user.epoch))?;
@@ -182,13 +190,16 @@ async fn finish(
     if let Some(head) = &before {
         recover::late_arrivals(cell, head, &named).await?;
     }
+    recover::adopt_promises(cell).await?;
     // Everything that came back is in the journal now.
     if follows == Follows::Loss {
         publish::sync_user(cell).await?;
+        pass(failpoint::RECOVER_BEFORE_DONE)?;
         cell.open_user(|user| {
             user.recovering = false;
-            user.write_head(false)
+            Ok(())
         })?;
+        save_head(cell, false).await?;
     }
     load::load(cell, FolderId::ROOT).await?;
     cell.open_user(|user| {
@@ -334,7 +345,8 @@ fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
     head
 }
 
-/// Notes on the local disk that a head is about to be swapped in.
+/// Notes on the local disk that a head is about to be swapped in. Synced: with a head that it
+/// does not know, everything on this disk would count as obsolete.
 pub async fn intend(
     cell: &Arc<UserCell>,
     state_dir: &std::path::Path,
@@ -343,6 +355,6 @@ pub async fn intend(
 ) -> Result<()> {
     let bytes = encode_stamped(stamp, head)?;
     let (disk, path) = (cell.session.env.disk.clone(), state_dir.join("head.next"));
-    blocking(move || disk.replace(&path, &bytes, false).map_err(|e| Error::disk("state", &e)))
+    blocking(move || disk.replace(&path, &bytes, true).map_err(|e| Error::disk("state", &e)))
         .await?
 }

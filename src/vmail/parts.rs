@@ -4,6 +4,7 @@
 //! has not, or that is shorter than the head says, is damage, never an absence (I4, I9).
 
 use super::error::{During, Error, Result};
+use super::fetch::SPOILT_TRIES;
 use super::lines::Final;
 use super::node::Since;
 use super::publish::blocking;
@@ -130,7 +131,8 @@ fn too_short(user: &str, bundle: ObjectId) -> Error {
     Error::Damaged { what: format!("user {user}: bundle {bundle} is shorter than its head says") }
 }
 
-/// The bytes of parts, in the order asked for, with as few requests as their places allow.
+/// The bytes of parts, in the order asked for, with as few requests as their places allow. What
+/// fails its checksum was fetched more than once; to check it is the caller's.
 pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Vec<bytes::Bytes>> {
     fetch_ranges_for(cell, parts, Reason("load")).await
 }
@@ -146,6 +148,24 @@ pub async fn fetch_ranges_for(
 
 /// The same of a user that need not be open.
 pub async fn ranges_of(
+    store: &dyn ObjectStore,
+    user: &str,
+    parts: &[&PartRef],
+    why: Reason,
+) -> Result<Vec<bytes::Bytes>> {
+    let mut tries = 0;
+    loop {
+        let got = ranges_once(store, user, parts, why).await?;
+        tries += 1;
+        let good = got.iter().zip(parts).all(|(bytes, part)| part.check(bytes).is_ok());
+        if good || tries == SPOILT_TRIES {
+            return Ok(got);
+        }
+        tracing::warn!(user, "a part of a bundle was spoilt on its way, reading it again");
+    }
+}
+
+async fn ranges_once(
     store: &dyn ObjectStore,
     user: &str,
     parts: &[&PartRef],

@@ -9,16 +9,18 @@
 //! One name published twice is one mail: the newest object counts. What was copied, moved or
 //! flagged since the last flush is as before it (I3).
 
-use super::error::{During, Error, Plain, Result};
+use super::error::{During, Error, Plain, Result, pass};
 use super::load;
 use super::need::Stop;
 use super::node::{Kind, Names, Node, NodeIx};
+use super::promise;
 use super::recover_mdbox::{map_unmapped, put_back_growing};
 use super::recover_sdbox::{index_folder, put_back_numbered};
 use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::Class;
+use crate::failpoint;
 use crate::format::head::Head;
 use crate::format::journal::Change;
 use crate::format::key::{
@@ -182,13 +184,34 @@ pub(super) async fn adopt_mails(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>
         objects.sort_by_key(|o| o.key.id);
         let folder = find_folder(cell, folder, &objects[0]).await?;
         load::load(cell, folder).await?;
+        pass(failpoint::RECOVER_BEFORE_RECORD)?;
         put_back(cell, folder, objects).await?;
+        pass(failpoint::RECOVER_BETWEEN_FOLDERS)?;
     }
     cell.open_user(|user| {
-        user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())?;
+        user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())
+    })
+}
+
+/// Mails that this machine promised before another session took the user: they come back.
+pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
+    let adopted = promise::adopt(cell).await?;
+    if adopted.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!(user = %cell.name, mails = adopted.len(), "recovering mails that were promised here");
+    let paths: Vec<_> = adopted.iter().map(|(_, _, path)| path.clone()).collect();
+    let ids: Vec<_> = adopted.iter().map(|(tail, ..)| tail.id()).collect();
+    let found = adopted.into_iter().map(|(tail, size, _)| (tail, size)).collect();
+    adopt_mails(cell, found).await?;
+    cell.open_user(|user| {
+        ids.into_iter().for_each(|id| user.answered(id));
         user.urgent();
         Ok(())
-    })
+    })?;
+    super::publish::sync_user(cell).await?;
+    paths.iter().for_each(|path| promise::adopted(cell, path));
+    Ok(())
 }
 
 fn tail_of(object: &ObjectMeta) -> Option<KeyTail> {

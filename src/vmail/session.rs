@@ -6,6 +6,7 @@ use super::lease::Lease;
 use super::lost::{self, LostMails};
 use super::need::{Need, Op, Stop};
 use super::node::NodeIx;
+use super::promise::Ack;
 use super::user::User;
 use crate::cache::disk::Disk;
 use crate::cache::fscache::Fscache;
@@ -18,7 +19,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct Settings {
     pub idle_upload: Duration,
     /// How long a delivery waits for a store that fails.
     pub delivery_timeout: Duration,
+    /// When a mail counts as safe.
+    pub ack: Ack,
     /// Which mails whose objects are gone are shown as blank ones.
     pub lost_mails: LostMails,
     /// Flushes that may run at once.
@@ -112,6 +115,9 @@ pub struct UserCell {
     pub opening: tokio::sync::Mutex<()>,
     pub loading: tokio::sync::Mutex<()>,
     pub flushing: tokio::sync::Mutex<()>,
+    pub uploading: tokio::sync::Mutex<()>,
+    /// Somebody sees to it that promises are kept.
+    pub uploader: AtomicBool,
     /// One gc at a time; taken before `flushing`.
     pub collecting: tokio::sync::Mutex<()>,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
@@ -283,6 +289,8 @@ impl Session {
             opening: tokio::sync::Mutex::new(()),
             loading: tokio::sync::Mutex::new(()),
             flushing: tokio::sync::Mutex::new(()),
+            uploading: tokio::sync::Mutex::new(()),
+            uploader: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::new(()),
             under_way: Mutex::default(),
         });

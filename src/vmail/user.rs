@@ -21,8 +21,9 @@ use crate::format::key::KeyTail;
 use crate::format::listing::{Line, Owner};
 use crate::format::part::Dropped;
 use crate::format::{Epoch, FolderId, ObjectId, Place, Sub, Timestamp};
+use crate::sabotage::{self, Bug};
 use crate::store::ETag;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -52,6 +53,9 @@ pub struct User {
     pub last_counter: u64,
     /// Ids whose PUT has not been answered, or is answered and not yet journalled.
     pub unanswered: BTreeSet<u64>,
+    /// Of these, ids of mails that were promised and will be put (see [`super::promise`]), with
+    /// their sizes.
+    pub promised: BTreeMap<u64, u64>,
     /// Whom files belong to that say nothing else.
     pub owner: Owner,
     /// The journal up to here is in the head.
@@ -137,8 +141,8 @@ impl User {
     /// The largest id up to which all are settled.
     pub fn watermark(&self) -> ObjectId {
         let counter = match self.unanswered.first() {
-            Some(first) => first - 1,
-            None => self.last_counter,
+            Some(first) if !sabotage::is(Bug::WatermarkAbovePut) => first - 1,
+            _ => self.last_counter,
         };
         ObjectId { epoch: self.epoch, counter }
     }

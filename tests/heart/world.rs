@@ -23,6 +23,7 @@ use vmailfs::store::{Op, StoreError};
 use vmailfs::vmail::env::{Clock, Env, Random};
 use vmailfs::vmail::flush::{self, Options, Report};
 use vmailfs::vmail::lost::LostMails;
+use vmailfs::vmail::promise::Ack;
 use vmailfs::vmail::session::{Session, Settings, UserCell};
 
 /// Time that moves when somebody sleeps a little (a pause between two tries) or a test says so.
@@ -227,6 +228,7 @@ impl World {
             quiet_max: Duration::from_secs(5),
             idle_upload: Duration::from_secs(3600),
             delivery_timeout: Duration::from_secs(20),
+            ack: Ack::Store,
             lost_mails: LostMails::Error,
             max_flushes: 4,
             boot_id: on.boot.into(),
