@@ -3,6 +3,7 @@
 use super::exit::{Code, Failure};
 use super::live::Heart;
 use crate::admin::care::{Care, Cared};
+use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{
     AdminError, AtRisk, CacheUse, Changes, ErrorKind, FlushReport, LeaseStatus, Progress, Status,
     StopReport, UserStatus,
@@ -242,6 +243,10 @@ impl Heart for LiveHeart {
             done += 1;
             progress.say(format!("{done} of {total} users"));
         }
+    }
+
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
+        super::gc::run(&self.session, what, progress).await
     }
 
     async fn status(&self, status: &mut Status) {

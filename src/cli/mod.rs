@@ -6,6 +6,7 @@
 mod care;
 mod exit;
 mod fsck;
+mod gc;
 mod heart;
 mod index_lock;
 mod live;
@@ -78,6 +79,30 @@ enum Command {
         /// Everything as one JSON object.
         #[arg(long)]
         json: bool,
+    },
+    /// Delete from the store what was dropped longer than `retention` ago.
+    ///
+    /// A mount does this by itself, once in `gc.interval`, for the users that are open in it.
+    /// Without -u and -A: these, now. Nothing is deleted that has a name, nor what never had one.
+    Gc {
+        /// One user; it need not be open.
+        #[arg(short, long, conflicts_with = "all")]
+        user: Option<String>,
+        /// All users of the store, but for those that belong to other backends.
+        #[arg(short = 'A', long)]
+        all: bool,
+        /// Only say what would be deleted.
+        #[arg(long)]
+        dry_run: bool,
+        /// Also list everything in the store, for mails that reached it late and for what dead
+        /// sessions left (else once in `gc.full_scan`).
+        #[arg(long)]
+        full: bool,
+        /// The answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        target: Target,
     },
     /// Index files and listings of the users seen lately.
     #[command(subcommand)]
@@ -154,6 +179,9 @@ pub fn main() -> ExitCode {
         Command::Config { config } => print_config(config),
         Command::Status { mountpoint, socket, json } => {
             talk::status(mountpoint.as_deref(), socket.as_deref(), json)
+        }
+        Command::Gc { user, all, dry_run, full, json, target } => {
+            gc::command(&target, gc::request(user, all, dry_run, full), json)
         }
         Command::Fsck(args) => fsck::fsck(&args),
         Command::User(command) => user::user(command),

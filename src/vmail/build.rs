@@ -78,7 +78,7 @@ pub(super) fn build(
         deleted: Vec::new(),
         doomed: HashSet::new(),
         closed_end: None,
-        gc: super::gc::Looked::at(session.env.clock.boot()),
+        gc: super::gc::Looked::opened(session.env.clock.boot(), session.settings.gc),
         links_changed: HashSet::new(),
         links_known,
         folders_changed: false,

@@ -22,6 +22,7 @@ pub mod folders;
 pub mod fsck;
 pub mod gc;
 mod gc_scan;
+pub mod gc_users;
 pub mod heads;
 pub mod history;
 pub mod io;

@@ -173,8 +173,17 @@ pub(super) async fn list_mails(
     Ok(found)
 }
 
-/// Gives names to objects that nothing names.
+/// Gives names to objects that nothing names, and has that flushed soon.
 pub(super) async fn adopt_mails(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>) -> Result<()> {
+    bring_back(cell, found).await?;
+    cell.open_user(|user| {
+        user.urgent();
+        Ok(())
+    })
+}
+
+/// Puts objects that nothing names into their folders.
+async fn bring_back(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>) -> Result<()> {
     let (found, doubles) = sort_out(cell, found).await?;
     let mut by_folder: BTreeMap<FolderId, Vec<Found>> = BTreeMap::new();
     for object in found {
