@@ -35,7 +35,7 @@
 //! replaces one, and would be the reason of the next.
 
 use super::error::{During, Error, Result};
-use super::flush::{lost, new_write_id, no_longer_named};
+use super::flush::{lost, new_write_id, no_longer_named, save_head};
 use super::node::Kind;
 use super::open::intend;
 use super::publish::blocking;
@@ -339,12 +339,15 @@ async fn mark(
     store.put(&key, body, PutMode::Overwrite, &[], WHY).await.map_err(|e| failed(cell, e))?;
     intend(cell, &dir, &head, &stamp).await?;
     match swap_head(cell, &head, Some(etag), WHY).await? {
-        Some(tag) => cell.open_user(|user| {
-            // In the list that was just written they are not.
-            user.deleted.clear();
-            user.take_head(head, tag);
-            user.write_head(false)
-        }),
+        Some(tag) => {
+            cell.open_user(|user| {
+                // In the list that was just written they are not.
+                user.deleted.clear();
+                user.take_head(head, tag);
+                Ok(())
+            })?;
+            save_head(cell, false).await
+        }
         None => {
             cell.if_open(|user| user.lost = true);
             Err(lost(cell))
