@@ -388,8 +388,6 @@ impl Machine {
             boot_id: format!("boot{}", self.boots),
             ask_for_users: true,
             lost_mails: LostMails::Error,
-            ack: vmailfs::vmail::promise::Ack::Store,
-            gc: vmailfs::vmail::gc::Limits::default(),
         }
     }
 
