@@ -13,7 +13,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use support::messages::{Message, message};
+use support::messages::{Message, identify, message};
 use support::mount::Mount;
 use support::mta::{self, Refusal};
 
@@ -44,10 +44,11 @@ impl Small {
         fs::remove_file(self.path.join("filler")).unwrap();
     }
 
-    fn read_only(&self, yes: bool) {
+    /// False if somebody has a file of it open for writing.
+    fn read_only(&self, yes: bool) -> bool {
         let flags = if yes { MsFlags::MS_RDONLY } else { MsFlags::empty() };
         let none: Option<&str> = None;
-        mount(none, &self.path, none, MsFlags::MS_REMOUNT | flags, none).unwrap();
+        mount(none, &self.path, none, MsFlags::MS_REMOUNT | flags, none).is_ok()
     }
 }
 
@@ -64,6 +65,8 @@ struct World {
     places: BTreeMap<&'static str, Small>,
     _dir: tempfile::TempDir,
     delivered: Vec<Message>,
+    /// Their sender tries again; they may be there all the same.
+    deferred: Vec<Message>,
     number: usize,
 }
 
@@ -82,7 +85,14 @@ impl World {
         let mut mount =
             Mount::on_directory().state_in(&places["state"].path).option(&["-o", &paths]);
         mount.mount().unwrap();
-        let mut world = World { mount, places, _dir: dir, delivered: Vec::new(), number: 0 };
+        let mut world = World {
+            mount,
+            places,
+            _dir: dir,
+            delivered: Vec::new(),
+            deferred: Vec::new(),
+            number: 0,
+        };
         for _ in 0..4 {
             world.deliver().unwrap();
         }
@@ -106,9 +116,9 @@ impl World {
     fn deliver(&mut self) -> Result<(), Refusal> {
         self.number += 1;
         let mail = message(3, &format!("mail-{}", self.number));
-        mta::deliver(&self.maildir(), &mail, true)?;
-        self.delivered.push(mail);
-        Ok(())
+        let done = mta::deliver(&self.maildir(), &mail, true);
+        if done.is_ok() { &mut self.delivered } else { &mut self.deferred }.push(mail);
+        done
     }
 
     /// Deliveries under the fault: how many went through. None may be bounced.
@@ -129,14 +139,17 @@ impl World {
         let mut found = 0;
         for sub in ["new", "cur"] {
             for entry in fs::read_dir(self.maildir().join(sub)).unwrap() {
-                found += 1;
-                match fs::read(entry.unwrap().path()) {
+                let path = entry.unwrap().path();
+                match fs::read(&path) {
+                    Ok(bytes) if self.deferred.iter().any(|mail| lf(mail) == bytes) => continue,
                     Ok(bytes) => {
                         let right = self.delivered.iter().any(|mail| lf(mail) == bytes);
-                        assert!(right, "{what}: a mail of {} bytes that is no mail", bytes.len());
+                        let (id, _) = identify(&bytes);
+                        assert!(right, "{what}: {path:?}: {} bytes of {id:?}", bytes.len());
                     }
                     Err(e) => refused.push(e.to_string()),
                 }
+                found += 1;
             }
         }
         assert_eq!(found, self.delivered.len(), "{what}: names");
@@ -182,7 +195,11 @@ impl World {
     fn survives(mut self, what: &str) {
         self.mount.kill9();
         self.mount.mount().unwrap();
-        assert_eq!(self.read_all(what), [""; 0], "{what}: after a crash");
+        assert_eq!(
+            self.read_all(&format!("{what}, after a crash")),
+            [""; 0],
+            "{what}: after a crash"
+        );
         self.mount.kill9();
         for place in self.places.values() {
             for entry in fs::read_dir(&place.path).unwrap().map(Result::unwrap) {
@@ -192,7 +209,7 @@ impl World {
             }
         }
         self.mount.mount().unwrap();
-        assert_eq!(self.read_all(what), [""; 0], "{what}: on a fresh machine");
+        assert_eq!(self.read_all(&format!("{what}, fresh")), [""; 0], "{what}: on a fresh machine");
         assert_eq!(fs::read(self.index()).unwrap(), b"kept", "{what}: index on a fresh machine");
         self.mount.umount().unwrap();
     }
@@ -256,15 +273,16 @@ fn a_full_disk_defers_and_loses_nothing() {
 
 #[test]
 fn a_read_only_disk_defers_and_loses_nothing() {
-    for place in PLACES {
+    // Journals and index files are open for writing: the kernel leaves them writable.
+    for place in ["fscache", "staging"] {
         let what = format!("{place} read-only");
         let mut world = World::new();
         if place == "fscache" {
             world.forget_copies();
         }
-        world.places[place].read_only(true);
+        assert!(world.places[place].read_only(true), "{what}");
         while_spoilt(&mut world, place, &what);
-        world.places[place].read_only(false);
+        assert!(world.places[place].read_only(false), "{what}");
         world.recovers(&what);
         world.survives(&what);
     }
