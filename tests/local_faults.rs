@@ -202,11 +202,7 @@ impl World {
         );
         self.mount.kill9();
         for place in self.places.values() {
-            for entry in fs::read_dir(&place.path).unwrap().map(Result::unwrap) {
-                let dir = entry.file_type().unwrap().is_dir();
-                let path = entry.path();
-                if dir { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
-            }
+            clear(&place.path);
         }
         self.mount.mount().unwrap();
         assert_eq!(self.read_all(&format!("{what}, fresh")), [""; 0], "{what}: on a fresh machine");
@@ -286,4 +282,95 @@ fn a_read_only_disk_defers_and_loses_nothing() {
         world.recovers(&what);
         world.survives(&what);
     }
+}
+
+/// Everything below a directory, hidden names included; the way to the daemon stays.
+fn clear(dir: &Path) {
+    let all = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    for entry in all.filter(|entry| entry.file_name() != "admin.sock") {
+        let is_dir = entry.file_type().unwrap().is_dir();
+        if is_dir { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }
+            .unwrap();
+    }
+}
+
+/// I7: what an admin removes under the running mount comes back, or was told to nobody.
+#[test]
+fn i7_a_directory_emptied_under_the_mount() {
+    for place in PLACES {
+        let what = format!("{place} emptied");
+        let mut world = World::new();
+        let (good, text) = world.mount.vmailfs(&["metacache", "flushall"]).unwrap();
+        assert!(good, "{text}");
+        clear(&world.places[place].path);
+        fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        let through = world.deliveries(&what);
+        put_off(&what, world.flag());
+        assert_eq!(world.read_all(&what), [""; 0], "{what}");
+        println!("{what}: {through} of 4 deliveries went through");
+        world.recovers(&what);
+        world.survives(&what);
+    }
+}
+
+/// The cached copies, as they lie in fscache.
+fn copies(world: &World) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![world.places["fscache"].path.clone()];
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            let is_dir = entry.file_type().unwrap().is_dir();
+            if is_dir { &mut left } else { &mut found }.push(entry.path());
+        }
+    }
+    found
+}
+
+/// I7: a cached copy that is not what was published is not shown, whoever changed it when.
+#[test]
+fn i7_altered_copies_are_not_shown() {
+    type Alter = fn(&Path);
+    let ways: [(&str, Alter); 5] = [
+        ("one byte", |path| {
+            let mut bytes = fs::read(path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(path, bytes).unwrap();
+        }),
+        ("cut", |path| {
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_len(10).unwrap();
+        }),
+        ("longer", |path| {
+            fs::File::options().append(true).open(path).unwrap().write_all(b"more").unwrap();
+        }),
+        ("another file", |path| {
+            let len = usize::try_from(fs::metadata(path).unwrap().len()).unwrap();
+            fs::write(path.with_extension("x"), vec![b'x'; len]).unwrap();
+            fs::rename(path.with_extension("x"), path).unwrap();
+        }),
+        ("a link", |path| {
+            fs::remove_file(path).unwrap();
+            std::os::unix::fs::symlink("/etc/passwd", path).unwrap();
+        }),
+    ];
+    let mut world = World::new();
+    for (what, alter) in ways {
+        for restarted in [false, true] {
+            let what = format!("{what}, restarted: {restarted}");
+            assert_eq!(world.read_all(&what), [""; 0]);
+            if restarted {
+                world.mount.umount().unwrap();
+            }
+            let found = copies(&world);
+            assert!(found.len() >= world.delivered.len(), "{what}: {found:?}");
+            found.iter().for_each(|path| alter(path));
+            if restarted {
+                world.mount.mount().unwrap();
+            }
+            fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            assert_eq!(world.read_all(&what), [""; 0], "{what}");
+        }
+    }
+    world.mount.umount().unwrap();
 }
