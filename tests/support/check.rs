@@ -262,7 +262,8 @@ impl<'a> Check<'a> {
         let Some(known) = folder.mails.get(&id) else {
             let undone = self.tolerance == Tolerance::LostMachine
                 && (folder.left.contains_key(&id) || self.user.unanswered.contains(&id));
-            if !undone && !unsure {
+            let half = self.user.half_copied.contains(&(self.folder.to_owned(), id.clone()));
+            if !undone && !unsure && !half {
                 self.bad(Kind::Resurrected, format!("{id}, uid {uid}, should not be here"));
             }
             return;

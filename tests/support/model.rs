@@ -65,6 +65,9 @@ pub struct User {
     /// Mails whose bringing was never answered: one that was safe before it had its name, and
     /// that nobody has seen since, may still come back from a store that lost its machine.
     pub unanswered: BTreeSet<MailId>,
+    /// Copies in a folder that were never answered: they may be there, even if the original has
+    /// left since.
+    pub half_copied: BTreeSet<(String, MailId)>,
     /// UIDs that a client was told of two mails.
     pub clashes: Vec<String>,
     /// Mails that an unanswered MOVE may have left in either folder, but must be in one.
@@ -404,6 +407,7 @@ impl User {
     }
 
     fn allow_copy(&mut self, from: &str, to: &str, id: &str, began: u64) {
+        self.half_copied.insert((to.to_owned(), id.to_owned()));
         let Some(source) = self.folder(from).mails.get(id).cloned() else { return };
         let copy =
             Mail { uid: None, maybe: true, fresh: true, began, answered: u64::MAX, ..source };
@@ -456,6 +460,7 @@ impl User {
         }
         self.subscriptions = seen.subscriptions.clone();
         self.unsure.clear();
+        self.half_copied.clear();
         self.either.clear();
     }
 }
