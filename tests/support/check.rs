@@ -276,8 +276,10 @@ impl<'a> Check<'a> {
         {
             self.bad(Kind::UidChanged, format!("{id}: was {was}, is {uid}"));
         }
-        let allowed =
-            known.maybe || known.flags == mail.flags || known.other_flags.contains(&mail.flags);
+        let allowed = known.maybe
+            || known.loose
+            || known.flags == mail.flags
+            || known.other_flags.contains(&mail.flags);
         if !allowed && !self.undone(known) {
             let (want, have) = (&known.flags, &mail.flags);
             self.bad(Kind::Flags, format!("{id}, uid {uid}: want {want:?}, have {have:?}"));

@@ -30,6 +30,9 @@ pub struct Mail {
     /// dbox finds the file without its record, and Maildir's keyword letters come before the
     /// file that says what they mean.
     pub maybe: bool,
+    /// Whether it was brought with flags that are not promised: of a Maildir's keywords Dovecot
+    /// says OK though the file that gives their names could not be written.
+    pub loose: bool,
     /// Folders whose mail this is a copy of, made since the last [`Model::settled`].
     pub origins: BTreeSet<String>,
     /// Whether it came or its flags changed since the last [`Model::settled`].
@@ -195,7 +198,7 @@ impl Model {
                 let bare = Op::Put { folder: folder.clone(), id: id.clone(), hash, flags, date };
                 self.user(&user).apply(bare, None, ticket.0, u64::MAX);
                 if let Some(mail) = self.folder(&user, &folder).mails.get_mut(&id) {
-                    mail.other_flags.push(Flags::new());
+                    mail.loose = true;
                 }
             }
             (_, op) => self.user(&user).apply(op, uid, ticket.0, step),
