@@ -260,9 +260,9 @@ impl<'a> Check<'a> {
             self.bad(Kind::UidReused, format!("uid {uid} was {owner}, is {id}"));
         }
         let Some(known) = folder.mails.get(&id) else {
-            let undone = self.tolerance == Tolerance::LostMachine
-                && (folder.left.contains_key(&id) || self.user.unanswered.contains(&id));
-            let half = self.user.half_copied.contains(&(self.folder.to_owned(), id.clone()));
+            let undone = self.tolerance == Tolerance::LostMachine && folder.left.contains_key(&id);
+            let half = self.user.unanswered.contains(&id)
+                || self.user.half_copied.contains(&(self.folder.to_owned(), id.clone()));
             if !undone && !unsure && !half {
                 self.bad(Kind::Resurrected, format!("{id}, uid {uid}, should not be here"));
             }

@@ -68,8 +68,8 @@ pub struct User {
     /// Mails whose bringing was never answered: one that was safe before it had its name, and
     /// that nobody has seen since, may still come back from a store that lost its machine.
     pub unanswered: BTreeSet<MailId>,
-    /// Copies in a folder that were never answered: they may be there, even if the original has
-    /// left since.
+    /// Copies in a folder that were never answered: they may show at any time. sdbox finds a file
+    /// that was saved and not logged when the next mail is to get its number.
     pub half_copied: BTreeSet<(String, MailId)>,
     /// UIDs that a client was told of two mails.
     pub clashes: Vec<String>,
@@ -463,7 +463,6 @@ impl User {
         }
         self.subscriptions = seen.subscriptions.clone();
         self.unsure.clear();
-        self.half_copied.clear();
         self.either.clear();
     }
 }
