@@ -10,9 +10,12 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod dovecot;
+pub mod failpoint;
 pub mod format;
 pub mod fs;
 pub mod fuse;
 pub mod memory;
+#[doc(hidden)]
+pub mod sabotage;
 pub mod store;
 pub mod vmail;

@@ -9,6 +9,7 @@
 //!
 //! A symbolic link per mount in the run directory ([`place`]) lets commands find the socket.
 
+pub mod care;
 pub mod client;
 pub mod place;
 pub mod server;
@@ -19,6 +20,7 @@ pub use status::{
 };
 
 use async_trait::async_trait;
+use care::{Care, Cared};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tokio::sync::mpsc;
@@ -43,6 +45,11 @@ pub trait AdminApi: Send + Sync + 'static {
     ) -> Result<FlushReport, AdminError>;
 
     async fn status(&self) -> Status;
+
+    /// Does something for users' data.
+    async fn care(&self, _what: Care, _progress: &Progress) -> Result<Cared, AdminError> {
+        Err(AdminError::new(ErrorKind::Usage, "this is not served here"))
+    }
 
     /// Flushes everything and unmounts, within the configured time. Returns when the mount point
     /// is free again; the process then ends by itself. What could not be flushed is kept on
@@ -112,6 +119,7 @@ pub enum Request {
     Flush { user: String, important_only: bool },
     FlushAll { mask: Option<String>, important_only: bool },
     Status,
+    Care { care: Care },
     Stop,
 }
 
@@ -129,6 +137,7 @@ enum Reply {
 pub enum Answer {
     Flush(FlushReport),
     Status(Box<Status>),
+    Care(Cared),
     Stop(StopReport),
 }
 

@@ -2,6 +2,7 @@
 
 use super::exit::{Code, Failure};
 use super::live::Heart;
+use crate::admin::care::{Care, Cared};
 use crate::admin::{
     AdminError, AtRisk, CacheUse, Changes, ErrorKind, FlushReport, LeaseStatus, Progress, Status,
     StopReport, UserStatus,
@@ -16,6 +17,7 @@ use crate::vmail::admin::Waiting;
 use crate::vmail::env::{Env, SystemClock, SystemRandom};
 use crate::vmail::error::Error;
 use crate::vmail::flush::Options;
+use crate::vmail::gc;
 use crate::vmail::lease::Lease;
 use crate::vmail::schedule;
 use crate::vmail::session::{self, Session};
@@ -64,6 +66,7 @@ pub(super) async fn start(
     }
     tokio::spawn(Lease::keep(session.clone()));
     tokio::spawn(schedule::run(session.clone()));
+    tokio::spawn(gc::run(session.clone()));
     let fs = Arc::new(VmailFs::new(session.clone()));
     Ok((fs.clone(), LiveHeart { session, fs }))
 }
@@ -102,9 +105,17 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         quiet_max: s.metacache.folder_change_max,
         idle_upload: s.metacache.idle_upload,
         delivery_timeout: s.delivery_timeout,
+        ack: s.ack,
         lost_mails: s.lost_mails.clone(),
         max_flushes: FLUSHES,
         boot_id: boot_id(),
+        gc: gc::Limits {
+            retention: s.gc.retention,
+            interval: s.gc.interval,
+            full_scan: s.gc.full_scan,
+            parallel: s.gc.parallel,
+            delete_rate: s.gc.delete_rate,
+        },
         ask_for_users: true,
     }
 }
@@ -120,7 +131,7 @@ fn boot_id() -> String {
     }
 }
 
-fn told(error: &Error) -> AdminError {
+pub(super) fn told(error: &Error) -> AdminError {
     let kind = match error {
         Error::Store { .. } | Error::Foreign { .. } | Error::Full(_) | Error::Closing => {
             ErrorKind::TempFail
@@ -128,8 +139,9 @@ fn told(error: &Error) -> AdminError {
         Error::Lost { .. } | Error::Lapsed { .. } | Error::Disk { .. } | Error::Vanished { .. } => {
             ErrorKind::TempFail
         }
+        Error::NoUser { .. } => ErrorKind::NoSuchUser,
+        Error::Refused(_) => ErrorKind::Denied,
         Error::Plain(_)
-        | Error::Refused(_)
         | Error::Corrupt { .. }
         | Error::Damaged { .. }
         | Error::Gone { .. }
@@ -157,6 +169,8 @@ fn at_risk(all: &[Waiting]) -> AtRisk {
     AtRisk {
         users: important.clone().count() as u64,
         oldest_age: important.filter_map(|w| w.oldest).max().map(|age| age.as_secs()),
+        promised_mails: all.iter().map(|w| w.promised).sum(),
+        promised_bytes: all.iter().map(|w| w.promised_bytes).sum(),
         unpublished_mails: all.iter().map(|w| w.unpublished).sum(),
         unpublished_bytes: all.iter().map(|w| w.unpublished_bytes).sum(),
     }
@@ -257,6 +271,23 @@ impl Heart for LiveHeart {
         let used = session.metacache_bytes();
         status.caches.metacache =
             place(&settings.metacache_dir, used, settings.metacache_max, None);
+    }
+
+    async fn care(&self, what: Care, _progress: &Progress) -> Result<Cared, AdminError> {
+        let user = match &what {
+            Care::Users => None,
+            Care::Fsck { user, .. }
+            | Care::History { user }
+            | Care::Undelete { user, .. }
+            | Care::Export { user, .. }
+            | Care::Restore { user, .. } => Some(user.clone()),
+        };
+        if let Some(user) = user {
+            // What the store says of a user that is open is what was flushed.
+            let options = Options { caches: false, release: false, important_only: false };
+            self.session.flush_user(&user, options).await.map_err(|e| told(&e))?;
+        }
+        super::care::from_store(&self.session.env.store, what).await
     }
 
     async fn finish(&self, patience: Duration, _progress: &Progress) -> StopReport {

@@ -3,7 +3,9 @@
 //! [`mount`] becomes the daemon; the others talk to a running one over its admin socket
 //! ([`talk`]), or, like `config`, to nobody. Exit codes are those of [`exit`].
 
+mod care;
 mod exit;
+mod fsck;
 mod heart;
 mod live;
 mod logging;
@@ -12,6 +14,8 @@ mod options;
 mod run;
 mod show;
 mod talk;
+mod user;
+mod when;
 
 pub use exit::{Code, Failure};
 pub use options::MountArgs;
@@ -77,6 +81,15 @@ enum Command {
     /// Index files and listings of the users seen lately.
     #[command(subcommand)]
     Metacache(Metacache),
+    /// Check users: what is in the store against what is named, both ways.
+    ///
+    /// One finding a line, fields separated by tabs: kind, user, folder, name, object, and a text
+    /// for people. Exit code 0: nothing wrong; 1: repaired; 4: something is (still) wrong; others
+    /// as everywhere: it could not be checked.
+    Fsck(Box<fsck::FsckArgs>),
+    /// Earlier states of a user, and mails that were deleted.
+    #[command(subcommand)]
+    User(user::User),
 }
 
 #[derive(Debug, Subcommand)]
@@ -104,7 +117,7 @@ enum Metacache {
 }
 
 /// Which mount is meant; may be left out if there is only one.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct Target {
     /// The mount's admin socket.
     #[arg(long, conflicts_with = "mountpoint")]
@@ -138,6 +151,8 @@ pub fn main() -> ExitCode {
         Command::Status { mountpoint, socket, json } => {
             talk::status(mountpoint.as_deref(), socket.as_deref(), json)
         }
+        Command::Fsck(args) => fsck::fsck(&args),
+        Command::User(command) => user::user(command),
         Command::Metacache(Metacache::Flush { user, important, target }) => {
             talk::flush(target.socket.as_deref(), target.mountpoint.as_deref(), user, important)
         }

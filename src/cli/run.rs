@@ -5,6 +5,7 @@ use super::heart;
 use super::live::{self, Heart, LiveMount};
 use super::mount::Claim;
 use super::show;
+use crate::admin::care::{Care, Cared};
 use crate::admin::place::{self, Registration};
 use crate::admin::server::Server;
 use crate::admin::{AdminApi, AdminError, FlushReport, Progress, Status, StopReport};
@@ -223,6 +224,10 @@ impl AdminApi for StopOnce {
 
     async fn status(&self) -> Status {
         self.inner.status().await
+    }
+
+    async fn care(&self, what: Care, progress: &Progress) -> Result<Cared, AdminError> {
+        self.inner.care(what, progress).await
     }
 
     async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError> {

@@ -3,6 +3,10 @@
 use crate::admin::{AtRisk, CacheUse, Changes, FlushReport, Status, StopReport, UserStatus};
 use std::fmt::Write as _;
 
+mod care;
+
+pub(super) use care::{brought_back, checked, exported, history, json};
+
 /// Users shown by `status`; `--json` has them all.
 const SHOWN_USERS: usize = 20;
 
@@ -46,6 +50,13 @@ pub(super) fn at_risk(risk: &AtRisk) -> String {
             "important changes of {}{}",
             count(risk.users, "user"),
             oldest.unwrap_or_default()
+        ));
+    }
+    if risk.promised_mails > 0 {
+        parts.push(format!(
+            "{} ({}) acknowledged and only on this machine's disk so far",
+            count(risk.promised_mails, "mail"),
+            bytes(risk.promised_bytes)
         ));
     }
     if risk.unpublished_mails > 0 {

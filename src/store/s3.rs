@@ -14,6 +14,7 @@
 //! Listings are asked for one directory (delimiter `/`) and sorted here: some servers do not
 //! sort by bytes across directories.
 
+use super::clock::StoreClock;
 use super::dir_io::plain;
 use super::key::{check_dir, check_key, check_metadata, check_range, join, name_after};
 use super::retry::{Again, Failure, Progress, retry};
@@ -54,6 +55,7 @@ pub(super) const DELETED: &str = "DeleteResult";
 /// See the module.
 pub struct S3Store {
     client: Reloading,
+    clock: StoreClock,
     bucket: String,
     prefix: String,
     policy: RetryPolicy,
@@ -75,12 +77,14 @@ impl S3Store {
     /// `Denied` for half of a key pair, `Unsupported` for an endpoint that is no URL,
     /// `NoSuchStore` if no region is known.
     pub async fn connect(config: S3Config) -> StoreResult<S3Store> {
+        let clock = StoreClock::default();
         Ok(S3Store {
             bucket: config.bucket.clone(),
             prefix: config.prefix.clone(),
             policy: config.retry.clone(),
+            clock: clock.clone(),
             slots: Semaphore::new(config.max_requests.max(1)),
-            client: Reloading::new(config).await?,
+            client: Reloading::new(config, clock).await?,
             sent: AtomicU64::new(0),
             no_bulk_delete: AtomicBool::new(false),
         })
@@ -183,21 +187,20 @@ impl S3Store {
         .await
     }
 
-    /// All pages of a listing, each given to `take`.
+    /// The pages of a listing, each given to `take`, until that has enough.
     async fn pages(
         &self,
         dir: &str,
         prefix: &str,
         start_after: Option<&str>,
-        mut take: impl FnMut(ListObjectsV2Output),
+        mut take: impl FnMut(ListObjectsV2Output) -> bool,
     ) -> StoreResult<()> {
         let mut token: Option<String> = None;
         loop {
             let mut page = self.page(dir, prefix, start_after, token.as_deref()).await?;
             let more = page.is_truncated().unwrap_or(false);
             let next = page.next_continuation_token.take();
-            take(page);
-            if !more {
+            if !take(page) || !more {
                 return Ok(());
             }
             // Without a new token the rest is out of reach, and a part is not a listing.
@@ -207,6 +210,47 @@ impl S3Store {
             }
             token = next;
         }
+    }
+
+    async fn list_range(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        before: Option<&str>,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let prefix = self.full_dir(dir)?;
+        let after = name_after(dir, start_after)?;
+        let mut found = Vec::new();
+        self.pages(dir, &prefix, after, |page| {
+            let mut more = true;
+            for object in page.contents.unwrap_or_default() {
+                let name = object.key.as_deref().and_then(|key| key.strip_prefix(&prefix));
+                // Not ours: markers of directories, names that are no keys.
+                let Some(name) = name.filter(|n| !n.contains('/') && check_key(n).is_ok()) else {
+                    continue;
+                };
+                if after.is_some_and(|after| name <= after) {
+                    continue;
+                }
+                let key = join(dir, name);
+                if before.is_some_and(|before| key.as_str() >= before) {
+                    more = false;
+                    continue;
+                }
+                found.push(ObjectMeta {
+                    key,
+                    size: object.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
+                    etag: object.e_tag.map(ETag),
+                    modified: object.last_modified.as_ref().map(DateTime::secs),
+                    metadata: Vec::new(),
+                });
+            }
+            more
+        })
+        .await?;
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        found.dedup_by(|a, b| a.key == b.key);
+        Ok(found)
     }
 
     async fn delete_one(&self, key: &str) -> StoreResult<()> {
@@ -416,32 +460,17 @@ impl ObjectStore for S3Store {
         start_after: Option<&str>,
         _why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        let prefix = self.full_dir(dir)?;
-        let after = name_after(dir, start_after)?;
-        let mut found = Vec::new();
-        self.pages(dir, &prefix, after, |page| {
-            for object in page.contents.unwrap_or_default() {
-                let name = object.key.as_deref().and_then(|key| key.strip_prefix(&prefix));
-                // Not ours: markers of directories, names that are no keys.
-                let Some(name) = name.filter(|n| !n.contains('/') && check_key(n).is_ok()) else {
-                    continue;
-                };
-                if after.is_some_and(|after| name <= after) {
-                    continue;
-                }
-                found.push(ObjectMeta {
-                    key: join(dir, name),
-                    size: object.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
-                    etag: object.e_tag.map(ETag),
-                    modified: object.last_modified.as_ref().map(DateTime::secs),
-                    metadata: Vec::new(),
-                });
-            }
-        })
-        .await?;
-        found.sort_by(|a, b| a.key.cmp(&b.key));
-        found.dedup_by(|a, b| a.key == b.key);
-        Ok(found)
+        self.list_range(dir, start_after, None).await
+    }
+
+    async fn list_before(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        before: &str,
+        _why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        self.list_range(dir, start_after, Some(before)).await
     }
 
     async fn list_dirs(&self, dir: &str, _why: Reason) -> StoreResult<Vec<String>> {
@@ -455,6 +484,7 @@ impl ObjectStore for S3Store {
                     names.push(name.to_owned());
                 }
             }
+            true
         })
         .await?;
         names.sort_unstable();
@@ -487,6 +517,10 @@ impl ObjectStore for S3Store {
             }
         }
         Ok(())
+    }
+
+    fn time(&self) -> Option<i64> {
+        self.clock.now()
     }
 
     fn wire_requests(&self) -> Option<u64> {

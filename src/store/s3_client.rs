@@ -6,6 +6,7 @@
 //! often than every few seconds, as a refusal may also be meant.
 
 use super::StoreResult;
+use super::clock::StoreClock;
 use super::s3_config::S3Config;
 use aws_sdk_s3::Client;
 use parking_lot::RwLock;
@@ -18,15 +19,16 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 pub(super) struct Reloading {
     config: S3Config,
+    clock: StoreClock,
     /// With its number, by which a request tells whether there has been a newer one.
     current: RwLock<(Client, u64)>,
     renewed: Mutex<Option<Instant>>,
 }
 
 impl Reloading {
-    pub(super) async fn new(config: S3Config) -> StoreResult<Reloading> {
-        let current = RwLock::new((config.client().await?, 0));
-        Ok(Reloading { config, current, renewed: Mutex::new(None) })
+    pub(super) async fn new(config: S3Config, clock: StoreClock) -> StoreResult<Reloading> {
+        let current = RwLock::new((config.client(clock.clone()).await?, 0));
+        Ok(Reloading { config, clock, current, renewed: Mutex::new(None) })
     }
 
     pub(super) fn get(&self) -> (Client, u64) {
@@ -47,7 +49,7 @@ impl Reloading {
             return false;
         }
         *renewed = Some(Instant::now());
-        match self.config.client().await {
+        match self.config.client(self.clock.clone()).await {
             Ok(client) => {
                 tracing::info!("the store refuses access: looking for new credentials");
                 *self.current.write() = (client, used + 1);

@@ -14,6 +14,7 @@ use super::node::{Kind, NodeIx};
 use super::user::User;
 use crate::dovecot::{uidlist, uidvalidity};
 use crate::format::{FolderId, Place};
+use crate::sabotage::{self, Bug};
 
 /// Room between next-UID and a new ceiling.
 pub const UID_ROOM: u32 = 1000;
@@ -23,6 +24,7 @@ pub const VALIDITY_ROOM: u32 = 1000;
 /// The ceiling that goes with a value, if the old one leaves less than half of the room.
 pub fn raised(old: Option<u32>, value: u32, room: u32) -> Option<u32> {
     match old {
+        Some(old) if sabotage::is(Bug::CeilingNotRaised) => Some(old),
         Some(old) if value.saturating_add(room / 2) <= old => Some(old),
         _ => Some(old.unwrap_or(0).max(value.saturating_add(room))),
     }
@@ -34,7 +36,7 @@ impl User {
         let cell = self.cell();
         let Some(found) = self.tree.folders.get_mut(&folder) else { return Ok(()) };
         match found.uid_ceiling {
-            Some(ceiling) if next > ceiling => {
+            Some(ceiling) if next > ceiling && !sabotage::is(Bug::CeilingNotRaised) => {
                 return Err(Stop::Wait(Need::Ceiling(cell, folder, next)));
             }
             Some(ceiling) => {

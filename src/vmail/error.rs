@@ -4,6 +4,7 @@
 //! on ENOSPC, EAGAIN and ESTALE; Dovecot takes ENOENT for an expunge. So an outage is never
 //! ENOENT, and on the way of a delivery never one of the bouncing ones (I4).
 
+use crate::failpoint::{self, Point};
 use crate::format::{FolderId, FormatError};
 use crate::fs::api::FsError;
 use crate::store::StoreError;
@@ -58,6 +59,9 @@ pub enum Error {
     /// made again.
     #[error("{what}: named in the listing but missing in the metacache")]
     Vanished { folder: FolderId, what: String },
+    /// There is no such user in the store.
+    #[error("user {user}: not in this store")]
+    NoUser { user: String },
     /// The local disk failed.
     #[error("{what}: {detail}")]
     Disk { what: String, full: bool, detail: String },
@@ -84,6 +88,11 @@ pub enum Error {
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Passes a failpoint, whose error is one of the disk.
+pub fn pass(point: Point) -> Result<()> {
+    failpoint::hit(point).map_err(|e| Error::disk(point.0, &e))
+}
 
 impl From<Plain> for Error {
     fn from(plain: Plain) -> Error {
@@ -124,6 +133,7 @@ impl Error {
                 Plain::TooManyLinks => libc::EMLINK,
             },
             Error::Refused(_) => libc::EPERM,
+            Error::NoUser { .. } => libc::ENOENT,
             Error::Store { during, source, .. } => match (during, source) {
                 (During::Delivery, StoreError::Full { .. }) => libc::ENOSPC,
                 (During::Delivery, _) => libc::EAGAIN,

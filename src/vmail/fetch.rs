@@ -8,6 +8,7 @@ use super::error::{During, Error, Plain, Result};
 use super::lost;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
+use super::promise;
 use super::publish::blocking;
 use super::session::Session;
 use crate::cache::disk::DiskFile;
@@ -133,14 +134,15 @@ async fn download_once(
 ) -> Result<bool> {
     let local = |e: io::Error| Error::disk("fscache", &e);
     let store_key = mail_key(user, key);
-    match file.real() {
-        Some(real) => {
+    match (promise::read(session, user, key).await?, file.real()) {
+        (Some(bytes), _) => file.write_all_at(&bytes, 0).map_err(local)?,
+        (None, Some(real)) => {
             let got = session.env.store.download(&store_key, &real, Reason("fetch")).await;
             if let Err(error) = got {
                 return Err(failed(session, user, key, error).await);
             }
         }
-        None => {
+        (None, None) => {
             let got = session.env.store.get(&store_key, None, size, Reason("fetch")).await;
             let (_, bytes) = match got {
                 Ok(got) => got,
@@ -242,6 +244,16 @@ pub async fn through(node: &NodeRef, offset: u64) -> Result<()> {
     let Some((key, size)) = wanted.filter(|(_, size)| offset < *size) else { return Ok(()) };
     let range = offset..size.min(offset + WINDOW);
     let limit = range.end - range.start;
+    if let Some(bytes) = promise::read(&cell.session, &cell.name, &key).await? {
+        let start = usize::try_from(range.start).unwrap_or(usize::MAX).min(bytes.len());
+        let end = usize::try_from(range.end).unwrap_or(usize::MAX).min(bytes.len());
+        cell.if_open(|user| {
+            if let Ok(Node { kind: Kind::Mail(mail), .. }) = user.known_mut(node) {
+                mail.window = Some((offset, bytes.slice(start..end)));
+            }
+        });
+        return Ok(());
+    }
     let store = &cell.session.env.store;
     let got = store.get(&mail_key(&cell.name, &key), Some(range), limit, Reason("fetch")).await;
     let got = match got {
@@ -275,6 +287,9 @@ pub async fn whole(
         let len = usize::try_from(size).unwrap_or(usize::MAX);
         let read = copy.file.read_exact_at(0, len);
         return read.map(Bytes::from).map_err(|e| Error::disk("fscache", &e));
+    }
+    if let Some(bytes) = promise::read(session, user, key).await? {
+        return Ok(bytes);
     }
     let store = &session.env.store;
     for _ in 0..SPOILT_TRIES {

@@ -25,12 +25,12 @@ use super::wait::Patience;
 use crate::dovecot::classes::Class;
 use crate::format::listing::{Attrs, Entry};
 use crate::format::{FolderId, ObjectId, Place, Sub, Timestamp};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-/// After loading so many names what the load itself needed is given back to the kernel.
-const MANY: usize = 5000;
+/// After loading or flushing so many names what that needed is given back to the kernel.
+pub(super) const MANY: usize = 5000;
 
 /// Attributes of a directory nothing is known about yet.
 pub const UNKNOWN: Attrs =
@@ -173,7 +173,10 @@ impl User {
         };
         let at_cut = if restore { Some(state.locals(index)) } else { None };
         pending.into_iter().for_each(|line| state.apply(line));
+        let mut restored: BTreeSet<(Sub, NameBytes)> = BTreeSet::new();
         if let Some(at_cut) = at_cut {
+            let now = state.locals(index);
+            restored.extend(now.iter().chain(&at_cut).map(|(sub, name, _)| (*sub, name.clone())));
             state.restore_locals(at_cut, index);
         }
         // What is missing must be known before anything is changed.
@@ -194,6 +197,12 @@ impl User {
             }
         }
         self.sweep(id);
+        // The journal still says what was there before, and the next start would miss it again.
+        let states = restored
+            .iter()
+            .filter_map(|(sub, name)| self.current(Place { folder: id, sub: *sub }, name));
+        let states = states.collect();
+        self.commit(states)?;
         self.follow_uids(id)?;
         Ok(false)
     }

@@ -6,10 +6,18 @@ use super::node::{Kind, Since};
 use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::{Class, IndexKind};
+use crate::dovecot::index_log::LogTracker;
 use crate::dovecot::index_snapshot::SnapshotHeader;
+use crate::dovecot::records::whole_records_len;
 use crate::dovecot::{recover, uidlist, uidvalidity};
 use crate::format::journal::Change;
 use crate::format::{FolderId, Place};
+
+/// What the whole transactions of an index log say of next-UID.
+fn whole_next_uid(log: &[u8]) -> u32 {
+    let whole = log.get(..whole_records_len(log)).unwrap_or_default();
+    LogTracker::of(whole, None).next_uid()
+}
 
 impl User {
     pub(super) fn content_of(&self, ix: usize) -> Result<Vec<u8>> {
@@ -93,6 +101,7 @@ impl User {
                 // Dovecot makes a new one, with a new UIDVALIDITY.
                 Err(_) => return Ok(()),
             },
+            _ if whole_next_uid(&content) >= burnt => return Ok(()),
             _ => match recover::raise_next_uid(&content, burnt) {
                 Ok(append) => {
                     let mut raised = content.clone();

@@ -9,6 +9,11 @@ use std::time::Duration;
 /// How the daemon says that it is ready, the admin socket included.
 const MOUNTED: &str = ": mounted store=";
 
+/// The program under test; VMAILFS_PROGRAM names another build of it.
+fn program() -> OsString {
+    std::env::var_os("VMAILFS_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmailfs").into())
+}
+
 /// A store, a mount point and the local state between them; mounted or not.
 #[derive(Debug)]
 pub struct Mount {
@@ -87,13 +92,24 @@ impl Mount {
         self
     }
 
+    /// A variable for every later command.
+    pub fn variable(mut self, name: &str, value: &str) -> Mount {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Where a file may be put beside the mount point and the state.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.work.path().join(name)
+    }
+
     /// The daemon's process, while it is mounted.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
     fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmailfs"));
+        let mut command = Command::new(program());
         command.arg(verb).stdin(Stdio::null());
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command
@@ -174,12 +190,61 @@ impl Mount {
         }
     }
 
+    /// The daemon's process, known by its program, its mount point and its being alive. A test
+    /// that kills something else must not pass.
+    pub fn running(&mut self) -> Outcome<u32> {
+        let Some(child) = &mut self.child else { return fail("no daemon was started") };
+        if let Some(status) = child.try_wait()? {
+            return fail(format!("the daemon has ended: {status}"));
+        }
+        let pid = child.id();
+        let program = std::fs::read_link(format!("/proc/{pid}/exe"))?;
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+        let root = self.root();
+        let mounts = arguments.split(|b| *b == 0).any(|a| a == root.as_os_str().as_encoded_bytes());
+        if program != std::fs::canonicalize(self::program())? || !mounts {
+            return fail(format!("process {pid} is {} and not the daemon", program.display()));
+        }
+        Ok(pid)
+    }
+
+    /// Kills the daemon, which must be alive, and leaves the dead mount.
+    pub fn shoot(&mut self) -> Outcome<()> {
+        self.running()?;
+        if let Some(child) = &mut self.child {
+            child.kill()?;
+        }
+        self.must_have_been_shot(Duration::from_secs(10))
+    }
+
+    /// Waits for the daemon's end, which must be by SIGKILL.
+    pub fn must_have_been_shot(&mut self, limit: Duration) -> Outcome<()> {
+        use std::os::unix::process::ExitStatusExt;
+        let Some(child) = &mut self.child else { return fail("no daemon was started") };
+        if !wait_until(limit, || !matches!(child.try_wait(), Ok(None))) {
+            return fail("the daemon does not die");
+        }
+        match child.wait()?.signal() {
+            Some(libc::SIGKILL) => Ok(()),
+            _ => fail(format!("the daemon was not killed: {}\n{}", child.wait()?, self.log())),
+        }
+    }
+
     /// Removes both caches, journals and staging: what a fresh machine does not have.
     pub fn wipe_state(&self) -> Outcome<()> {
         std::fs::remove_dir_all(self.state())?;
         std::fs::remove_dir_all(self.work.path().join("run"))?;
         std::fs::create_dir(self.work.path().join("run"))?;
         Ok(std::fs::create_dir(self.state())?)
+    }
+
+    /// Removes the cached mails only.
+    pub fn empty_fscache(&self) -> Outcome<()> {
+        let cache = self.state().join("fscache");
+        if cache.exists() {
+            std::fs::remove_dir_all(cache)?;
+        }
+        Ok(())
     }
 
     /// Runs another command of the program, with this mount's environment.

@@ -1,0 +1,428 @@
+//! What was done through the mount, as a history of states, and which of them may be seen after
+//! something died.
+//!
+//! Each call that was answered is a step. A crash of the process may undo nothing but the call
+//! that was not answered yet; a power cut nothing before the last sync that was answered; a
+//! lost disk nothing before the cut of the last flush. So what is seen afterwards must be
+//! exactly one of the states since then, and every mail that was made safe must be in it, or
+//! have come back beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub type DirNo = u32;
+pub type MailNo = u32;
+pub const TOP: DirNo = 0;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    Dir(DirNo),
+    /// A mail, by what it says of itself.
+    Mail(MailNo),
+    /// Any other file, with what it holds.
+    File(Arc<Vec<u8>>),
+}
+
+pub type Key = (DirNo, String);
+
+/// New meanings of names.
+pub type Change = Vec<(Key, Option<Item>)>;
+
+#[derive(Debug)]
+struct Step {
+    /// What the names meant before.
+    undo: Change,
+    at: Duration,
+    /// Not done by anybody: what was found after a death.
+    seen: bool,
+}
+
+/// A mail that somebody began to deliver.
+#[derive(Debug, Clone, Default)]
+pub struct MailInfo {
+    pub body: Vec<u8>,
+    /// The step that first named it, once it was safe.
+    pub named: Option<usize>,
+    /// The call that makes it safe was answered.
+    pub safe: bool,
+    /// Directories of folders it was published in.
+    pub folder: Option<DirNo>,
+}
+
+#[derive(Debug, Default)]
+pub struct Model {
+    names: BTreeMap<Key, Item>,
+    steps: Vec<Step>,
+    dirs: DirNo,
+    pub mails: BTreeMap<MailNo, MailInfo>,
+    by_body: BTreeMap<Vec<u8>, MailNo>,
+    /// All steps before this are on the disk.
+    pub synced: usize,
+    /// All steps before this are in the store.
+    pub flushed: usize,
+    /// The last step may or may not have been done.
+    pub doubt: bool,
+    /// Index of steps at which the puts of bundles were called; none while it was not known.
+    pub bundles: BTreeMap<String, Option<usize>>,
+    /// What is there after a death was flushed before it was seen.
+    pub flushed_unseen: bool,
+}
+
+/// What died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// Nothing: the user was handed over.
+    None,
+    Process,
+    Power,
+    Disk,
+}
+
+/// What is found on a mount: paths, without what only lives for a moment.
+pub type Seen = BTreeMap<String, Item>;
+
+/// Names in which nobody looks after a death.
+fn is_passing(path: &str) -> bool {
+    path.contains("/tmp/")
+        || path.ends_with(".lock")
+        || path.ends_with(".newlock")
+        || path.ends_with(".tmp")
+        || path.contains("/.temp.")
+}
+
+pub fn is_mail(path: &str) -> bool {
+    path.contains("/cur/") || path.contains("/new/") || path.contains("/dbox-Mails/u.")
+}
+
+impl Model {
+    pub fn index(&self) -> usize {
+        self.steps.len()
+    }
+
+    pub fn find(&self, path: &str) -> Option<&Item> {
+        let mut at = TOP;
+        let mut parts = path.split('/').peekable();
+        loop {
+            let item = self.names.get(&(at, parts.next()?.to_string()))?;
+            match (item, parts.peek()) {
+                (item, None) => return Some(item),
+                (Item::Dir(dir), _) => at = *dir,
+                _ => return None,
+            }
+        }
+    }
+
+    pub fn dir(&self, path: &str) -> Option<DirNo> {
+        match self.find(path)? {
+            Item::Dir(dir) => Some(*dir),
+            _ => None,
+        }
+    }
+
+    pub fn key(&self, path: &str) -> Option<Key> {
+        match path.rsplit_once('/') {
+            Some((dir, name)) => Some((self.dir(dir)?, name.to_string())),
+            None => Some((TOP, path.to_string())),
+        }
+    }
+
+    pub fn new_dir(&mut self) -> Item {
+        self.dirs += 1;
+        Item::Dir(self.dirs)
+    }
+
+    /// A step that was done.
+    pub fn apply(&mut self, change: Change, at: Duration) {
+        let undo = change
+            .iter()
+            .map(|(key, _)| (key.clone(), self.names.get(key).cloned()))
+            .rev()
+            .collect();
+        for (key, item) in change {
+            self.set(key, item);
+        }
+        self.steps.push(Step { undo, at, seen: false });
+        self.doubt = false;
+    }
+
+    /// A step that was begun when the machine died.
+    pub fn perhaps(&mut self, change: Change, at: Duration) {
+        self.apply(change, at);
+        self.doubt = true;
+    }
+
+    fn set(&mut self, key: Key, item: Option<Item>) {
+        match item {
+            Some(item) => _ = self.names.insert(key, item),
+            None => _ = self.names.remove(&key),
+        }
+    }
+
+    pub fn new_mail(&mut self, body: &[u8]) -> MailNo {
+        let no = self.mails.len() as MailNo + 1;
+        self.mails.insert(no, MailInfo { body: body.to_vec(), ..MailInfo::default() });
+        self.by_body.insert(body.to_vec(), no);
+        no
+    }
+
+    /// A mail is safe under its first name.
+    pub fn name_mail(&mut self, no: MailNo, key: Key, at: Duration) {
+        if let Some(info) = self.mails.get_mut(&no) {
+            info.named = Some(self.steps.len());
+        }
+        self.apply(vec![(key, Some(Item::Mail(no)))], at);
+    }
+
+    pub fn mail_of(&self, body: &[u8]) -> Option<MailNo> {
+        self.by_body.get(body).copied()
+    }
+
+    /// All paths below the top.
+    pub fn paths(&self) -> Seen {
+        paths_of(&self.names)
+    }
+
+    /// The oldest change of flags, MOVE or EXPUNGE that no flush holds.
+    pub fn oldest_important(&self) -> Option<Duration> {
+        let cur = |dir: &DirNo| {
+            self.names.iter().any(|((_, name), item)| name == "cur" && *item == Item::Dir(*dir))
+        };
+        let important = |step: &&Step| {
+            let from_cur = |((dir, _), item): &(Key, Option<Item>)| {
+                matches!(item, Some(Item::Mail(_))) && cur(dir)
+            };
+            !step.seen && step.undo.iter().any(from_cur)
+        };
+        self.steps.get(self.flushed..)?.iter().find(important).map(|step| step.at)
+    }
+
+    /// Compares what is seen after a death with what may be, and goes on from what is seen.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn after(&mut self, death: Death, seen: &Seen) -> Result<(), String> {
+        let end = self.steps.len();
+        let first = match death {
+            Death::None => end,
+            Death::Process => end - usize::from(self.doubt),
+            Death::Power => self.synced.min(end),
+            Death::Disk => self.flushed.min(end),
+        };
+        let last = self.paths();
+        let mut names = self.names.clone();
+        let mut problem = None;
+        for k in (first..=end).rev() {
+            if k < end {
+                for (key, item) in &self.steps[k].undo {
+                    match item {
+                        Some(item) => _ = names.insert(key.clone(), item.clone()),
+                        None => _ = names.remove(key),
+                    }
+                }
+            }
+            let paths = paths_of(&names);
+            match self.fits(death, k, &paths, &last, seen) {
+                Ok(()) => {
+                    problem = None;
+                    break;
+                }
+                // The differences to the oldest state that would do say most.
+                Err(what) => problem = Some((k, what)),
+            }
+        }
+        if let Some((k, what)) = problem {
+            return Err(format!(
+                "after {death:?}: no state of {first}..={end} fits; state {k}:\n{what}"
+            ));
+        }
+        self.reset(seen);
+        Ok(())
+    }
+
+    fn fits(
+        &self,
+        death: Death,
+        k: usize,
+        state: &Seen,
+        last: &Seen,
+        seen: &Seen,
+    ) -> Result<(), String> {
+        let exact = matches!(death, Death::None | Death::Process);
+        let mut wrong = String::new();
+        let mut found: BTreeMap<MailNo, u32> = BTreeMap::new();
+        for item in seen.values() {
+            if let Item::Mail(mail) = item {
+                *found.entry(*mail).or_default() += 1;
+            }
+        }
+        let everywhere: BTreeSet<&String> = state.keys().chain(seen.keys()).collect();
+        for path in everywhere {
+            // A user's directory is there at once, and made behind the answer.
+            let empty_user = !path.contains('/') && !state.keys().any(|p| p.contains('/'));
+            if is_passing(path) || empty_user {
+                continue;
+            }
+            match (state.get(path), seen.get(path)) {
+                (Some(a), Some(b)) if same(a, b, !exact) => {}
+                (Some(Item::File(old)), Some(Item::File(new))) if self.doubt && exact => {
+                    if !mixed(old, new, last.get(path)) {
+                        _ = writeln!(wrong, "  {path}: holds what nobody wrote");
+                    }
+                }
+                (None, Some(Item::Mail(mail))) => {
+                    if let Err(why) = self.may_come_back(death, k, *mail, path, state, last) {
+                        _ = writeln!(wrong, "  {path}: mail {mail} {why}");
+                    }
+                }
+                // Files of an index, and folders that lead to mails, may come and go.
+                (Some(Item::File(_)), None) | (None, Some(Item::File(_) | Item::Dir(_)))
+                    if !exact => {}
+                (a, b) => {
+                    let is_at = |item: &Item| -> Vec<&String> {
+                        seen.iter().filter(|(_, i)| *i == item).map(|(p, _)| p).collect()
+                    };
+                    let places = match a {
+                        Some(item @ Item::Mail(_)) => format!(" (is at {:?})", is_at(item)),
+                        _ => String::new(),
+                    };
+                    _ = writeln!(wrong, "  {path}: {} instead of {}{places}", word(b), word(a));
+                }
+            }
+        }
+        for (path, item) in last {
+            if let Item::Mail(mail) = item
+                && self.mails.get(mail).is_some_and(|m| m.safe)
+                && !found.contains_key(mail)
+            {
+                _ = writeln!(wrong, "  mail {mail} is LOST (was {path})");
+            }
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+
+    /// A mail that is seen where the state has none.
+    fn may_come_back(
+        &self,
+        death: Death,
+        k: usize,
+        mail: MailNo,
+        path: &str,
+        state: &Seen,
+        _last: &Seen,
+    ) -> Result<(), &'static str> {
+        let Some(info) = self.mails.get(&mail) else { return Err("was never sent") };
+        match death {
+            Death::None => return Err("out of nowhere"),
+            // What was under way may have got its name and no more.
+            Death::Process if info.safe => return Err("has another name"),
+            _ => {}
+        }
+        if !path.contains("/new/") {
+            return Err("came back outside of new/");
+        }
+        if info.named.is_some_and(|n| n < k) && state.values().all(|i| *i != Item::Mail(mail)) {
+            return Err("was expunged long ago");
+        }
+        Ok(())
+    }
+
+    /// Goes on from what is seen.
+    fn reset(&mut self, seen: &Seen) {
+        let mut names = BTreeMap::new();
+        let mut dirs: BTreeMap<&str, DirNo> = BTreeMap::from([("", TOP)]);
+        let old: BTreeMap<String, DirNo> = self
+            .paths()
+            .into_iter()
+            .filter_map(
+                |(path, item)| if let Item::Dir(no) = item { Some((path, no)) } else { None },
+            )
+            .collect();
+        // Sorted, so a directory comes before what is in it.
+        for (path, item) in seen {
+            let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let item = match item {
+                Item::Dir(_) => {
+                    let no = old.get(path).copied().unwrap_or_else(|| {
+                        self.dirs += 1;
+                        self.dirs
+                    });
+                    dirs.insert(path, no);
+                    Item::Dir(no)
+                }
+                item => item.clone(),
+            };
+            names.insert((dirs[dir], name.to_string()), item);
+        }
+        let mut change: Change = Vec::new();
+        for key in self.names.keys().filter(|key| !names.contains_key(*key)) {
+            change.push((key.clone(), None));
+        }
+        for (key, item) in names {
+            if self.names.get(&key) != Some(&item) {
+                change.push((key, Some(item)));
+            }
+        }
+        if !change.is_empty() {
+            let at = self.steps.last().map_or(Duration::ZERO, |s| s.at);
+            self.apply(change, at);
+            if let Some(last) = self.steps.last_mut() {
+                last.seen = true;
+            }
+        }
+        self.doubt = false;
+        let end = self.steps.len();
+        if std::mem::take(&mut self.flushed_unseen) {
+            self.flushed = end;
+        }
+        for index in self.bundles.values_mut() {
+            index.get_or_insert(end);
+        }
+    }
+}
+
+fn same(a: &Item, b: &Item, loosely: bool) -> bool {
+    match (a, b) {
+        (Item::Dir(_), Item::Dir(_)) => true,
+        (Item::File(a), Item::File(b)) => loosely || a == b,
+        (a, b) => a == b,
+    }
+}
+
+/// Whether a file is what was there with some of what was being written over it.
+fn mixed(old: &[u8], seen: &[u8], new: Option<&Item>) -> bool {
+    let Some(Item::File(new)) = new else { return false };
+    let long = old.len().max(new.len());
+    seen.len() <= long
+        && seen.len() >= old.len().min(new.len())
+        && seen.iter().enumerate().all(|(i, b)| old.get(i) == Some(b) || new.get(i) == Some(b))
+}
+
+fn word(item: Option<&Item>) -> String {
+    match item {
+        None => "nothing".into(),
+        Some(Item::Dir(_)) => "a directory".into(),
+        Some(Item::Mail(no)) => format!("mail {no}"),
+        Some(Item::File(data)) => {
+            format!("a file of {} bytes {:08x}", data.len(), crc32c::crc32c(data))
+        }
+    }
+}
+
+fn paths_of(names: &BTreeMap<Key, Item>) -> Seen {
+    let mut out = Seen::new();
+    let mut waiting = vec![(TOP, String::new())];
+    while let Some((dir, prefix)) = waiting.pop() {
+        for ((_, name), item) in
+            names.range((dir, String::new())..).take_while(|((d, _), _)| *d == dir)
+        {
+            let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}/{name}") };
+            if let Item::Dir(no) = item {
+                waiting.push((*no, path.clone()));
+            }
+            out.insert(path, item.clone());
+        }
+    }
+    out
+}

@@ -1,0 +1,371 @@
+//! A run: lives and deaths of machines under a seed, and what is looked at after each.
+
+use super::chance::seed_thread;
+use super::model::Death;
+use super::mount::{Answer, Mount};
+use super::server::{Locks, Server};
+use super::store::Weather;
+use super::world::{Core, Fuse, Life, Machine, Moment, Rules};
+use std::sync::Arc;
+use std::time::Duration;
+use vmailfs::fs::VmailFs;
+
+/// How a seed ended.
+#[derive(Debug)]
+pub struct Outcome {
+    pub seed: u64,
+    pub failure: Option<String>,
+    /// The end of the log.
+    pub lines: Vec<String>,
+    /// Sum and number of all lines.
+    pub sum: (u64, u64),
+    pub safe_mails: usize,
+    pub deaths: usize,
+}
+
+const USER: &str = "u";
+
+/// Runs a seed on a thread of its own.
+pub fn run(seed: u64, shown: bool) -> Outcome {
+    std::thread::Builder::new()
+        .name(format!("seed {seed}"))
+        .stack_size(16 << 20)
+        .spawn(move || {
+            seed_thread(seed);
+            run_here(seed, shown)
+        })
+        .unwrap()
+        .join()
+        .unwrap()
+}
+
+fn run_here(seed: u64, shown: bool) -> Outcome {
+    let core = Core::new(seed, shown);
+    let (time, stuck) = (core.time.clone(), core.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .on_thread_park(move || {
+            if !time.jump() {
+                stuck.give_up("nothing can go on any more");
+            }
+        })
+        .build()
+        .unwrap();
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        runtime.block_on(async {
+            let mut run = Run::new(core.clone());
+            let main = run.go();
+            tokio::select! {
+                biased;
+                () = main => {}
+                () = core.given_up() => {}
+            }
+            run.deaths
+        })
+    }));
+    drop(runtime);
+    let mut failure = core.failure();
+    let deaths = match done {
+        Ok(deaths) => deaths,
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+            failure.get_or_insert(format!("panic: {}", text.unwrap_or_default()));
+            0
+        }
+    };
+    let safe_mails = core.model.lock().mails.values().filter(|m| m.safe).count();
+    let sum = core.log_sum();
+    Outcome { seed, failure, lines: core.lines(), sum, safe_mails, deaths }
+}
+
+struct Run {
+    core: Arc<Core>,
+    rules: Rules,
+    machine: Machine,
+    clients: u64,
+    index: bool,
+    deaths: usize,
+    /// The disk refuses things in this life.
+    disk_fails: bool,
+    /// The machine has nothing on its disk, and nobody has looked at what that means.
+    bare: bool,
+}
+
+impl Run {
+    fn new(core: Arc<Core>) -> Run {
+        let chance = &core.chance;
+        let rules = Rules {
+            single_backend: true,
+            upload_interval: Duration::from_secs([20, 60, 300][chance.index(3)]),
+            max_rescan: [1, 10][chance.index(2)],
+            fscache_max: [64 << 20, 2000][chance.index(2)],
+            delivery_timeout: Duration::from_secs(20),
+            idle_upload: Duration::from_secs([60, 3600][chance.index(2)]),
+        };
+        let clients = chance.between(1, 4);
+        let index = chance.percent(75);
+        core.log(&format!("{rules:?} clients {clients} index {index}"));
+        Run {
+            machine: Machine::new("a"),
+            core,
+            rules,
+            clients,
+            index,
+            deaths: 0,
+            disk_fails: false,
+            bare: false,
+        }
+    }
+
+    async fn go(&mut self) {
+        let lives = self.core.chance.between(3, 8);
+        let mut death = Death::None;
+        for n in 0..=lives {
+            death = self.life(death, n == lives).await;
+            if self.core.failure().is_some() {
+                return;
+            }
+            self.deaths += 1;
+        }
+    }
+
+    fn set_weather(&self) {
+        let chance = &self.core.chance;
+        let weather = match chance.below(6) {
+            0 => Weather { fails: 10, lost: 5, late: 5, slow: 10, down: false },
+            1 => Weather { lost: 15, slow: 30, ..Weather::default() },
+            2 => Weather { late: 20, ..Weather::default() },
+            3 => Weather { slow: 50, ..Weather::default() },
+            _ => Weather::default(),
+        };
+        self.core.log(&format!("{weather:?}"));
+        *self.core.weather.lock() = weather;
+    }
+
+    /// Important changes are in the store after the upload interval, if it takes them (I3).
+    fn judge_flushes(&self) {
+        let Weather { fails: 0, lost: 0, late: 0, down: false, .. } = *self.core.weather.lock()
+        else {
+            return;
+        };
+        if self.core.is_looking() || self.core.unseen() || self.disk_fails {
+            return;
+        }
+        let oldest = self.core.model.lock().oldest_important();
+        let age = oldest.map_or(Duration::ZERO, |at| self.core.time.now().saturating_sub(at));
+        if age > self.rules.upload_interval + Duration::from_secs(60) {
+            self.core.fail(format!("an important change of {age:?} ago is in no flush (I3)"));
+        }
+    }
+
+    fn fine_weather(&self) {
+        *self.core.weather.lock() = Weather::default();
+    }
+
+    /// One life; says what ended it.
+    async fn life(&mut self, after: Death, last: bool) -> Death {
+        let core = self.core.clone();
+        let chance = &core.chance;
+        let life = self.machine.begin(&core);
+        core.log(&format!("--- a life after {after:?}"));
+        core.set_unseen(true);
+        if !last {
+            let moment = || [Moment::Before, Moment::Middle, Moment::After][chance.index(3)];
+            match chance.below(5) {
+                0 | 1 => {
+                    let left = chance.below(if chance.percent(30) { 40 } else { 600 });
+                    *life.disk_fuse.lock() = Some(Fuse { left, moment: moment() });
+                }
+                2 => {
+                    let left = chance.below(if chance.percent(30) { 8 } else { 60 });
+                    *life.store_fuse.lock() = Some(Fuse { left, moment: moment() });
+                }
+                _ => {}
+            }
+        }
+        self.disk_fails = chance.percent(20) && !last;
+        self.fine_weather();
+        let mounted = self.machine.mount(&life, &self.rules).await;
+        if !life.is_dead() {
+            let fs = mounted.expect("a machine that lives mounts");
+            tokio::select! {
+                biased;
+                () = life.end() => {}
+                () = self.work(&life, fs.clone(), after, last) => {}
+            }
+            if !life.is_dead() && core.failure().is_none() && (last || chance.percent(15)) {
+                self.fine_weather();
+                life.disk_faults.store(0, std::sync::atomic::Ordering::SeqCst);
+                fs.release_all();
+                let failed = tokio::select! {
+                    biased;
+                    () = life.end() => Vec::new(),
+                    failed = fs.session().close(Duration::from_secs(600)) => failed,
+                };
+                for (user, error) in failed {
+                    core.fail(format!("{user} could not be closed: {error}"));
+                }
+                if !life.is_dead() {
+                    life.die("closed");
+                    let end = core.model.lock().index();
+                    let mut model = core.model.lock();
+                    model.synced = end;
+                    if chance.percent(50) {
+                        model.flushed = end;
+                        drop(model);
+                        self.machine.lose();
+                        self.bare = true;
+                        core.time.sleep(Duration::from_secs(60)).await;
+                    }
+                    core.look(true);
+                    return Death::None;
+                }
+            }
+        }
+        self.judge_flushes();
+        life.die("by chance");
+        core.look(true);
+        // What a death before this one left was not looked at to the end: the worse counts.
+        let death = match chance.below(10) {
+            0..5 => Death::Process,
+            5..8 => {
+                self.machine.power_cut(&core);
+                Death::Power
+            }
+            _ => {
+                self.machine.lose();
+                Death::Disk
+            }
+        };
+        core.log(&format!("{death:?}"));
+        if death != Death::Process {
+            // No machine starts, or is replaced, in less.
+            core.time.sleep(Duration::from_secs(60)).await;
+        }
+        if !core.unseen() {
+            self.bare = false;
+            return death;
+        }
+        // Nothing is known here of what was handed over.
+        if self.bare { Death::Disk } else { worse(after, death) }
+    }
+
+    async fn work(&self, life: &Arc<Life>, fs: Arc<VmailFs>, after: Death, last: bool) {
+        let mount = Mount { fs, life: life.clone() };
+        self.look(&mount, after).await;
+        self.core.set_unseen(false);
+        if self.core.failure().is_some() {
+            return;
+        }
+        let server = Server {
+            mount,
+            locks: Arc::new(Locks::default()),
+            user: USER.into(),
+            index: self.index,
+        };
+        // Whoever opens a folder after a death sees UIDs at once.
+        if let Err(errno) = self.select_all(&server).await {
+            self.core.fail(format!("folders cannot be opened after {after:?}: {errno}"));
+        }
+        if last {
+            return;
+        }
+        self.set_weather();
+        if self.disk_fails {
+            let rate = self.core.chance.between(10, 500);
+            life.disk_faults.store(rate, std::sync::atomic::Ordering::SeqCst);
+        }
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..self.clients {
+            let (server, calls) = (server.clone(), self.core.chance.between(5, 40));
+            clients.spawn(async move { client(&server, calls).await });
+        }
+        while let Some(done) = clients.join_next().await {
+            if let Err(error) = done {
+                self.core.fail(format!("a client failed: {error}"));
+            }
+        }
+    }
+
+    async fn select_all(&self, server: &Server) -> Answer<()> {
+        server.login().await?;
+        for folder in server.folders().await? {
+            server.select(&folder).await?;
+        }
+        Ok(())
+    }
+
+    /// Compares what is there with what may be there.
+    async fn look(&self, mount: &Mount, after: Death) {
+        let mut tries = 0;
+        let seen = loop {
+            match mount.look_at_all().await {
+                Ok(seen) => break seen,
+                Err(errno) => {
+                    tries += 1;
+                    if tries > 20 {
+                        self.core.fail(format!("nothing can be seen after {after:?}: {errno}"));
+                        return;
+                    }
+                    self.core.time.sleep(Duration::from_secs(10)).await;
+                }
+            }
+        };
+        let done = self.core.model.lock().after(after, &seen);
+        self.core.look(false);
+        match done {
+            Ok(()) => self.core.log(&format!("all is as it may be after {after:?}")),
+            Err(what) => self.core.fail(what),
+        }
+    }
+}
+
+/// The worse of two deaths of which nobody has seen the first's end.
+fn worse(a: Death, b: Death) -> Death {
+    let rank = |d| match d {
+        Death::None => 0,
+        Death::Process => 1,
+        Death::Power => 2,
+        Death::Disk => 3,
+    };
+    if rank(a) > rank(b) { a } else { b }
+}
+
+/// A client, or a queue of deliveries.
+async fn client(server: &Server, calls: u64) {
+    let core = server.mount.life.core.clone();
+    let chance = &core.chance;
+    for _ in 0..calls {
+        let Ok(folders) = server.folders().await else { continue };
+        let folder = chance.pick(&folders).unwrap().clone();
+        let other = chance.pick(&folders).unwrap().clone();
+        let what = chance.below(100);
+        let done = match what {
+            0..35 => server.deliver(&folder).await,
+            35..45 => server.select(&folder).await.map(drop),
+            45..57 => server.store_flags(&folder).await,
+            57..65 => server.copy(&folder, &other, false).await,
+            65..75 => server.copy(&folder, &other, true).await,
+            75..83 => server.expunge(&folder).await,
+            83..88 => server.fetch(&folder).await,
+            88..92 => server.create(&format!("F{}", chance.below(6))).await,
+            92..95 if folder != "INBOX" => {
+                server.rename(&folder, &format!("F{}", chance.below(6))).await
+            }
+            95..97 if folder != "INBOX" => server.delete(&folder).await,
+            _ => server.subscribe(&folder).await,
+        };
+        server.mount.life.log(&format!("op {what} {folder} {other}: {done:?}"));
+        if core.failure().is_some() {
+            return;
+        }
+        let pause = match chance.below(20) {
+            0 => chance.between(1_000, 400_000),
+            1..8 => chance.between(100, 3_000),
+            _ => chance.below(100),
+        };
+        core.time.sleep(Duration::from_millis(pause)).await;
+    }
+}
