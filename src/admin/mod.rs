@@ -11,6 +11,7 @@
 
 pub mod care;
 pub mod client;
+pub mod gc;
 pub mod place;
 pub mod server;
 mod status;
@@ -21,6 +22,7 @@ pub use status::{
 
 use async_trait::async_trait;
 use care::{Care, Cared};
+use gc::{GcReport, GcRequest};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tokio::sync::mpsc;
@@ -43,6 +45,9 @@ pub trait AdminApi: Send + Sync + 'static {
         important_only: bool,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError>;
+
+    /// Deletes what was dropped longer than the retention ago.
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError>;
 
     async fn status(&self) -> Status;
 
@@ -118,6 +123,7 @@ pub enum ErrorKind {
 pub enum Request {
     Flush { user: String, important_only: bool },
     FlushAll { mask: Option<String>, important_only: bool },
+    Gc(GcRequest),
     Status,
     Care { care: Care },
     Stop,
@@ -136,6 +142,7 @@ enum Reply {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Flush(FlushReport),
+    Gc(GcReport),
     Status(Box<Status>),
     Care(Cared),
     Stop(StopReport),

@@ -3,6 +3,7 @@
 use super::exit::{Code, Failure};
 use super::live::Heart;
 use crate::admin::care::{Care, Cared};
+use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{
     AdminError, AtRisk, CacheUse, Changes, ErrorKind, FlushReport, LeaseStatus, Progress, Status,
     StopReport, UserStatus,
@@ -37,6 +38,7 @@ const NAMED: usize = 1000;
 pub(super) struct LiveHeart {
     session: Arc<Session>,
     fs: Arc<VmailFs>,
+    mountpoint: std::path::PathBuf,
 }
 
 /// The users' places below the mount.
@@ -68,7 +70,7 @@ pub(super) async fn start(
     tokio::spawn(schedule::run(session.clone()));
     tokio::spawn(gc::run(session.clone()));
     let fs = Arc::new(VmailFs::new(session.clone()));
-    Ok((fs.clone(), LiveHeart { session, fs }))
+    Ok((fs.clone(), LiveHeart { session, fs, mountpoint: settings.mountpoint.clone() }))
 }
 
 /// A store or a state directory that another vmailfs must serve. No restart helps.
@@ -245,6 +247,10 @@ impl Heart for LiveHeart {
         }
     }
 
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
+        super::gc::run(&self.session, what, progress).await
+    }
+
     async fn status(&self, status: &mut Status) {
         let session = &self.session;
         let (open, waiting) = session.waiting();
@@ -274,20 +280,7 @@ impl Heart for LiveHeart {
     }
 
     async fn care(&self, what: Care, _progress: &Progress) -> Result<Cared, AdminError> {
-        let user = match &what {
-            Care::Users => None,
-            Care::Fsck { user, .. }
-            | Care::History { user }
-            | Care::Undelete { user, .. }
-            | Care::Export { user, .. }
-            | Care::Restore { user, .. } => Some(user.clone()),
-        };
-        if let Some(user) = user {
-            // What the store says of a user that is open is what was flushed.
-            let options = Options { caches: false, release: false, important_only: false };
-            self.session.flush_user(&user, options).await.map_err(|e| told(&e))?;
-        }
-        super::care::from_store(&self.session.env.store, what).await
+        super::care::from_mount(&self.session, &self.mountpoint, what).await
     }
 
     async fn finish(&self, patience: Duration, _progress: &Progress) -> StopReport {

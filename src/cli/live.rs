@@ -2,6 +2,7 @@
 
 use super::exit::{Code, Failure};
 use crate::admin::care::{Care, Cared};
+use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{
     AdminApi, AdminError, ErrorKind, FlushReport, Progress, RequestCount, Status, StopReport,
 };
@@ -38,6 +39,9 @@ pub(super) trait Heart: Send + Sync + 'static {
         important_only: bool,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError>;
+
+    /// Deletes what was dropped longer than the retention ago.
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError>;
 
     /// Fills in what it knows: users, risk, caches, lease, errors.
     async fn status(&self, status: &mut Status);
@@ -220,6 +224,10 @@ impl AdminApi for LiveMount {
         };
         self.heart.status(&mut status).await;
         status
+    }
+
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
+        self.heart.gc(what, progress).await
     }
 
     async fn care(&self, what: Care, progress: &Progress) -> Result<Cared, AdminError> {

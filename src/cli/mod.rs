@@ -6,7 +6,9 @@
 mod care;
 mod exit;
 mod fsck;
+mod gc;
 mod heart;
+mod index_lock;
 mod live;
 mod logging;
 mod mount;
@@ -78,6 +80,30 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Delete from the store what was dropped longer than `retention` ago.
+    ///
+    /// A mount does this by itself, once in `gc.interval`, for the users that are open in it.
+    /// Without -u and -A: these, now. Nothing is deleted that has a name, nor what never had one.
+    Gc {
+        /// One user; it need not be open.
+        #[arg(short, long, conflicts_with = "all")]
+        user: Option<String>,
+        /// All users of the store, but for those that belong to other backends.
+        #[arg(short = 'A', long)]
+        all: bool,
+        /// Only say what would be deleted.
+        #[arg(long)]
+        dry_run: bool,
+        /// Also list everything in the store, for mails that reached it late and for what dead
+        /// sessions left (else once in `gc.full_scan`).
+        #[arg(long)]
+        full: bool,
+        /// The answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Index files and listings of the users seen lately.
     #[command(subcommand)]
     Metacache(Metacache),
@@ -90,6 +116,9 @@ enum Command {
     /// Earlier states of a user, and mails that were deleted.
     #[command(subcommand)]
     User(user::User),
+    /// For the daemon's own use: locks an index log and appends to it.
+    #[command(hide = true)]
+    IndexLock { path: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
@@ -151,8 +180,12 @@ pub fn main() -> ExitCode {
         Command::Status { mountpoint, socket, json } => {
             talk::status(mountpoint.as_deref(), socket.as_deref(), json)
         }
+        Command::Gc { user, all, dry_run, full, json, target } => {
+            gc::command(&target, gc::request(user, all, dry_run, full), json)
+        }
         Command::Fsck(args) => fsck::fsck(&args),
         Command::User(command) => user::user(command),
+        Command::IndexLock { path } => index_lock::hold(&path),
         Command::Metacache(Metacache::Flush { user, important, target }) => {
             talk::flush(target.socket.as_deref(), target.mountpoint.as_deref(), user, important)
         }

@@ -6,6 +6,7 @@ use super::live::{self, Heart, LiveMount};
 use super::mount::Claim;
 use super::show;
 use crate::admin::care::{Care, Cared};
+use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::place::{self, Registration};
 use crate::admin::server::Server;
 use crate::admin::{AdminApi, AdminError, FlushReport, Progress, Status, StopReport};
@@ -220,6 +221,10 @@ impl AdminApi for StopOnce {
         progress: &Progress,
     ) -> Result<FlushReport, AdminError> {
         self.inner.flush_all(mask, important_only, progress).await
+    }
+
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
+        self.inner.gc(what, progress).await
     }
 
     async fn status(&self) -> Status {

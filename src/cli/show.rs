@@ -34,7 +34,7 @@ pub(super) fn age(secs: u64) -> String {
     }
 }
 
-fn count(n: u64, one: &str) -> String {
+pub(super) fn count(n: u64, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 

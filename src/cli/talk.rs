@@ -15,7 +15,7 @@ fn progress(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-fn ask(
+pub(super) fn ask(
     socket: Option<&Path>,
     mountpoint: Option<&Path>,
     request: &Request,

@@ -88,6 +88,12 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    fn retention_secs(&self) -> i64 {
+        i64::try_from(self.retention.as_secs()).unwrap_or(i64::MAX)
+    }
+}
+
 /// What a gc is asked to do.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -124,6 +130,30 @@ impl Report {
     pub fn deleted(&self) -> u64 {
         self.mails + self.bundles + self.files
     }
+
+    fn count(&mut self, id: DroppedId) {
+        match id {
+            DroppedId::Mail(_) => self.mails += 1,
+            DroppedId::Bundle(_) => self.bundles += 1,
+            DroppedId::File(_) => self.files += 1,
+        }
+    }
+
+    /// What is over of a list; counts the rest.
+    fn sort_out(&mut self, session: &Session, list: &DroppedList, now: i64) -> Vec<DroppedId> {
+        let retention = session.settings.gc.retention_secs();
+        let mut due = Vec::new();
+        for at in list.iter() {
+            let over = at.when.saturating_add(retention);
+            if at.doomed || now >= over {
+                due.push(at.object.id());
+            } else {
+                self.kept += 1;
+                self.next_due = Some(self.next_due.map_or(over, |next| next.min(over)));
+            }
+        }
+        due
+    }
 }
 
 /// When a user is looked at.
@@ -137,8 +167,8 @@ pub struct Looked {
 
 impl Looked {
     /// Of a user that is opened at `now`: not in the rush of a start.
-    pub fn at(now: Duration) -> Looked {
-        Looked { next: now + Duration::from_secs(3600), not_before: i64::MIN }
+    pub fn opened(now: Duration, limits: Limits) -> Looked {
+        Looked { next: now + limits.interval.min(AGAIN), not_before: i64::MIN }
     }
 }
 
@@ -173,7 +203,9 @@ pub async fn collect(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
         }
         Ok(())
     })?;
-    let look = Look { head, etag, list, now: cell.session.store_time() };
+    let now = cell.session.store_time();
+    let over = now.saturating_add(cell.session.settings.gc.retention_secs());
+    let look = Look { head, etag, list, now };
     let found = if options.scan { Some(gc_scan::scan(cell, &look).await?) } else { None };
     let due = cell.open_user(|user| user.due(&look, &mut report))?;
     let orphans = found.iter().flat_map(|f| f.orphans.clone()).collect::<Vec<_>>();
@@ -185,21 +217,15 @@ pub async fn collect(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     if options.unasked && orphans.is_empty() && few(&doomed) {
         doomed.clear();
     }
-    for object in &doomed {
-        match object {
-            Dropped::Mail(_) => report.mails += 1,
-            Dropped::Bundle(_) => report.bundles += 1,
-            Dropped::File(_) => report.files += 1,
-        }
-    }
+    doomed.iter().for_each(|object| report.count(object.id()));
     if !options.dry_run {
         if !orphans.is_empty() || fresh && !doomed.is_empty() {
             mark(cell, look, &doomed, orphans).await?;
         }
         drop(flushing);
         delete(cell, &doomed).await?;
-        let next = report.next_due.unwrap_or(i64::MIN);
-        cell.if_open(|user| user.gc.not_before = next);
+        // What is dropped from now on is due after all that is on the list.
+        cell.if_open(|user| user.gc.not_before = report.next_due.unwrap_or(i64::MAX).min(over));
     }
     if let Some(found) = found {
         report.scanned = true;
@@ -212,26 +238,13 @@ impl User {
     /// What is due of the list.
     fn due(&mut self, look: &Look, report: &mut Report) -> Result<Vec<DroppedId>> {
         self.may_write()?;
-        let retention =
-            i64::try_from(self.session.settings.gc.retention.as_secs()).unwrap_or(i64::MAX);
+        let mut due = report.sort_out(&self.session, &look.list, look.now);
         let named = named_bundles(&look.head);
-        let mut due = Vec::new();
-        for at in look.list.iter() {
-            let over = at.when.saturating_add(retention);
-            if !at.doomed && look.now < over {
-                report.kept += 1;
-                report.next_due = Some(report.next_due.map_or(over, |next| next.min(over)));
-                continue;
-            }
-            let still = match &at.object {
-                Dropped::Mail(tail) => !at.doomed && self.again.contains(tail),
-                Dropped::Bundle(id) => named.contains(id),
-                Dropped::File(_) => false,
-            };
-            if !still {
-                due.push(at.object.id());
-            }
-        }
+        due.retain(|id| match id {
+            DroppedId::Mail(id) => !self.again.iter().any(|tail| tail.id() == *id),
+            DroppedId::Bundle(id) => !named.contains(id),
+            DroppedId::File(_) => true,
+        });
         // Whatever the list says: what has a name here is not deleted.
         let mut mails: HashSet<ObjectId> = due
             .iter()
@@ -376,7 +389,7 @@ pub fn key(user: &str, object: &Dropped) -> String {
 
 /// Time between two looks for users that are due.
 const TICK: Duration = Duration::from_secs(30);
-/// After a gc that failed.
+/// After a gc that failed, and after an open.
 const AGAIN: Duration = Duration::from_secs(3600);
 
 /// Looks after the users that are open here, until the session closes.
@@ -426,13 +439,14 @@ pub async fn unasked(cell: &Arc<UserCell>) -> Result<Option<Report>> {
     Ok(Some(report))
 }
 
-/// Whether anything is due of a user that is not open here, without opening it.
-pub async fn anything_due(cell: &Arc<UserCell>, head: &Head) -> Result<bool> {
-    let list = dropped::read(cell, &head.dropped, WHY).await?;
-    let now = cell.session.store_time();
-    let retention = i64::try_from(cell.session.settings.gc.retention.as_secs()).unwrap_or(i64::MAX);
-    let due = list.iter().any(|at| at.doomed || at.when.saturating_add(retention) <= now);
-    Ok(due)
+/// What a gc of a user would delete, by its dropped list alone.
+pub(super) fn look_only(session: &Session, list: &DroppedList) -> Report {
+    let mut report = Report::default();
+    let now = session.store_time();
+    for id in report.sort_out(session, list, now) {
+        report.count(id);
+    }
+    report
 }
 
 /// The local disk's note of when a user was last listed whole.

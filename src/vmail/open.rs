@@ -35,6 +35,19 @@ use crate::store::Reason;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+/// Opens a user unless it is open, trying once.
+pub async fn open_now(cell: &Arc<UserCell>) -> Result<()> {
+    let _one = cell.opening.lock().await;
+    match &*cell.state.lock() {
+        CellState::Open(user) if user.ready => return Ok(()),
+        _ if cell.session.closing.load(std::sync::atomic::Ordering::Acquire) => {
+            return Err(Error::Closing);
+        }
+        _ => {}
+    }
+    open_once(cell).await
+}
+
 /// Opens a user unless it is open, trying for as long as a delivery may wait.
 pub async fn open(cell: &Arc<UserCell>) -> Result<()> {
     let session = &cell.session;

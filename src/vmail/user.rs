@@ -62,6 +62,9 @@ pub struct User {
     pub flushed_seq: u64,
     /// Objects that lost their last name since the last flush.
     pub dropped: Vec<KeyTail>,
+    /// Objects of large files that lost their last name. Only in memory: what a death forgets of
+    /// them is found by the full listing.
+    pub dropped_files: Vec<ObjectId>,
     /// Dropped objects that have got a name again since.
     pub again: HashSet<KeyTail>,
     /// What gc deleted and the head's dropped list still has.

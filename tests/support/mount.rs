@@ -81,6 +81,11 @@ impl Mount {
         self.work.path().join("mnt")
     }
 
+    /// What it is a mount of.
+    pub fn store(&self) -> &str {
+        &self.store
+    }
+
     /// Where caches, journals and staging are.
     pub fn state(&self) -> PathBuf {
         self.state.clone()
