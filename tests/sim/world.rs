@@ -365,6 +365,8 @@ impl Machine {
             metacache_dir: "meta".into(),
             fscache_dir: "fscache".into(),
             fscache_max: rules.fscache_max,
+            ack: vmailfs::vmail::promise::Ack::Store,
+            gc: vmailfs::vmail::gc::Limits::default(),
             staging_dir: "staging".into(),
             staging_max: 64 << 20,
             metacache_max: 64 << 20,

@@ -9,6 +9,11 @@ use std::time::Duration;
 /// How the daemon says that it is ready, the admin socket included.
 const MOUNTED: &str = ": mounted store=";
 
+/// The program under test; VMAILFS_PROGRAM names another build of it.
+fn program() -> OsString {
+    std::env::var_os("VMAILFS_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmailfs").into())
+}
+
 /// A store, a mount point and the local state between them; mounted or not.
 #[derive(Debug)]
 pub struct Mount {
@@ -89,7 +94,7 @@ impl Mount {
     }
 
     fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmailfs"));
+        let mut command = Command::new(program());
         command.arg(verb).stdin(Stdio::null());
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command
@@ -182,7 +187,7 @@ impl Mount {
         let arguments = std::fs::read(format!("/proc/{pid}/cmdline"))?;
         let root = self.root();
         let mounts = arguments.split(|b| *b == 0).any(|a| a == root.as_os_str().as_encoded_bytes());
-        if program != std::fs::canonicalize(env!("CARGO_BIN_EXE_vmailfs"))? || !mounts {
+        if program != std::fs::canonicalize(self::program())? || !mounts {
             return fail(format!("process {pid} is {} and not the daemon", program.display()));
         }
         Ok(pid)
