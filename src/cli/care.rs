@@ -2,19 +2,26 @@
 //! user.
 
 use super::exit::{Code, Failure};
+use super::index_lock::ThroughMount;
 use super::live::s3_config;
 use super::options::MountArgs;
-use crate::admin::care::{Care, Cared, Exported, HistoryReport, StateReport};
+use crate::admin::care::{
+    BroughtBack, Care, Cared, Exported, HistoryReport, MailBack, StateReport,
+};
 use crate::admin::{AdminError, Answer, ErrorKind, Request, client, place};
+use crate::format::escape::escape;
 use crate::store::url::{StoreUrl, open_store};
 use crate::store::{ObjectStore, Reason};
 use crate::vmail::error::Error;
+use crate::vmail::flush::Options;
 use crate::vmail::history::{self, Ends};
+use crate::vmail::session::{Session, UserCell};
 use crate::vmail::stored::{self, Stored};
+use crate::vmail::undelete::{Back, Which, undelete};
 use crate::vmail::{export, fsck};
 use clap::Args;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Where a command finds the users: in a running mount, or in a store without one.
@@ -95,6 +102,66 @@ impl Via {
 
 pub(super) fn told(error: Error) -> AdminError {
     super::heart::told(&error)
+}
+
+/// What a mount does for its users.
+pub(super) async fn from_mount(
+    session: &Arc<Session>,
+    mountpoint: &Path,
+    care: Care,
+) -> Result<Cared, AdminError> {
+    let user = match &care {
+        Care::Users => return from_store(&session.env.store, care).await,
+        Care::Fsck { user, .. }
+        | Care::History { user }
+        | Care::Undelete { user, .. }
+        | Care::Export { user, .. }
+        | Care::Restore { user, .. } => user.clone(),
+    };
+    let (which, dry_run) = match care {
+        Care::Undelete { folder, since, dry_run, .. } => {
+            (Which::Expunged { folder, since }, dry_run)
+        }
+        Care::Restore { at, dry_run, .. } => (Which::Of { at }, dry_run),
+        care => {
+            // What the store says of a user that is open is what was flushed.
+            let options = Options { caches: false, release: false, important_only: false };
+            session.flush_user(&user, options).await.map_err(told)?;
+            return from_store(&session.env.store, care).await;
+        }
+    };
+    let cell = known(session, &user).await?;
+    let logs = ThroughMount { mountpoint: mountpoint.to_path_buf() };
+    let report = undelete(&cell, &which, dry_run, &logs).await.map_err(told)?;
+    Ok(Cared::BroughtBack(BroughtBack {
+        user,
+        dry_run,
+        mails: report.mails.into_iter().map(mail_back).collect(),
+        folders: report.folders,
+        left: report.left,
+    }))
+}
+
+/// A user that has a head; none is made by asking.
+async fn known(session: &Arc<Session>, user: &str) -> Result<Arc<UserCell>, AdminError> {
+    let none = || AdminError::new(ErrorKind::NoSuchUser, format!("{user}: no such user"));
+    let cell = session.user_by_name(user).ok_or_else(none)?;
+    if cell.if_open(|_| ()).is_none() {
+        let stored = Stored::new(session.env.store.clone(), user, Reason("lookup"));
+        stored.head_object().await.map_err(told)?.ok_or_else(none)?;
+    }
+    Ok(cell)
+}
+
+fn mail_back(mail: Back) -> MailBack {
+    MailBack {
+        folder: stored::path_text(&mail.path),
+        old_name: escape(&mail.old_name),
+        name: mail.name,
+        object: mail.tail.to_string(),
+        size: mail.size,
+        expunged: mail.expunged,
+    }
 }
 
 /// What can be done without owning the user.

@@ -38,6 +38,7 @@ const NAMED: usize = 1000;
 pub(super) struct LiveHeart {
     session: Arc<Session>,
     fs: Arc<VmailFs>,
+    mountpoint: std::path::PathBuf,
 }
 
 /// The users' places below the mount.
@@ -69,7 +70,7 @@ pub(super) async fn start(
     tokio::spawn(schedule::run(session.clone()));
     tokio::spawn(gc::run(session.clone()));
     let fs = Arc::new(VmailFs::new(session.clone()));
-    Ok((fs.clone(), LiveHeart { session, fs }))
+    Ok((fs.clone(), LiveHeart { session, fs, mountpoint: settings.mountpoint.clone() }))
 }
 
 /// A store or a state directory that another vmailfs must serve. No restart helps.
@@ -137,7 +138,9 @@ pub(super) fn told(error: &Error) -> AdminError {
         Error::Store { .. } | Error::Foreign { .. } | Error::Full(_) | Error::Closing => {
             ErrorKind::TempFail
         }
-        Error::Lost { .. } | Error::Disk { .. } | Error::Vanished { .. } => ErrorKind::TempFail,
+        Error::Lost { .. } | Error::Lapsed { .. } | Error::Disk { .. } | Error::Vanished { .. } => {
+            ErrorKind::TempFail
+        }
         Error::NoUser { .. } => ErrorKind::NoSuchUser,
         Error::Refused(_) => ErrorKind::Denied,
         Error::Plain(_)
@@ -277,20 +280,7 @@ impl Heart for LiveHeart {
     }
 
     async fn care(&self, what: Care, _progress: &Progress) -> Result<Cared, AdminError> {
-        let user = match &what {
-            Care::Users => None,
-            Care::Fsck { user, .. }
-            | Care::History { user }
-            | Care::Undelete { user, .. }
-            | Care::Export { user, .. }
-            | Care::Restore { user, .. } => Some(user.clone()),
-        };
-        if let Some(user) = user {
-            // What the store says of a user that is open is what was flushed.
-            let options = Options { caches: false, release: false, important_only: false };
-            self.session.flush_user(&user, options).await.map_err(|e| told(&e))?;
-        }
-        super::care::from_store(&self.session.env.store, what).await
+        super::care::from_mount(&self.session, &self.mountpoint, what).await
     }
 
     async fn finish(&self, patience: Duration, _progress: &Progress) -> StopReport {

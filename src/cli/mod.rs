@@ -8,6 +8,7 @@ mod exit;
 mod fsck;
 mod gc;
 mod heart;
+mod index_lock;
 mod live;
 mod logging;
 mod mount;
@@ -115,6 +116,9 @@ enum Command {
     /// Earlier states of a user, and mails that were deleted.
     #[command(subcommand)]
     User(user::User),
+    /// For the daemon's own use: locks an index log and appends to it.
+    #[command(hide = true)]
+    IndexLock { path: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
@@ -181,6 +185,7 @@ pub fn main() -> ExitCode {
         }
         Command::Fsck(args) => fsck::fsck(&args),
         Command::User(command) => user::user(command),
+        Command::IndexLock { path } => index_lock::hold(&path),
         Command::Metacache(Metacache::Flush { user, important, target }) => {
             talk::flush(target.socket.as_deref(), target.mountpoint.as_deref(), user, important)
         }

@@ -5,6 +5,7 @@
 //! over a store, a disk, a clock and randomness that it is given ([`env::Env`]).
 
 pub mod admin;
+pub mod bring_back;
 pub mod build;
 pub mod ceilings;
 pub mod chain;
@@ -50,6 +51,7 @@ pub mod stored;
 pub mod swap;
 pub mod tree;
 pub mod uids;
+pub mod undelete;
 pub mod user;
 pub mod version;
 pub mod wait;

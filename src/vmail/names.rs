@@ -127,6 +127,8 @@ impl User {
         self.touch(at, now);
         if let Some(value) = uid_validity {
             self.uidvalidity_given(value);
+            // A lost session may have given more, with a counter that no flush has seen.
+            self.follow_uidvalidity(at, name)?;
         }
         Ok(ix)
     }

@@ -28,7 +28,7 @@ use crate::format::key::{
 };
 use crate::format::listing::Line;
 use crate::format::{Epoch, FolderId, ObjectId, Place, Sub};
-use crate::fs::api::Caller;
+use crate::fs::api::{Caller, Invalidate};
 use crate::store::{ObjectMeta, Reason};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -220,7 +220,6 @@ pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
     adopt_mails(cell, found).await?;
     cell.open_user(|user| {
         ids.into_iter().for_each(|id| user.answered(id));
-        user.urgent();
         Ok(())
     })?;
     super::publish::sync_user(cell).await?;
@@ -299,15 +298,32 @@ async fn find_folder(cell: &Arc<UserCell>, id: FolderId, sample: &Found) -> Resu
         user = %cell.name, folder = %String::from_utf8_lossy(&path.join(&b'/')),
         "a folder that was never flushed is made anew for its mails"
     );
+    let path: Vec<NameBytes> = path.into_iter().map(NameBytes::from).collect();
+    find_path(cell, &path).await.map(|(folder, _)| folder)
+}
+
+/// The folder at a path, made if it is not there; says whether it was made.
+pub(super) async fn find_path(
+    cell: &Arc<UserCell>,
+    path: &[NameBytes],
+) -> Result<(FolderId, bool)> {
     let mut at = Place::ROOT;
-    for name in &path {
+    let mut made = false;
+    for name in path {
         load::load(cell, at.folder).await?;
         at = cell.open_user(|user| {
             let target = match user.target(at, name)? {
                 Some(target) => target,
                 None => {
                     let caller = Caller { uid: user.owner.uid, gid: user.owner.gid, pid: 0 };
-                    user.mkdir(caller, at, name, 0o700).map_err(unstop)?
+                    let target = user.mkdir(caller, at, name, 0o700).map_err(unstop)?;
+                    if let Some(dir) = user.tree.dir(at) {
+                        let parent = dir.ino;
+                        user.session.invalidate(Invalidate::Name { parent, name: name.to_vec() });
+                        user.session.invalidate(Invalidate::Inode { ino: parent });
+                    }
+                    made = true;
+                    target
                 }
             };
             match target {
@@ -317,7 +333,7 @@ async fn find_folder(cell: &Arc<UserCell>, id: FolderId, sample: &Found) -> Resu
             }
         })?;
     }
-    Ok(at.folder)
+    Ok((at.folder, made))
 }
 
 pub(super) fn unstop(stop: Stop) -> Error {
@@ -404,8 +420,18 @@ impl User {
 
     /// Names a recovered object.
     pub(super) fn put_name(&mut self, at: Place, name: NameBytes, node: Node) -> Result<NodeIx> {
+        self.put_name_with(at, name, node, Vec::new())
+    }
+
+    /// The same, with further changes in the same record.
+    pub(super) fn put_name_with(
+        &mut self,
+        at: Place,
+        name: NameBytes,
+        node: Node,
+        mut changes: Vec<Change>,
+    ) -> Result<NodeIx> {
         let now = self.now();
-        let mut changes = Vec::new();
         if self.tree.dir(at).is_none() {
             let attrs = crate::format::listing::Attrs { mode: 0o700, owner: None, mtime: now };
             changes

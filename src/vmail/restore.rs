@@ -241,7 +241,7 @@ impl User {
         Ok(())
     }
 
-    fn appears(
+    pub(super) fn appears(
         &mut self,
         at: Place,
         name: NameBytes,

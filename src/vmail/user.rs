@@ -178,10 +178,12 @@ impl User {
 
     /// Nothing may be changed any more once another session owns the user, or the lease is over.
     pub fn may_write(&self) -> Result<()> {
-        if self.lost || !self.session.lease.holds() {
-            return Err(Error::Lost { user: self.name.to_string() });
+        let user = || self.name.to_string();
+        match (self.lost, self.session.lease.holds()) {
+            (true, _) => Err(Error::Lost { user: user() }),
+            (false, false) => Err(Error::Lapsed { user: user() }),
+            (false, true) => Ok(()),
         }
-        Ok(())
     }
 
     /// Locks and temporary files can be changed without owning the user: reading makes some.

@@ -18,6 +18,7 @@ fn program() -> OsString {
 #[derive(Debug)]
 pub struct Mount {
     work: tempfile::TempDir,
+    state: PathBuf,
     store: String,
     options: Vec<OsString>,
     environment: Vec<(String, String)>,
@@ -52,7 +53,15 @@ impl Mount {
         }
         let run = work.path().join("run").display().to_string();
         let environment = vec![("VMAILFS_RUN_DIR".to_owned(), run)];
-        Mount { work, store, options: Vec::new(), environment, root_may_delete: true, child: None }
+        Mount {
+            state: work.path().join("state"),
+            work,
+            store,
+            options: Vec::new(),
+            environment,
+            root_may_delete: true,
+            child: None,
+        }
     }
 
     /// More arguments for `vmailfs mount`.
@@ -72,9 +81,20 @@ impl Mount {
         self.work.path().join("mnt")
     }
 
+    /// What it is a mount of.
+    pub fn store(&self) -> &str {
+        &self.store
+    }
+
     /// Where caches, journals and staging are.
     pub fn state(&self) -> PathBuf {
-        self.work.path().join("state")
+        self.state.clone()
+    }
+
+    /// With its caches, journals and staging in another directory.
+    pub fn state_in(mut self, dir: &Path) -> Mount {
+        self.state = dir.to_owned();
+        self
     }
 
     /// A variable for every later command.
