@@ -6,6 +6,7 @@
 mod support;
 
 mod kill {
+    mod control;
     mod failpoints;
     mod many;
     mod table;

@@ -138,7 +138,9 @@ pub(super) fn told(error: &Error) -> AdminError {
         Error::Store { .. } | Error::Foreign { .. } | Error::Full(_) | Error::Closing => {
             ErrorKind::TempFail
         }
-        Error::Lost { .. } | Error::Disk { .. } | Error::Vanished { .. } => ErrorKind::TempFail,
+        Error::Lost { .. } | Error::Lapsed { .. } | Error::Disk { .. } | Error::Vanished { .. } => {
+            ErrorKind::TempFail
+        }
         Error::NoUser { .. } => ErrorKind::NoSuchUser,
         Error::Refused(_) => ErrorKind::Denied,
         Error::Plain(_)

@@ -74,6 +74,7 @@ pub(super) fn build(
         owner: head.root_owner,
         flushed_seq: local.stamp.flushed_seq,
         dropped: Vec::new(),
+        dropped_files: Vec::new(),
         again: HashSet::new(),
         deleted: Vec::new(),
         doomed: HashSet::new(),

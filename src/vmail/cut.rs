@@ -73,6 +73,7 @@ pub struct Cut {
     /// All folders, with the parts of before.
     pub tree: Vec<HeadFolder>,
     pub dropped: Vec<KeyTail>,
+    pub dropped_files: Vec<ObjectId>,
     pub again: HashSet<KeyTail>,
     pub deleted: Vec<Dropped>,
     pub closed_end: Option<ObjectId>,
@@ -198,6 +199,7 @@ impl User {
             folders,
             tree: self.head_folders(),
             dropped: std::mem::take(&mut self.dropped),
+            dropped_files: std::mem::take(&mut self.dropped_files),
             again: std::mem::take(&mut self.again),
             deleted: std::mem::take(&mut self.deleted),
             closed_end: self.closed_end,
@@ -419,6 +421,7 @@ impl User {
         self.again.extend(cut.again);
         self.again.retain(|tail| !self.dropped.contains(tail));
         self.deleted.extend(cut.deleted);
+        self.dropped_files.extend(cut.dropped_files);
         self.links_changed.extend(cut.links_changed);
         self.folders_changed |= cut.folders_changed;
         let now = std::mem::replace(&mut self.changes, cut.changes);

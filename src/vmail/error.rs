@@ -68,6 +68,11 @@ pub enum Error {
     /// Another session writes this user now.
     #[error("user {user} belongs to another session now")]
     Lost { user: String },
+    /// The lease is over and could not be renewed: perhaps somebody else's user by now.
+    #[error(
+        "user {user}: this backend's lease is over, nothing can be changed until it is renewed"
+    )]
+    Lapsed { user: String },
     /// Another backend owns the user and is alive.
     #[error("user {user} is owned by backend {backend}, which is alive")]
     Foreign { user: String, backend: String },
@@ -142,7 +147,7 @@ impl Error {
             // fault either, and EIO would bounce it.
             Error::Disk { full: true, .. } | Error::Full(_) => libc::ENOSPC,
             Error::Disk { full: false, .. } => libc::EAGAIN,
-            Error::Lost { .. } => libc::ESTALE,
+            Error::Lost { .. } | Error::Lapsed { .. } => libc::ESTALE,
             Error::Foreign { .. } | Error::Closing | Error::Vanished { .. } => libc::EAGAIN,
         }
     }

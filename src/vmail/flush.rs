@@ -92,6 +92,7 @@ async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     if !wanted? {
         return Ok(Report::default());
     }
+    cell.open_user(|user| user.remake_state())?;
     for _ in 0..TRIES {
         for folder in cell.open_user(|user| Ok(user.unloaded_changes()))? {
             load::load(cell, folder).await?;
@@ -312,7 +313,8 @@ fn build(
         closed.end = closed.end.max(end);
     }
     let mails = cut.dropped.iter().map(|tail| Dropped::Mail(tail.clone()));
-    let files = cut.folders.iter().flat_map(|f| &f.replaced).map(|id| Dropped::File(*id));
+    let replaced = cut.folders.iter().flat_map(|f| &f.replaced);
+    let files = replaced.chain(&cut.dropped_files).map(|id| Dropped::File(*id));
     let again = cut.again.iter().map(|tail| Dropped::Mail(tail.clone()));
     let mut rows: Vec<DroppedRow> =
         again.chain(cut.deleted.iter().cloned()).map(DroppedRow::Out).collect();

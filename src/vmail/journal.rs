@@ -3,7 +3,7 @@
 //! A record is written before what it says is answered, so that the death of this process
 //! loses nothing; it is synced before an fsync of anything of the user is answered, so that a
 //! power cut loses nothing that was synced. A record that cannot be written whole is taken
-//! back; should even that fail, the journal takes no more records, because a record after a
+//! back; until that has succeeded, the journal takes no more records, because a record after a
 //! torn one would never be read.
 
 use super::error::{Error, Result, pass};
@@ -58,7 +58,8 @@ impl Journal {
 
     pub fn append(&mut self, changes: Vec<Change>) -> Result<Record> {
         if self.broken {
-            return Err(Error::Damaged { what: "the user's journal cannot be written".into() });
+            self.file.set_len(self.len).map_err(|e| Error::disk("journal", &e))?;
+            self.broken = false;
         }
         let record = Record { seq: self.seq + 1, changes };
         let bytes = encode_record(&record);

@@ -127,6 +127,8 @@ impl User {
         self.touch(at, now);
         if let Some(value) = uid_validity {
             self.uidvalidity_given(value);
+            // A lost session may have given more, with a counter that no flush has seen.
+            self.follow_uidvalidity(at, name)?;
         }
         Ok(ix)
     }
@@ -293,6 +295,9 @@ impl User {
         node.nlink = node.nlink.saturating_sub(1);
         node.ctime = now;
         let gone = node.nlink == 0;
+        if let (true, Kind::Local(local)) = (gone, &node.kind) {
+            self.dropped_files.extend(local.object);
+        }
         let left = node.nlink;
         let objects: Vec<_> = node.objects().iter().map(|o| o.id()).collect();
         for object in objects {

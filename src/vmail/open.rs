@@ -195,10 +195,12 @@ async fn finish(
         && let Some(head) = &before
     {
         let adopt = follows == Follows::Loss;
-        if adopt {
-            recover::finish_names(cell).await?;
-        }
-        recover::after_crash(cell, head.watermark, epoch, &named, adopt).await?;
+        // What is known to be a file published before it was whole.
+        let finished = match adopt {
+            true => recover::finish_names(cell).await?,
+            false => HashSet::new(),
+        };
+        recover::after_crash(cell, head.watermark, epoch, &named, adopt, &finished).await?;
     }
     if let Some(head) = &before {
         recover::late_arrivals(cell, head, &named).await?;

@@ -50,8 +50,9 @@ pub fn unfinished(node: &Node) -> bool {
 }
 
 /// Mails that were safe and not yet named when the last flush was cut get their names: their
-/// servers may have said since that they are delivered.
-pub async fn finish_names(cell: &Arc<UserCell>) -> Result<()> {
+/// servers may have said since that they are delivered. Gives their objects.
+pub async fn finish_names(cell: &Arc<UserCell>) -> Result<HashSet<ObjectId>> {
+    let mut finished = HashSet::new();
     let folders: Vec<FolderId> = cell.open_user(|user| {
         let waits = |f: &&super::tree::Folder| f.unfinished;
         Ok(user.tree.folders.values().filter(waits).map(|f| f.id).collect())
@@ -61,7 +62,8 @@ pub async fn finish_names(cell: &Arc<UserCell>) -> Result<()> {
         let found = cell.open_user(|user| user.take_unfinished(folder))?;
         if !found.is_empty() {
             tracing::warn!(user = %cell.name, mails = found.len(), "naming mails that had only a temporary name");
-            put_back(cell, folder, found).await?;
+            finished.extend(found.iter().map(|object| object.key.id));
+            put_back(cell, folder, found, &HashSet::new()).await?;
         }
         let name =
             cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
@@ -79,7 +81,7 @@ pub async fn finish_names(cell: &Arc<UserCell>) -> Result<()> {
             }
         });
     }
-    Ok(())
+    Ok(finished)
 }
 
 /// An object that nothing names.
@@ -98,6 +100,7 @@ pub async fn after_crash(
     epoch: Epoch,
     named: &HashSet<ObjectId>,
     adopt: bool,
+    finished: &HashSet<ObjectId>,
 ) -> Result<()> {
     let mut found = list_mails(cell, watermark, None, Reason("recover")).await?;
     let end = found.iter().map(|(tail, _)| tail.id()).filter(|id| id.epoch < epoch).max();
@@ -115,7 +118,7 @@ pub async fn after_crash(
         user = %cell.name, objects = found.len(),
         "recovering mails that are newer than the last flush"
     );
-    adopt_mails(cell, found).await
+    adopt_over(cell, found, finished).await
 }
 
 /// The second listing of an open: what an epoch that was not handed over left in the store, and
@@ -175,15 +178,15 @@ pub(super) async fn list_mails(
 
 /// Gives names to objects that nothing names, and has that flushed soon.
 pub(super) async fn adopt_mails(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>) -> Result<()> {
-    bring_back(cell, found).await?;
-    cell.open_user(|user| {
-        user.urgent();
-        Ok(())
-    })
+    adopt_over(cell, found, &HashSet::new()).await
 }
 
-/// Puts objects that nothing names into their folders.
-async fn bring_back(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>) -> Result<()> {
+/// The same, after `finished` got their names.
+async fn adopt_over(
+    cell: &Arc<UserCell>,
+    found: Vec<(KeyTail, u64)>,
+    finished: &HashSet<ObjectId>,
+) -> Result<()> {
     let (found, doubles) = sort_out(cell, found).await?;
     let mut by_folder: BTreeMap<FolderId, Vec<Found>> = BTreeMap::new();
     for object in found {
@@ -194,11 +197,13 @@ async fn bring_back(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>) -> Result<
         let folder = find_folder(cell, folder, &objects[0]).await?;
         load::load(cell, folder).await?;
         pass(failpoint::RECOVER_BEFORE_RECORD)?;
-        put_back(cell, folder, objects).await?;
+        put_back(cell, folder, objects, finished).await?;
         pass(failpoint::RECOVER_BETWEEN_FOLDERS)?;
     }
     cell.open_user(|user| {
-        user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())
+        user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())?;
+        user.urgent();
+        Ok(())
     })
 }
 
@@ -215,7 +220,6 @@ pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
     adopt_mails(cell, found).await?;
     cell.open_user(|user| {
         ids.into_iter().for_each(|id| user.answered(id));
-        user.urgent();
         Ok(())
     })?;
     super::publish::sync_user(cell).await?;
@@ -249,6 +253,9 @@ async fn sort_out(
             out.push(found);
             continue;
         }
+        // Its size is in the name of a Maildir mail, and is another one if the mail was published
+        // before it was whole.
+        let name = base_name(&name).to_vec();
         match seen.get(&(found.key.folder, name.clone())) {
             Some(i) => {
                 let old = &mut out[*i];
@@ -336,7 +343,12 @@ pub(super) fn unstop(stop: Stop) -> Error {
     }
 }
 
-async fn put_back(cell: &Arc<UserCell>, folder: FolderId, objects: Vec<Found>) -> Result<()> {
+async fn put_back(
+    cell: &Arc<UserCell>,
+    folder: FolderId,
+    objects: Vec<Found>,
+    finished: &HashSet<ObjectId>,
+) -> Result<()> {
     let name = cell.open_user(|user| {
         Ok(user
             .tree
@@ -348,7 +360,7 @@ async fn put_back(cell: &Arc<UserCell>, folder: FolderId, objects: Vec<Found>) -
     match &*name {
         b"storage" => put_back_growing(cell, folder, objects).await,
         b"dbox-Mails" => put_back_numbered(cell, folder, objects).await,
-        _ => cell.open_user(|user| user.put_back_named(folder, objects)),
+        _ => cell.open_user(|user| user.put_back_named(folder, objects, finished)),
     }
 }
 
@@ -441,7 +453,14 @@ impl User {
     }
 
     /// Maildir, and any folder that is not dbox: under the name in the key, in `new/`.
-    fn put_back_named(&mut self, folder: FolderId, objects: Vec<Found>) -> Result<()> {
+    /// A file that was published, flushed under its temporary name (`finished`), and published
+    /// again with more in it is one mail: the newer object counts.
+    fn put_back_named(
+        &mut self,
+        folder: FolderId,
+        objects: Vec<Found>,
+        finished: &HashSet<ObjectId>,
+    ) -> Result<()> {
         let at = Place { folder, sub: Sub::New };
         let mut known: HashSet<Vec<u8>> = HashSet::new();
         for sub in [Sub::New, Sub::Cur] {
@@ -451,6 +470,9 @@ impl User {
         }
         for object in objects {
             let mut name = object.name.clone();
+            if self.supersede(at, &object, finished)? {
+                known.remove(base_name(&name));
+            }
             if !known.insert(base_name(&name).to_vec()) {
                 name.extend_from_slice(format!(".{}", object.key.id).as_bytes());
                 if name.len() > super::names::NAME_MAX {
@@ -462,8 +484,35 @@ impl User {
         }
         Ok(())
     }
+
+    /// Removes what `object` is a newer content of; says whether there was such.
+    fn supersede(
+        &mut self,
+        at: Place,
+        object: &Found,
+        finished: &HashSet<ObjectId>,
+    ) -> Result<bool> {
+        let Some(dir) = self.tree.dir(at).filter(|_| !finished.is_empty()) else {
+            return Ok(false);
+        };
+        let base = base_name(&object.name);
+        let old = dir.entries.after(0).find_map(|(_, name, target)| {
+            let Target::Node(ix) = target else { return None };
+            let tail = self.tree.nodes.get(ix)?.object()?;
+            let older = finished.contains(&tail.id()) && tail.id() < object.key.id;
+            (older && base_name(name) == base).then(|| (name.clone(), ix, tail.clone()))
+        });
+        let Some((name, ix, tail)) = old else { return Ok(false) };
+        let line = Line::Unset { sub: at.sub, name: name.to_vec() };
+        let unset = Change::Line { folder: at.folder, line };
+        self.commit(vec![unset, Change::Drop { object: tail }])?;
+        self.tree.detach(at, &name);
+        self.drop_if_unused(ix);
+        Ok(true)
+    }
 }
 
+/// What stays of a mail's name when its sizes and flags are known.
 fn base_name(name: &[u8]) -> &[u8] {
     let end = name.iter().position(|b| *b == b':').unwrap_or(name.len());
     let name = &name[..end];

@@ -62,6 +62,9 @@ pub struct User {
     pub flushed_seq: u64,
     /// Objects that lost their last name since the last flush.
     pub dropped: Vec<KeyTail>,
+    /// Objects of large files that lost their last name. Only in memory: what a death forgets of
+    /// them is found by the full listing.
+    pub dropped_files: Vec<ObjectId>,
     /// Dropped objects that have got a name again since.
     pub again: HashSet<KeyTail>,
     /// What gc deleted and the head's dropped list still has.
@@ -175,10 +178,12 @@ impl User {
 
     /// Nothing may be changed any more once another session owns the user, or the lease is over.
     pub fn may_write(&self) -> Result<()> {
-        if self.lost || !self.session.lease.holds() {
-            return Err(Error::Lost { user: self.name.to_string() });
+        let user = || self.name.to_string();
+        match (self.lost, self.session.lease.holds()) {
+            (true, _) => Err(Error::Lost { user: user() }),
+            (false, false) => Err(Error::Lapsed { user: user() }),
+            (false, true) => Ok(()),
         }
-        Ok(())
     }
 
     /// Locks and temporary files can be changed without owning the user: reading makes some.

@@ -403,3 +403,88 @@ async fn i6_bundles_of_dead_flushes_go_on_the_list() {
     let fresh = world.session(FRESH);
     assert_eq!(fresh.list("u/new").await.unwrap(), ["0", "1"]);
 }
+
+/// I6: a large file that was replaced is dropped by the flush that replaced it; one that was
+/// removed, once the epoch is over.
+#[tokio::test]
+async fn i6_large_files_are_dropped_and_deleted() {
+    let world = World::new();
+    let client = mailbox(&world, 1).await;
+    let files = |world: &World| world.mem.keys().iter().filter(|k| k.contains("/file/")).count();
+    for byte in [1u8, 2] {
+        client.replace("u/large", &vec![byte; 5 << 20]).await.unwrap();
+        client.replace("u/other", &vec![byte; 5 << 20]).await.unwrap();
+        client.flush("u").await;
+    }
+    client.unlink("u/other").await.unwrap();
+    client.flush("u").await;
+    let before = files(&world);
+    assert!(before >= 4);
+    world.clock.advance(DAY * 8);
+    let report = collect(&client, SCAN).await;
+    assert!(report.files >= 2, "{report:?}");
+    assert_eq!(files(&world) as u64 + report.files, before as u64, "{report:?}");
+    client.close().await;
+    let client = world.session(FRESH);
+    client.list("u").await.unwrap();
+    collect(&client, SCAN).await;
+    world.clock.advance(DAY * 8);
+    collect(&client, SCAN).await;
+    assert_eq!(files(&world), 1);
+    assert_eq!(client.read("u/large").await.unwrap(), vec![2; 5 << 20]);
+}
+
+/// I6: a late mail of a dbox folder cannot be shown while servers use the folder; it is told, and
+/// stays.
+#[tokio::test]
+async fn i6_a_late_dbox_mail_is_told_and_kept() {
+    let world = World::new();
+    let client = world.session(HERE);
+    for dir in ["u", "u/mailboxes", "u/mailboxes/INBOX", "u/mailboxes/INBOX/dbox-Mails"] {
+        client.mkdir(dir).await.unwrap();
+    }
+    let place = "u/mailboxes/INBOX/dbox-Mails";
+    let file = client.create(&format!("{place}/.temp.1")).await.unwrap();
+    client.write(file, 0, b"mail").await.unwrap();
+    client.fsync(file).await.unwrap();
+    client.rename(&format!("{place}/.temp.1"), &format!("{place}/u.1")).await.unwrap();
+    client.close_file(file).await.unwrap();
+    client.close().await;
+    let client = world.session(FRESH);
+    client.list("u").await.unwrap();
+    client.mkdir("u/x").await.unwrap();
+    client.flush("u").await;
+    let epoch = vmailfs::format::Epoch(world.head("u").watermark.epoch.0 - 1);
+    let id = ObjectId { epoch, counter: 900 };
+    let key = put_late(&world, &world.mails()[0].clone(), id, b"late mail").await;
+    let report = collect(&client, SCAN).await;
+    assert_eq!((report.adopted.len(), report.late.len()), (0, 1), "{report:?}");
+    world.clock.advance(DAY * 30);
+    collect(&client, SCAN).await;
+    assert!(world.mem.keys().contains(&key));
+    assert_eq!(client.list(place).await.unwrap(), ["u.1"]);
+}
+
+/// I8: what gc itself leaves behind does not keep it busy: a user that nobody uses costs no
+/// writes after a while, and no reads but those of the full listing.
+#[tokio::test]
+async fn i8_gc_of_an_idle_user_comes_to_rest() {
+    let world = World::new();
+    let client = mailbox(&world, 12).await;
+    for i in 0..11 {
+        client.unlink(&format!("u/new/{i}")).await.unwrap();
+        client.flush("u").await;
+    }
+    let cell = client.cell("u");
+    let mut requests = Vec::new();
+    for _ in 0..60 {
+        world.clock.advance(DAY);
+        world.requests();
+        gc::unasked(&cell).await.unwrap();
+        requests.push(world.requests());
+    }
+    assert_eq!(world.mails().len(), 1);
+    let last: Vec<_> = requests[30..].concat();
+    assert!(last.iter().all(|r| matches!(r.0, Op::List | Op::Get)), "{last:?}");
+    assert!(last.len() < 5 * 8, "{last:?}");
+}

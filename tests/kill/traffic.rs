@@ -21,7 +21,9 @@ use std::time::{Duration, SystemTime};
 /// Whether the daemon behind `root` answers. It is asked, so that "yes" means that it was alive
 /// when this call began.
 pub fn answers(root: &Path) -> bool {
-    nix::sys::statvfs::statvfs(root).is_ok()
+    // Without a mount there is still the directory below it.
+    let there = nix::sys::statfs::statfs(root).map(|s| s.filesystem_type());
+    there.is_ok_and(|kind| kind == nix::sys::statfs::FUSE_SUPER_MAGIC)
 }
 
 pub struct Traffic<'a> {

@@ -19,7 +19,7 @@ use crate::support::workload::{Size, Workload, user_names};
 use crate::support::{Outcome, fail, remove_locks, wait_until};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -157,7 +157,7 @@ impl Trial {
             kills += 1;
             self.bury(round)?;
         }
-        self.come_back(round)?;
+        self.come_back()?;
         let acknowledged = self.work.model().acknowledged;
         let (mails, changes) = (acknowledged.0 - before.0, acknowledged.1 - before.1);
         if mails == 0 {
@@ -285,7 +285,14 @@ impl Trial {
         })
     }
 
-    fn come_back(&mut self, round: &Round) -> Outcome<()> {
+    fn come_back(&mut self) -> Outcome<()> {
+        if let Some(place) = self.evidence() {
+            let _ = std::fs::remove_dir_all(&place);
+            std::fs::create_dir_all(&place)?;
+            for name in ["store", "state"] {
+                copy_tree(&self.mount.beside(name), &place.join(name));
+            }
+        }
         self.mount.mount()?;
         self.mount.running()?;
         let root = self.mount.root();
@@ -298,8 +305,16 @@ impl Trial {
 
     /// Compares all mailboxes with what was acknowledged.
     fn check(&mut self, round: &Round, row: &mut Row, refused: &[String]) -> Outcome<()> {
-        let tolerance = if round.wipe { Tolerance::LostMachine } else { Tolerance::Nothing };
+        let restored = matches!(round.shot, Shot::Restoring(_));
+        let lossy = round.wipe || restored;
+        let tolerance = if lossy { Tolerance::LostMachine } else { Tolerance::Nothing };
         self.work.model().resolve();
+        if restored && self.format != Format::Maildir {
+            // The indexes are those of the last flush, and mails that came since are not in them:
+            // the log says so, and this is what an administrator does then.
+            let _ = self.dovecot.look();
+            self.work.maintain(&self.dovecot);
+        }
         let seen = self.dovecot.look()?;
         let problems = compare(&self.work.model(), &seen, tolerance);
         for problem in &problems {
@@ -347,13 +362,23 @@ impl Trial {
         text += &format!("refused: {refused:#?}\n");
         text += &format!("the daemon's log:\n{}", tail(&self.mount.log(), 40));
         eprintln!("{text}");
-        if let Some(place) = std::env::var_os("KILL_EVIDENCE") {
-            let place = PathBuf::from(place);
-            let name = format!("{}-{}-{}", self.store, self.format.name(), self.rounds);
-            let _ = std::fs::create_dir_all(&place);
-            let _ = std::fs::write(place.join(name), text);
+        if let Some(place) = self.evidence() {
+            let _ = std::fs::write(place.join("report"), text);
+            let _ = std::fs::rename(&place, place.with_extension(self.rounds.to_string()));
         }
     }
+
+    /// Where the store and the local state are kept as they were before a round's last mount:
+    /// below the directory that the variable KILL_EVIDENCE names. A bad round's stay.
+    fn evidence(&self) -> Option<PathBuf> {
+        let place = std::env::var_os("KILL_EVIDENCE")?;
+        Some(PathBuf::from(place).join(format!("{}-{}", self.store, self.format.name())))
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.is_ok_and(|status| status.success()) || !from.exists());
 }
 
 /// Kills as told; the daemon was alive before, and is dead by SIGKILL after it.
@@ -394,7 +419,7 @@ fn kill(mount: &mut Mount, plan: &PathBuf, shot: &Shot) -> Outcome<()> {
 }
 
 /// As an administrator does who takes the metacache for a cache.
-fn remove_indexes(directory: &std::path::Path) {
+fn remove_indexes(directory: &Path) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
         let name = entry.file_name();
@@ -407,9 +432,14 @@ fn remove_indexes(directory: &std::path::Path) {
 }
 
 /// Whether a line of the log says that a mailbox is not as it should be.
-fn names_corruption(line: &str) -> bool {
-    let words = ["orrupt", "Broken", "broken", "Panic", "Rebuild", "rebuild", "Fatal"];
+pub fn names_corruption(line: &str) -> bool {
+    let words = ["orrupt", "roken", "Panic", "ebuild", "nconsisten", "Fatal", "Error"];
     words.iter().any(|word| line.contains(word))
+}
+
+/// Whether Dovecot says it after it was killed itself, whatever the file system.
+pub fn own_repair(_line: &str) -> bool {
+    true
 }
 
 fn tail(text: &str, lines: usize) -> String {

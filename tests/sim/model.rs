@@ -84,12 +84,14 @@ pub enum Death {
 pub type Seen = BTreeMap<String, Item>;
 
 /// Names in which nobody looks after a death.
-fn is_passing(path: &str) -> bool {
+pub fn is_passing(path: &str) -> bool {
     path.contains("/tmp/")
         || path.ends_with(".lock")
         || path.ends_with(".newlock")
         || path.ends_with(".tmp")
         || path.contains("/.temp.")
+        // Raised by a recovery, or when it is made; clients are told what follows from it.
+        || path.contains("dovecot-uidvalidity.")
 }
 
 pub fn is_mail(path: &str) -> bool {
@@ -173,6 +175,17 @@ impl Model {
             info.named = Some(self.steps.len());
         }
         self.apply(vec![(key, Some(Item::Mail(no)))], at);
+    }
+
+    /// A mail lost its name in `tmp/`. Without another one, its delivery was given up; should it
+    /// come back some day, that is what its sender sends again.
+    pub fn abandoned(&mut self, no: MailNo) {
+        if !self.names.values().any(|item| *item == Item::Mail(no))
+            && let Some(info) = self.mails.get_mut(&no)
+        {
+            info.safe = false;
+            info.named = None;
+        }
     }
 
     pub fn mail_of(&self, body: &[u8]) -> Option<MailNo> {

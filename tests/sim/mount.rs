@@ -1,6 +1,6 @@
 //! A mail server's hands: calls on a mount by path, with every answer noted in the model.
 
-use super::model::{Change, Item, Key, MailNo};
+use super::model::{Change, Item, Key, MailNo, is_passing};
 use super::world::Life;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -25,6 +25,8 @@ const MAKE: OpenMode =
 pub struct Mount {
     pub fs: Arc<VmailFs>,
     pub life: Arc<Life>,
+    /// Nothing but the head tells sessions apart: a fenced one may not know.
+    pub single: bool,
 }
 
 /// An open file, and what is known of it.
@@ -47,7 +49,7 @@ impl Mount {
     /// moment of the answer.
     pub async fn go<T>(
         &self,
-        what: impl FnOnce() -> String,
+        what: impl Fn() -> String,
         call: impl Fn(&VmailFs) -> Step<T>,
         change: impl FnOnce(&T) -> Change,
         begun: impl FnOnce() -> Change,
@@ -68,6 +70,11 @@ impl Mount {
                     return match done {
                         Ok(done) => {
                             let change = change(&done);
+                            let passing = |((_, name), _): &(Key, Option<Item>)| is_passing(name);
+                            if self.life.is_fenced() && !self.single && !change.iter().all(passing)
+                            {
+                                self.life.core.fail(format!("{} by a fenced session (I5)", what()));
+                            }
                             if !change.is_empty() {
                                 self.life.log(&format!("{} ok", what()));
                                 self.life.core.model.lock().apply(change, now);
@@ -102,7 +109,7 @@ impl Mount {
     /// A call that changes no name.
     async fn ask<T>(
         &self,
-        what: impl FnOnce() -> String,
+        what: impl Fn() -> String,
         call: impl Fn(&VmailFs) -> Step<T>,
     ) -> Answer<T> {
         self.go(what, call, |_| Vec::new(), Vec::new).await
@@ -120,7 +127,8 @@ impl Mount {
                 }
                 Lookup::Absent { .. } => {
                     // An outage is never an absence, and neither is anything else (I4).
-                    if self.life.core.model.lock().find(path).is_some()
+                    if !is_passing(path)
+                        && self.life.core.model.lock().find(path).is_some()
                         && !self.life.core.is_looking()
                     {
                         self.life.core.fail(format!("{path} is there, and {name} was not found"));
@@ -213,6 +221,10 @@ impl Mount {
     /// What makes a mail safe was answered (or, with `perhaps`, was asked for).
     fn safe(&self, file: &Open) {
         let Some((no, content)) = &file.mail else { return };
+        if self.life.is_fenced() {
+            // It comes to the store after whoever took the user has looked.
+            return;
+        }
         let mut model = self.life.core.model.lock();
         let folder = file.path.rsplitn(3, '/').nth(2).and_then(|p| model.dir(p));
         if let Some(info) = model.mails.get_mut(no)
@@ -311,8 +323,15 @@ impl Mount {
     pub async fn unlink(&self, path: &str) -> Answer<()> {
         let (at, name) = self.parent(path).await?;
         let change = || vec![(self.key(path), None)];
+        let mail = self.item(path);
         let call = |fs: &VmailFs| fs.unlink(WHO, at, name);
-        self.go(|| format!("unlink {path}"), call, |()| change(), change).await
+        self.go(|| format!("unlink {path}"), call, |()| change(), change).await?;
+        if let Some(Item::Mail(mail)) = mail
+            && path.contains("/tmp/")
+        {
+            self.life.core.model.lock().abandoned(mail);
+        }
+        Ok(())
     }
 
     pub async fn rmdir(&self, path: &str) -> Answer<()> {

@@ -8,6 +8,7 @@ use super::store::Weather;
 use super::world::{Core, Fuse, Life, Machine, Moment, Rules};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinSet;
 use vmailfs::fs::VmailFs;
 
 /// How a seed ended.
@@ -24,6 +25,8 @@ pub struct Outcome {
 }
 
 const USER: &str = "u";
+/// No run takes so long, by its own clock.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Runs a seed on a thread of its own.
 pub fn run(seed: u64, shown: bool) -> Outcome {
@@ -44,6 +47,9 @@ fn run_here(seed: u64, shown: bool) -> Outcome {
     let (time, stuck) = (core.time.clone(), core.clone());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .on_thread_park(move || {
+            if time.now() > LONGEST {
+                stuck.give_up("it takes for ever");
+            }
             if !time.jump() {
                 stuck.give_up("nothing can go on any more");
             }
@@ -83,8 +89,11 @@ fn run_here(seed: u64, shown: bool) -> Outcome {
 struct Run {
     core: Arc<Core>,
     rules: Rules,
-    machine: Machine,
+    /// Where the user is, first, and another backend.
+    machines: [Machine; 2],
     clients: u64,
+    /// A life that has not ended while another begins, and what goes on in it.
+    old: Option<(Arc<Life>, JoinSet<()>)>,
     index: bool,
     deaths: usize,
     /// The disk refuses things in this life.
@@ -97,7 +106,7 @@ impl Run {
     fn new(core: Arc<Core>) -> Run {
         let chance = &core.chance;
         let rules = Rules {
-            single_backend: true,
+            single_backend: chance.percent(65),
             upload_interval: Duration::from_secs([20, 60, 300][chance.index(3)]),
             max_rescan: [1, 10][chance.index(2)],
             fscache_max: [64 << 20, 2000][chance.index(2)],
@@ -108,7 +117,8 @@ impl Run {
         let index = chance.percent(75);
         core.log(&format!("{rules:?} clients {clients} index {index}"));
         Run {
-            machine: Machine::new("a"),
+            machines: [Machine::new("a"), Machine::new("b")],
+            old: None,
             core,
             rules,
             clients,
@@ -168,7 +178,7 @@ impl Run {
     async fn life(&mut self, after: Death, last: bool) -> Death {
         let core = self.core.clone();
         let chance = &core.chance;
-        let life = self.machine.begin(&core);
+        let life = self.machines[0].begin(&core);
         core.log(&format!("--- a life after {after:?}"));
         core.set_unseen(true);
         if !last {
@@ -187,13 +197,23 @@ impl Run {
         }
         self.disk_fails = chance.percent(20) && !last;
         self.fine_weather();
-        let mounted = self.machine.mount(&life, &self.rules).await;
+        let mounted = tokio::select! {
+            biased;
+            () = life.end() => None,
+            mounted = self.machines[0].mount(&life, &self.rules) => mounted,
+        };
         if !life.is_dead() {
             let fs = mounted.expect("a machine that lives mounts");
-            tokio::select! {
+            let clients = tokio::select! {
                 biased;
-                () = life.end() => {}
-                () = self.work(&life, fs.clone(), after, last) => {}
+                () = life.end() => None,
+                clients = self.work(&life, fs.clone(), after, last) => Some(clients),
+            };
+            if let Some(clients) = clients.filter(|c| !c.is_empty())
+                && !life.is_dead()
+                && core.failure().is_none()
+            {
+                return self.taken_over(life, clients);
             }
             if !life.is_dead() && core.failure().is_none() && (last || chance.percent(15)) {
                 self.fine_weather();
@@ -212,10 +232,15 @@ impl Run {
                     let end = core.model.lock().index();
                     let mut model = core.model.lock();
                     model.synced = end;
-                    if chance.percent(50) {
+                    if !self.rules.single_backend {
                         model.flushed = end;
                         drop(model);
-                        self.machine.lose();
+                        self.machines.swap(0, 1);
+                        self.bare = true;
+                    } else if chance.percent(50) {
+                        model.flushed = end;
+                        drop(model);
+                        self.machines[0].lose();
                         self.bare = true;
                         core.time.sleep(Duration::from_secs(60)).await;
                     }
@@ -226,16 +251,25 @@ impl Run {
         }
         self.judge_flushes();
         life.die("by chance");
+        if let Some((old, _)) = self.old.take() {
+            old.die("its successor died, too");
+        }
         core.look(true);
         // What a death before this one left was not looked at to the end: the worse counts.
+        if !self.rules.single_backend && chance.percent(15) {
+            // Its work goes on elsewhere.
+            self.machines.swap(0, 1);
+            core.log("the other backend goes on");
+            return Death::Disk;
+        }
         let death = match chance.below(10) {
             0..5 => Death::Process,
             5..8 => {
-                self.machine.power_cut(&core);
+                self.machines[0].power_cut(&core);
                 Death::Power
             }
             _ => {
-                self.machine.lose();
+                self.machines[0].lose();
                 Death::Disk
             }
         };
@@ -252,12 +286,23 @@ impl Run {
         if self.bare { Death::Disk } else { worse(after, death) }
     }
 
-    async fn work(&self, life: &Arc<Life>, fs: Arc<VmailFs>, after: Death, last: bool) {
-        let mount = Mount { fs, life: life.clone() };
+    async fn work(
+        &mut self,
+        life: &Arc<Life>,
+        fs: Arc<VmailFs>,
+        after: Death,
+        last: bool,
+    ) -> JoinSet<()> {
+        let mut clients = JoinSet::new();
+        let mount = Mount { fs, life: life.clone(), single: self.rules.single_backend };
         self.look(&mount, after).await;
+        if let Some((old, _)) = self.old.take() {
+            old.die("taken over");
+        }
+        self.core.look(false);
         self.core.set_unseen(false);
         if self.core.failure().is_some() {
-            return;
+            return clients;
         }
         let server = Server {
             mount,
@@ -270,23 +315,45 @@ impl Run {
             self.core.fail(format!("folders cannot be opened after {after:?}: {errno}"));
         }
         if last {
-            return;
+            return clients;
         }
         self.set_weather();
         if self.disk_fails {
             let rate = self.core.chance.between(10, 500);
             life.disk_faults.store(rate, std::sync::atomic::Ordering::SeqCst);
         }
-        let mut clients = tokio::task::JoinSet::new();
         for _ in 0..self.clients {
             let (server, calls) = (server.clone(), self.core.chance.between(5, 40));
             clients.spawn(async move { client(&server, calls).await });
         }
-        while let Some(done) = clients.join_next().await {
-            if let Err(error) = done {
-                self.core.fail(format!("a client failed: {error}"));
+        if self.core.chance.percent(20) {
+            let time = Duration::from_millis(self.core.chance.between(50, 20_000));
+            tokio::select! {
+                biased;
+                () = ended(&self.core, &mut clients) => {}
+                () = self.core.time.sleep(time) => {}
             }
+        } else {
+            ended(&self.core, &mut clients).await;
         }
+        clients
+    }
+
+    /// Another machine begins while this one still works: one that took its place under the
+    /// same name, or another backend, for which this one is cut off from the store.
+    fn taken_over(&mut self, life: Arc<Life>, clients: JoinSet<()>) -> Death {
+        self.core.log("another takes over");
+        self.core.look(true);
+        *life.disk_fuse.lock() = None;
+        *life.store_fuse.lock() = None;
+        if self.rules.single_backend {
+            self.machines[0].lose();
+        } else {
+            life.cut_off.store(true, std::sync::atomic::Ordering::SeqCst);
+            self.machines.swap(0, 1);
+        }
+        self.old = Some((life, clients));
+        Death::Disk
     }
 
     async fn select_all(&self, server: &Server) -> Answer<()> {
@@ -305,7 +372,7 @@ impl Run {
                 Ok(seen) => break seen,
                 Err(errno) => {
                     tries += 1;
-                    if tries > 20 {
+                    if tries > 60 {
                         self.core.fail(format!("nothing can be seen after {after:?}: {errno}"));
                         return;
                     }
@@ -314,10 +381,18 @@ impl Run {
             }
         };
         let done = self.core.model.lock().after(after, &seen);
-        self.core.look(false);
         match done {
             Ok(()) => self.core.log(&format!("all is as it may be after {after:?}")),
             Err(what) => self.core.fail(what),
+        }
+    }
+}
+
+/// Until no client has anything left to do.
+async fn ended(core: &Core, clients: &mut JoinSet<()>) {
+    while let Some(done) = clients.join_next().await {
+        if let Err(error) = done {
+            core.fail(format!("a client failed: {error}"));
         }
     }
 }

@@ -54,7 +54,8 @@ impl SimStore {
     fn fate(&self, write: bool) -> Fate {
         let weather = *self.life.core.weather.lock();
         let roll = self.life.chance.below(100);
-        if weather.down || roll < weather.fails {
+        let cut_off = self.life.cut_off.load(std::sync::atomic::Ordering::SeqCst);
+        if weather.down || cut_off || roll < weather.fails {
             Fate::Fails
         } else if roll < weather.fails + weather.lost {
             Fate::Lost
@@ -194,19 +195,30 @@ impl ObjectStore for SimStore {
         let core = self.life.core.clone();
         self.life.core.put_called(key);
         let (owned, metadata) = (key.to_owned(), metadata.to_vec());
+        let opens = why.0 == "open" && key.ends_with("/head");
+        let arrived = {
+            let (core, key, name) = (core.clone(), owned.clone(), self.life.name().to_owned());
+            move || {
+                core.put_done(&key);
+                if opens {
+                    core.taken_by(&name);
+                }
+            }
+        };
+        let late_arrived = arrived.clone();
         let later = {
             let (core, key, mode) = (core.clone(), owned.clone(), mode.clone());
             let (body, metadata) = (body.clone(), metadata.clone());
             async move {
                 if core.mem.put(&key, body, mode, &metadata, why).await.is_ok() {
-                    core.put_done(&key);
+                    late_arrived();
                 }
             }
         };
         let now = async {
             let done = core.mem.put(&owned, body.clone(), mode, &metadata, why).await;
             if done.is_ok() {
-                core.put_done(&owned);
+                arrived();
             }
             done
         };

@@ -55,6 +55,7 @@ pub struct Core {
     /// What the last death left was not looked at to the end.
     unseen: AtomicBool,
     gave_up: tokio::sync::Notify,
+    lives: Mutex<Vec<Arc<Life>>>,
 }
 
 impl Core {
@@ -75,6 +76,7 @@ impl Core {
             looking: AtomicBool::new(false),
             unseen: AtomicBool::new(false),
             gave_up: tokio::sync::Notify::new(),
+            lives: Mutex::default(),
         })
     }
 
@@ -110,6 +112,15 @@ impl Core {
             // While a death's remains are looked at, the model does not know what is there.
             let index = if self.is_looking() { None } else { Some(model.index()) };
             model.bundles.insert(key.to_string(), index);
+        }
+    }
+
+    /// A head of a life that opens a user is in the store: all others have lost it.
+    pub fn taken_by(&self, name: &str) {
+        for life in self.lives.lock().iter().filter(|l| l.name != name && !l.is_dead()) {
+            if !life.fenced.swap(true, Ordering::SeqCst) {
+                life.log("is fenced");
+            }
         }
     }
 
@@ -217,6 +228,10 @@ pub struct Life {
     pub chance: Chance,
     name: String,
     dead: AtomicBool,
+    /// Another life has taken the user.
+    pub fenced: AtomicBool,
+    /// No request reaches the store.
+    pub cut_off: AtomicBool,
     died: tokio::sync::Notify,
     pub disk_fuse: Mutex<Option<Fuse>>,
     pub store_fuse: Mutex<Option<Fuse>>,
@@ -241,6 +256,14 @@ impl Life {
         while !self.is_dead() {
             self.died.notified().await;
         }
+    }
+
+    pub fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::SeqCst)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// What the dead do.
@@ -347,16 +370,20 @@ impl Machine {
 
     pub fn begin(&mut self, core: &Arc<Core>) -> Arc<Life> {
         self.lives += 1;
-        Arc::new(Life {
+        let life = Arc::new(Life {
             core: core.clone(),
             chance: core.chance.split(),
             name: format!("{}{}", self.backend, self.lives),
             dead: AtomicBool::new(false),
+            fenced: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
             died: tokio::sync::Notify::new(),
             disk_fuse: Mutex::default(),
             store_fuse: Mutex::default(),
             disk_faults: AtomicU64::new(0),
-        })
+        });
+        core.lives.lock().push(life.clone());
+        life
     }
 
     fn settings(&self, rules: &Rules) -> Settings {
@@ -365,6 +392,8 @@ impl Machine {
             metacache_dir: "meta".into(),
             fscache_dir: "fscache".into(),
             fscache_max: rules.fscache_max,
+            ack: vmailfs::vmail::promise::Ack::Store,
+            gc: vmailfs::vmail::gc::Limits::default(),
             staging_dir: "staging".into(),
             staging_max: 64 << 20,
             metacache_max: 64 << 20,
@@ -386,8 +415,6 @@ impl Machine {
             boot_id: format!("boot{}", self.boots),
             ask_for_users: true,
             lost_mails: LostMails::Error,
-            ack: vmailfs::vmail::promise::Ack::Store,
-            gc: vmailfs::vmail::gc::Limits::default(),
         }
     }
 

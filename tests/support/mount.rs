@@ -9,10 +9,16 @@ use std::time::Duration;
 /// How the daemon says that it is ready, the admin socket included.
 const MOUNTED: &str = ": mounted store=";
 
+/// The program under test; VMAILFS_PROGRAM names another build of it.
+fn program() -> OsString {
+    std::env::var_os("VMAILFS_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmailfs").into())
+}
+
 /// A store, a mount point and the local state between them; mounted or not.
 #[derive(Debug)]
 pub struct Mount {
     work: tempfile::TempDir,
+    state: PathBuf,
     store: String,
     options: Vec<OsString>,
     environment: Vec<(String, String)>,
@@ -47,7 +53,15 @@ impl Mount {
         }
         let run = work.path().join("run").display().to_string();
         let environment = vec![("VMAILFS_RUN_DIR".to_owned(), run)];
-        Mount { work, store, options: Vec::new(), environment, root_may_delete: true, child: None }
+        Mount {
+            state: work.path().join("state"),
+            work,
+            store,
+            options: Vec::new(),
+            environment,
+            root_may_delete: true,
+            child: None,
+        }
     }
 
     /// More arguments for `vmailfs mount`.
@@ -74,7 +88,13 @@ impl Mount {
 
     /// Where caches, journals and staging are.
     pub fn state(&self) -> PathBuf {
-        self.work.path().join("state")
+        self.state.clone()
+    }
+
+    /// With its caches, journals and staging in another directory.
+    pub fn state_in(mut self, dir: &Path) -> Mount {
+        self.state = dir.to_owned();
+        self
     }
 
     /// A variable for every later command.
@@ -94,7 +114,7 @@ impl Mount {
     }
 
     fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmailfs"));
+        let mut command = Command::new(program());
         command.arg(verb).stdin(Stdio::null());
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command
@@ -187,7 +207,7 @@ impl Mount {
         let arguments = std::fs::read(format!("/proc/{pid}/cmdline"))?;
         let root = self.root();
         let mounts = arguments.split(|b| *b == 0).any(|a| a == root.as_os_str().as_encoded_bytes());
-        if program != std::fs::canonicalize(env!("CARGO_BIN_EXE_vmailfs"))? || !mounts {
+        if program != std::fs::canonicalize(self::program())? || !mounts {
             return fail(format!("process {pid} is {} and not the daemon", program.display()));
         }
         Ok(pid)
