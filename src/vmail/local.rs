@@ -349,7 +349,9 @@ impl User {
             folder.snapshot_stale = true;
         }
         self.checkpoint()?;
-        self.write_head(false)
+        let bytes = encode_stamped(&self.stamp(self.flushed_seq, false), &self.head)?;
+        let path = self.state_dir.join("head");
+        self.session.disk().replace(&path, &bytes, true).map_err(disk_error(&path))
     }
 
     /// Permission bits of the user's root directory.
