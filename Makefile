@@ -1,5 +1,6 @@
 # make demo    see it work (as root; installs what it needs)
 # make test    run every test (as root, for those that mount)
+# make kills   kill the daemon KILLS (200) times under load and look for what was acknowledged
 # make figures measure requests and memory on a real mount (see docs/BENCHMARKS.md)
 # make soak SEEDS=2000 FROM=0   simulate so many lives and deaths of users
 # make soak-sabotage            show that the simulation notices deliberate mistakes
@@ -11,8 +12,9 @@ PREFIX ?= /usr/local
 # Where mount(8) looks for helpers.
 SBIN   ?= /sbin
 DESTDIR ?=
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all demo test soak soak-sabotage figures check deps install
+.PHONY: all demo test kills soak soak-sabotage figures check deps install
 
 all:
 	$(CARGO) build --release
@@ -20,11 +22,16 @@ all:
 demo:
 	@.ci/deps demo
 	$(CARGO) build --bin vmailfs
-	@mount-scripts/demo/demo
+	@VMAILFS="$(abspath $(TARGET))/debug/vmailfs" mount-scripts/demo/demo
 
 # The tests start `weed` from PATH; our own copy comes last. One failure does not hide others.
 test: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) test --no-fail-fast
+
+KILLS ?= 200
+kills: deps
+	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" KILLS=$(KILLS) \
+		$(CARGO) test --test kill -- --ignored --nocapture all
 
 # The heart under simulated deaths, power cuts, losses and faults: SEEDS seeds from FROM on.
 SEEDS ?= 2000
@@ -47,7 +54,7 @@ deps:
 	@.ci/deps test
 
 install: all
-	install -D -m 755 target/release/vmailfs $(DESTDIR)$(PREFIX)/bin/vmailfs
+	install -D -m 755 "$(TARGET)/release/vmailfs" $(DESTDIR)$(PREFIX)/bin/vmailfs
 	install -D -m 755 mount-scripts/mount.vmailfs $(DESTDIR)$(SBIN)/mount.vmailfs
 	install -D -m 755 mount-scripts/umount.vmailfs $(DESTDIR)$(SBIN)/umount.vmailfs
 	ln -sf mount.vmailfs $(DESTDIR)$(SBIN)/mount.fuse.vmailfs
@@ -56,4 +63,4 @@ install: all
 	sed "s|/usr/local/bin|$(PREFIX)/bin|" "mount-scripts/vmailfs@.service" \
 		> "$(DESTDIR)$(PREFIX)/lib/systemd/system/vmailfs@.service"
 	install -m 644 mount-scripts/dovecot/10-vmailfs.conf $(DESTDIR)$(PREFIX)/share/vmailfs/
-	target/release/vmailfs config > $(DESTDIR)$(PREFIX)/share/vmailfs/vmailfs.toml
+	"$(TARGET)/release/vmailfs" config > $(DESTDIR)$(PREFIX)/share/vmailfs/vmailfs.toml

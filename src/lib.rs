@@ -10,6 +10,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod dovecot;
+pub mod failpoint;
 pub mod format;
 pub mod fs;
 pub mod fuse;

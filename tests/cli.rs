@@ -158,6 +158,7 @@ fn mount_helper_translates_options() {
 
     fails(&run(&["file:///s", "/m", "-o", "allow_other,quota"]), 1, "unknown option quota");
     fails(&run(&["file:///s", "/m", "-o", "ro"]), 1, "no read-only mount");
+    fails(&run(&["file:///s", "/m", "-o", "remount,nosuid"]), 1, "unmount and mount again");
     fails(&run(&["file:///s"]), 1, "usage");
     let o = run(&["file:///s", "/m", "-f"]);
     assert!(o.status.success() && stdout(&o).is_empty(), "-f must do nothing");

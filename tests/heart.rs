@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod heart {
+    mod ack;
     mod caches;
     mod crash;
     mod flush;
+    mod fsck;
     mod full_disk;
+    mod gc;
     mod ownership;
     mod publish;
     mod random;

@@ -7,7 +7,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,24 +19,13 @@ use support::imap::Flags;
 use support::messages::{Message, identify, message};
 use support::model::Op;
 use support::mount::Mount;
+use support::mta::{become_mail_user, deliver};
 use support::workload::{Turn, Workload, user_names};
-use support::{MAIL_UID, mail_root, scratch};
+use support::{mail_root, scratch};
 
 const POSTFIX_PROCESSES: usize = 3;
 const COURIER_PROCESSES: usize = 2;
 const MAILS_EACH: usize = 12;
-
-/// Makes this thread act as the mail user, and no other thread.
-fn become_mail_user() {
-    let (keep, id) = (u32::MAX, MAIL_UID);
-    // SAFETY: plain system calls. The raw ones change the calling thread only, which is what is
-    // wanted here; the C library's would change all threads.
-    let failed = unsafe {
-        libc::syscall(libc::SYS_setresgid, keep, id, keep) != 0
-            || libc::syscall(libc::SYS_setresuid, keep, id, keep) != 0
-    };
-    assert!(!failed, "cannot become uid {id}");
-}
 
 fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
@@ -50,23 +39,6 @@ fn unique() -> usize {
 
 fn unix_lines(mail: &[u8]) -> Vec<u8> {
     mail.iter().copied().filter(|&c| c != b'\r').collect()
-}
-
-/// virtual(8): the final name tells device and inode, so the file must exist before it has one.
-fn deliver_like_postfix(maildir: &Path, mail: &Message) {
-    let time = now();
-    let tmp = maildir.join(format!("tmp/{}.P{}.host.test", time.as_secs(), unique()));
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&tmp).unwrap();
-    for part in unix_lines(&mail.bytes).chunks(4096) {
-        file.write_all(part).unwrap();
-    }
-    file.sync_all().unwrap();
-    let meta = file.metadata().unwrap();
-    drop(file);
-    let (dev, ino, usec) = (meta.dev(), meta.ino(), time.subsec_micros());
-    let name = format!("new/{}.V{dev:x}I{ino:x}M{usec}.host.test", time.as_secs());
-    fs::hard_link(&tmp, maildir.join(name)).unwrap();
-    fs::remove_file(&tmp).unwrap();
 }
 
 /// Courier: no fsync, the size in the name, a rename.
@@ -155,7 +127,7 @@ fn all_at_once(dovecot: &Dovecot, maildir: &Path, work: &Workload) {
                 for _ in 0..MAILS_EACH {
                     let mail = message(4, &work.next_id("client"));
                     if process < POSTFIX_PROCESSES {
-                        deliver_like_postfix(maildir, &mail);
+                        deliver(maildir, &mail, false).unwrap();
                     } else {
                         deliver_like_courier(maildir, &mail);
                     }

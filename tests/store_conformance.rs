@@ -166,11 +166,16 @@ async fn listings(store: &dyn ObjectStore) {
     assert_eq!(keys("l/d", Some("l/d/a")).await, ["l/d/a-", "l/d/a0", "l/d/b"]);
     assert_eq!(keys("l/d", Some("l/d/a+")).await, ["l/d/a-", "l/d/a0", "l/d/b"]);
     assert_eq!(keys("l/d", Some("l/d/b")).await, [""; 0]);
+    let between = store.list_before("l/d", Some("l/d/a"), "l/d/b", WHY).await.unwrap();
+    assert_eq!(between.iter().map(|meta| &*meta.key).collect::<Vec<_>>(), ["l/d/a-", "l/d/a0"]);
     assert_eq!(keys("l", None).await, ["l/Z"]);
     assert_eq!(store.list_dirs("l", WHY).await.unwrap(), ["d", "d-e", "d.f"]);
     assert_eq!(store.list_dirs("l/d", WHY).await.unwrap(), ["sub"]);
     assert!(store.list_dirs("", WHY).await.unwrap().contains(&"l".to_owned()));
     let meta = &store.list("l/d", None, WHY).await.unwrap()[0];
+    // The store's clock is the one by which it dates its objects.
+    let (time, modified) = (store.time().unwrap(), meta.modified.unwrap());
+    assert!((modified - 5..modified + 300).contains(&time), "{time} {modified}");
     assert_eq!((meta.size, meta.modified.is_some()), (5, true));
     put(store, "top", "x", PutMode::Create).await.unwrap();
     assert_eq!(keys("", None).await, ["top"]);
@@ -189,6 +194,13 @@ async fn many(store: Store) {
     assert_eq!(listed.into_iter().map(|meta| meta.key).collect::<Vec<_>>(), keys);
     let listed = store.list("many", Some("many/01000"), WHY).await.unwrap();
     assert_eq!(listed.into_iter().map(|meta| meta.key).collect::<Vec<_>>(), keys[1001..]);
+    // The pages behind the end are not asked for.
+    let before = store.wire_requests();
+    let listed = store.list_before("many", Some("many/00003"), "many/00006", WHY).await.unwrap();
+    assert_eq!(listed.len(), 2);
+    if let (Some(before), Some(after)) = (before, store.wire_requests()) {
+        assert_eq!(after - before, 1);
+    }
     let before = store.wire_requests();
     store.delete(&keys, WHY).await.unwrap();
     if let (Some(before), Some(after)) = (before, store.wire_requests()) {

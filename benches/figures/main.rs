@@ -1,10 +1,10 @@
 //! The figures that the product promises, measured on a real mount with a real Dovecot:
-//! requests to the store per delivery, per change and per first SELECT on a fresh machine, and
-//! the daemon's memory for a large folder. Prints tables; exits with 1 if a figure is missed.
+//! requests to the store per delivery, per change, per RENAME and per first SELECT on a fresh
+//! machine, and the daemon's memory for a large folder. Prints tables; exits with 1 if a figure is missed.
 //!
 //! `cargo bench --bench figures -- [GROUP...] [--store s3|file] [--format maildir|sdbox|mdbox]
 //! [--mails N]`, run as root; without arguments everything. Groups: `delivery`, `changes`,
-//! `fresh`, `memory`.
+//! `rename`, `fresh`, `memory`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../../tests/support/mod.rs"]
@@ -35,14 +35,16 @@ impl Wanted {
         let mut wanted =
             Wanted { groups: Vec::new(), stores: Vec::new(), formats: Vec::new(), mails: None };
         let mut arguments = std::env::args().skip(1);
-        let usage = "figures [delivery] [changes] [fresh] [memory] [--store s3|file] \
+        let usage = "figures [delivery] [changes] [rename] [fresh] [memory] [--store s3|file] \
                      [--format maildir|sdbox|mdbox] [--mails N]";
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().unwrap_or_else(|| panic!("{usage}"));
             match argument.as_str() {
                 // Cargo's own.
                 "--bench" => {}
-                "delivery" | "changes" | "fresh" | "memory" => wanted.groups.push(argument),
+                "delivery" | "changes" | "rename" | "fresh" | "memory" => {
+                    wanted.groups.push(argument)
+                }
                 "--mails" => wanted.mails = Some(value().parse().expect(usage)),
                 "--store" => wanted.stores.push(match value().as_str() {
                     "s3" => StoreKind::S3,
@@ -87,6 +89,8 @@ fn main() {
             }
             if wanted.group("changes") {
                 delivery::changes(&mut table, store, format);
+            }
+            if wanted.group("rename") {
                 delivery::rename(&mut table, store, format, wanted.mails(10_000));
             }
             if wanted.group("fresh") {

@@ -187,17 +187,20 @@ pub fn put_in_maildir(folder: &Path, mails: usize, threads: usize) {
         for thread in 0..threads {
             scope.spawn(move || {
                 for number in (thread..mails).step_by(threads) {
-                    let name = format!("17{:08}.M{:06}P{}.mail", number, number % 1_000_000, 4000);
-                    let tmp = folder.join("tmp").join(&name);
+                    let content = format!("Subject: {number}\n\nx\n");
+                    // The lengths are those of Dovecot's names: they are most of a listing.
+                    let base = format!("17{number:08}.M{:06}P4000.mail.test", number % 1_000_000);
+                    let tmp = folder.join("tmp").join(&base);
                     let mut file = std::fs::OpenOptions::new()
                         .write(true)
                         .create_new(true)
                         .mode(0o600)
                         .open(&tmp)
                         .unwrap();
-                    file.write_all(format!("Subject: {number}\n\nx\n").as_bytes()).unwrap();
+                    file.write_all(content.as_bytes()).unwrap();
                     chown(&tmp, Some(MAIL_UID), Some(MAIL_UID)).unwrap();
                     drop(file);
+                    let name = format!("{base},S={},W={}", content.len(), content.len() + 3);
                     std::fs::rename(&tmp, folder.join("new").join(&name)).unwrap();
                 }
             });

@@ -9,7 +9,9 @@
 //!
 //! A symbolic link per mount in the run directory ([`place`]) lets commands find the socket.
 
+pub mod care;
 pub mod client;
+pub mod gc;
 pub mod place;
 pub mod server;
 mod status;
@@ -19,6 +21,8 @@ pub use status::{
 };
 
 use async_trait::async_trait;
+use care::{Care, Cared};
+use gc::{GcReport, GcRequest};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use tokio::sync::mpsc;
@@ -42,7 +46,15 @@ pub trait AdminApi: Send + Sync + 'static {
         progress: &Progress,
     ) -> Result<FlushReport, AdminError>;
 
+    /// Deletes what was dropped longer than the retention ago.
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError>;
+
     async fn status(&self) -> Status;
+
+    /// Does something for users' data.
+    async fn care(&self, _what: Care, _progress: &Progress) -> Result<Cared, AdminError> {
+        Err(AdminError::new(ErrorKind::Usage, "this is not served here"))
+    }
 
     /// Flushes everything and unmounts, within the configured time. Returns when the mount point
     /// is free again; the process then ends by itself. What could not be flushed is kept on
@@ -111,7 +123,9 @@ pub enum ErrorKind {
 pub enum Request {
     Flush { user: String, important_only: bool },
     FlushAll { mask: Option<String>, important_only: bool },
+    Gc(GcRequest),
     Status,
+    Care { care: Care },
     Stop,
 }
 
@@ -128,7 +142,9 @@ enum Reply {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Flush(FlushReport),
+    Gc(GcReport),
     Status(Box<Status>),
+    Care(Cared),
     Stop(StopReport),
 }
 

@@ -175,7 +175,9 @@ async fn answer(request: Request, api: Arc<dyn AdminApi>, progress: Progress) ->
         Request::FlushAll { mask, important_only } => {
             api.flush_all(mask.as_deref(), important_only, &progress).await.map(Answer::Flush)
         }
+        Request::Gc(what) => api.gc(what, &progress).await.map(Answer::Gc),
         Request::Status => Ok(Answer::Status(Box::new(api.status().await))),
+        Request::Care { care } => api.care(care, &progress).await.map(Answer::Care),
         Request::Stop => api.stop(&progress).await.map(Answer::Stop),
     };
     match answer {

@@ -85,6 +85,9 @@ pub struct AtRisk {
     pub users: u64,
     /// Age in seconds of the oldest of those changes.
     pub oldest_age: Option<u64>,
+    /// Mails that servers were told are safe and that are not in the store yet (`ack = "journal"`).
+    pub promised_mails: u64,
+    pub promised_bytes: u64,
     /// Mails that are written to local disk only; no server was told that they are safe.
     pub unpublished_mails: u64,
     pub unpublished_bytes: u64,
@@ -92,7 +95,7 @@ pub struct AtRisk {
 
 impl AtRisk {
     pub fn nothing(&self) -> bool {
-        self.users == 0 && self.unpublished_mails == 0
+        self.users == 0 && self.promised_mails == 0 && self.unpublished_mails == 0
     }
 }
 

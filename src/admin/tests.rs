@@ -41,6 +41,14 @@ impl AdminApi for Fake {
         Ok(FlushReport { failed: vec![("u1".into(), "down".into())], ..FlushReport::default() })
     }
 
+    async fn gc(
+        &self,
+        what: crate::admin::gc::GcRequest,
+        _progress: &Progress,
+    ) -> Result<crate::admin::gc::GcReport, AdminError> {
+        Ok(crate::admin::gc::GcReport { dry_run: what.dry_run, ..Default::default() })
+    }
+
     async fn status(&self) -> Status {
         Status { mountpoint: self.mountpoint.clone(), users_open: 3, ..Status::default() }
     }

@@ -31,6 +31,11 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn sync_data(&self) -> io::Result<()>;
     /// The real file behind it, if there is one.
     fn real(&self) -> Option<Arc<File>>;
+    /// Differs once somebody wrote to the file by its name, or put another in its place; the
+    /// same for all where nobody can.
+    fn stamp(&self) -> io::Result<(u64, i64, i64)> {
+        Ok((0, 0, 0))
+    }
 
     /// `len` bytes from `offset` on; an error if there are fewer.
     fn read_exact_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
@@ -154,6 +159,10 @@ impl DiskFile for RealFile {
     }
     fn real(&self) -> Option<Arc<File>> {
         Some(self.0.clone())
+    }
+    fn stamp(&self) -> io::Result<(u64, i64, i64)> {
+        let meta = self.0.metadata()?;
+        Ok((meta.ino(), meta.mtime(), meta.mtime_nsec()))
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! Layout: `<dir>/<hh>/<user>/<object id>`, each file the exact bytes of one object. A file may
 //! vanish at any time (I7): the next read fetches it again. The books are made anew from the
-//! directory at each start, so nothing needs to be written to keep them. Nothing is synced
-//! either: what was found at a start may be what a power cut left of a file, or what somebody
-//! made of it, so it is checked against its object's checksum before its first use.
+//! directory at each start, so nothing needs to be written to keep them. A copy of which this
+//! session does not know that it is what was published (it is of an earlier one, or was written to
+//! by hand) counts as a miss until its checksum was looked at: [`Fscache::doubtful`].
 //!
 //! Space is reserved before bytes arrive. A file that is unlinked while somebody reads it
 //! counts until it is closed. What does not fit because everything is in use is read through
@@ -13,6 +13,7 @@
 use super::disk::{Disk, DiskFile, How};
 use crate::format::ObjectId;
 use crate::format::key::{parse_user_dir, user_dir};
+use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 use std::io;
@@ -25,8 +26,8 @@ type CacheKey = (Arc<str>, ObjectId);
 #[derive(Debug)]
 struct Known {
     size: u64,
-    /// It holds what the object holds: it was written or checked by this session.
-    checked: bool,
+    /// The file's stamp when it was known to be right.
+    stamp: Option<(u64, i64, i64)>,
     /// Set while somebody has the file open.
     open: Weak<Cached>,
 }
@@ -86,6 +87,22 @@ impl Drop for Reservation {
     }
 }
 
+impl Reservation {
+    /// The file to write to, at the path; its directory is made anew where somebody removed it.
+    pub fn create(&self) -> io::Result<Arc<dyn DiskFile>> {
+        let disk = &self.cache.disk;
+        match disk.open(&self.path, How::CreateNew) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if let Some(dir) = self.path.parent() {
+                    disk.create_dirs(dir)?;
+                }
+                disk.open(&self.path, How::CreateNew)
+            }
+            file => file,
+        }
+    }
+}
+
 /// Numbers for people.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FscacheUsage {
@@ -123,7 +140,7 @@ impl Fscache {
         let mut used = 0;
         for (_, key, size) in found {
             used += size;
-            books.files.put(key, Known { size, checked: false, open: Weak::new() });
+            books.files.put(key, Known { size, stamp: None, open: Weak::new() });
         }
         let cache = Arc::new(Fscache {
             dir: dir.into(),
@@ -147,38 +164,10 @@ impl Fscache {
     pub fn get(self: &Arc<Self>, user: &Arc<str>, id: ObjectId, size: u64) -> Option<Arc<Cached>> {
         let key = (user.clone(), id);
         let mut books = self.books.lock();
-        let known = books.files.peek(&key).is_some_and(|known| known.checked);
-        let hit = if known { self.open_known(&mut books, &key, size) } else { None };
+        let hit = self.open_known(&mut books, &key, size);
         let counter = if hit.is_some() { &self.hits } else { &self.misses };
         counter.fetch_add(1, Ordering::Relaxed);
         hit
-    }
-
-    /// A copy that was there when the session began and was not used since: to be checked.
-    pub fn unchecked(
-        self: &Arc<Self>,
-        user: &Arc<str>,
-        id: ObjectId,
-        size: u64,
-    ) -> Option<Arc<Cached>> {
-        let key = (user.clone(), id);
-        let mut books = self.books.lock();
-        let known = books.files.peek(&key).is_some_and(|known| !known.checked);
-        if known { self.open_known(&mut books, &key, size) } else { None }
-    }
-
-    /// What [`Fscache::unchecked`] gave holds what it should, or is of no use.
-    pub fn judge(&self, user: &Arc<str>, id: ObjectId, good: bool) {
-        let key = (user.clone(), id);
-        let mut books = self.books.lock();
-        match books.files.peek_mut(&key) {
-            Some(known) if good => known.checked = true,
-            Some(known) if !known.checked => {
-                tracing::warn!(%user, object = %id, "cached copy does not hold its object; dropped");
-                self.forget(&mut books, &key);
-            }
-            _ => {}
-        }
     }
 
     fn open_known(
@@ -191,9 +180,14 @@ impl Fscache {
         if let Some(open) = known.open.upgrade() {
             return Some(open);
         }
-        let opened = self.disk.open(&self.path(key), How::Read).and_then(|f| Ok((f.size()?, f)));
-        match opened {
-            Ok((len, file)) if len == size && known.size == size => {
+        let opened = self.disk.open(&self.path(key), How::Read);
+        match opened.and_then(|file| Ok((file.size()?, file.stamp()?, file))) {
+            Ok((len, stamp, _))
+                if len == size && known.size == size && known.stamp != Some(stamp) =>
+            {
+                None
+            }
+            Ok((len, _, file)) if len == size && known.size == size => {
                 let cached = Arc::new(Cached {
                     cache: self.clone(),
                     file,
@@ -214,6 +208,38 @@ impl Fscache {
                 None
             }
         }
+    }
+
+    /// The file of a copy that may or may not be right. It is read to its end, and then
+    /// [`Fscache::vouch`]ed for or removed.
+    pub fn doubtful(&self, user: &Arc<str>, id: ObjectId) -> Option<Arc<dyn DiskFile>> {
+        let key = (user.clone(), id);
+        self.books.lock().files.peek(&key)?;
+        self.disk.open(&self.path(&key), How::Read).ok()
+    }
+
+    /// The copy whose file had this stamp before it was read is right.
+    pub fn vouch(
+        self: &Arc<Self>,
+        user: &Arc<str>,
+        id: ObjectId,
+        size: u64,
+        stamp: (u64, i64, i64),
+    ) -> Option<Arc<Cached>> {
+        let key = (user.clone(), id);
+        let mut books = self.books.lock();
+        books.files.get_mut(&key)?.stamp = Some(stamp);
+        self.open_known(&mut books, &key, size)
+    }
+
+    /// A copy in memory, of bytes for which there is no room or no disk. Nobody else finds it.
+    pub fn apart(self: &Arc<Self>, bytes: Bytes) -> Arc<Cached> {
+        Arc::new(Cached {
+            cache: self.clone(),
+            size: bytes.len() as u64,
+            file: Arc::new(InMemory(bytes)),
+            unlinked: std::sync::atomic::AtomicBool::new(false),
+        })
     }
 
     fn forget(&self, books: &mut Books, key: &CacheKey) {
@@ -311,6 +337,7 @@ impl Fscache {
             }
         }
         let file = self.disk.open(&path, How::Read)?;
+        let stamp = Some(file.stamp()?);
         spend();
         let cached = Arc::new(Cached {
             cache: self.clone(),
@@ -318,7 +345,7 @@ impl Fscache {
             size,
             unlinked: std::sync::atomic::AtomicBool::new(false),
         });
-        books.files.put(key, Known { size, checked: true, open: Arc::downgrade(&cached) });
+        books.files.put(key, Known { size, stamp, open: Arc::downgrade(&cached) });
         Ok(cached)
     }
 
@@ -336,6 +363,33 @@ impl Fscache {
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
         }
+    }
+}
+
+#[derive(Debug)]
+struct InMemory(Bytes);
+
+impl DiskFile for InMemory {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let from = usize::try_from(offset).map_or(self.0.len(), |o| o.min(self.0.len()));
+        let len = buf.len().min(self.0.len() - from);
+        buf[..len].copy_from_slice(&self.0[from..from + len]);
+        Ok(len)
+    }
+    fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn real(&self) -> Option<Arc<std::fs::File>> {
+        None
     }
 }
 

@@ -52,7 +52,14 @@ impl Staging {
     /// A new empty file.
     pub fn create(self: &Arc<Self>) -> io::Result<Staged> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let file = self.disk.open(&self.path(number), How::CreateNew)?;
+        let file = match self.disk.open(&self.path(number), How::CreateNew) {
+            // Somebody removed the directory.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.disk.create_dirs(&self.dir)?;
+                self.disk.open(&self.path(number), How::CreateNew)?
+            }
+            file => file?,
+        };
         self.live.lock().insert(number);
         Ok(Staged { staging: self.clone(), number, file, size: AtomicU64::new(0) })
     }

@@ -8,6 +8,10 @@ use crate::store::StoreError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Code {
+    /// `fsck`: what was wrong is repaired.
+    Repaired = 1,
+    /// `fsck`: something is wrong.
+    Found = 4,
     /// The command line makes no sense.
     Usage = 64,
     /// Stored data is damaged.

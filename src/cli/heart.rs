@@ -2,6 +2,8 @@
 
 use super::exit::{Code, Failure};
 use super::live::Heart;
+use crate::admin::care::{Care, Cared};
+use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{
     AdminError, AtRisk, CacheUse, Changes, ErrorKind, FlushReport, LeaseStatus, Progress, Status,
     StopReport, UserStatus,
@@ -16,6 +18,7 @@ use crate::vmail::admin::Waiting;
 use crate::vmail::env::{Env, SystemClock, SystemRandom};
 use crate::vmail::error::Error;
 use crate::vmail::flush::Options;
+use crate::vmail::gc;
 use crate::vmail::lease::Lease;
 use crate::vmail::schedule;
 use crate::vmail::session::{self, Session};
@@ -35,6 +38,7 @@ const NAMED: usize = 1000;
 pub(super) struct LiveHeart {
     session: Arc<Session>,
     fs: Arc<VmailFs>,
+    mountpoint: std::path::PathBuf,
 }
 
 /// The users' places below the mount.
@@ -64,8 +68,9 @@ pub(super) async fn start(
     }
     tokio::spawn(Lease::keep(session.clone()));
     tokio::spawn(schedule::run(session.clone()));
+    tokio::spawn(gc::run(session.clone()));
     let fs = Arc::new(VmailFs::new(session.clone()));
-    Ok((fs.clone(), LiveHeart { session, fs }))
+    Ok((fs.clone(), LiveHeart { session, fs, mountpoint: settings.mountpoint.clone() }))
 }
 
 /// A store or a state directory that another vmailfs must serve. No restart helps.
@@ -102,9 +107,17 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         quiet_max: s.metacache.folder_change_max,
         idle_upload: s.metacache.idle_upload,
         delivery_timeout: s.delivery_timeout,
+        ack: s.ack,
         lost_mails: s.lost_mails.clone(),
         max_flushes: FLUSHES,
         boot_id: boot_id(),
+        gc: gc::Limits {
+            retention: s.gc.retention,
+            interval: s.gc.interval,
+            full_scan: s.gc.full_scan,
+            parallel: s.gc.parallel,
+            delete_rate: s.gc.delete_rate,
+        },
         ask_for_users: true,
     }
 }
@@ -120,14 +133,17 @@ fn boot_id() -> String {
     }
 }
 
-fn told(error: &Error) -> AdminError {
+pub(super) fn told(error: &Error) -> AdminError {
     let kind = match error {
         Error::Store { .. } | Error::Foreign { .. } | Error::Full(_) | Error::Closing => {
             ErrorKind::TempFail
         }
-        Error::Lost { .. } | Error::Disk { .. } | Error::Vanished { .. } => ErrorKind::TempFail,
+        Error::Lost { .. } | Error::Lapsed { .. } | Error::Disk { .. } | Error::Vanished { .. } => {
+            ErrorKind::TempFail
+        }
+        Error::NoUser { .. } => ErrorKind::NoSuchUser,
+        Error::Refused(_) => ErrorKind::Denied,
         Error::Plain(_)
-        | Error::Refused(_)
         | Error::Corrupt { .. }
         | Error::Damaged { .. }
         | Error::Gone { .. }
@@ -155,6 +171,8 @@ fn at_risk(all: &[Waiting]) -> AtRisk {
     AtRisk {
         users: important.clone().count() as u64,
         oldest_age: important.filter_map(|w| w.oldest).max().map(|age| age.as_secs()),
+        promised_mails: all.iter().map(|w| w.promised).sum(),
+        promised_bytes: all.iter().map(|w| w.promised_bytes).sum(),
         unpublished_mails: all.iter().map(|w| w.unpublished).sum(),
         unpublished_bytes: all.iter().map(|w| w.unpublished_bytes).sum(),
     }
@@ -229,6 +247,10 @@ impl Heart for LiveHeart {
         }
     }
 
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
+        super::gc::run(&self.session, what, progress).await
+    }
+
     async fn status(&self, status: &mut Status) {
         let session = &self.session;
         let (open, waiting) = session.waiting();
@@ -255,6 +277,10 @@ impl Heart for LiveHeart {
         let used = session.metacache_bytes();
         status.caches.metacache =
             place(&settings.metacache_dir, used, settings.metacache_max, None);
+    }
+
+    async fn care(&self, what: Care, _progress: &Progress) -> Result<Cared, AdminError> {
+        super::care::from_mount(&self.session, &self.mountpoint, what).await
     }
 
     async fn finish(&self, patience: Duration, _progress: &Progress) -> StopReport {

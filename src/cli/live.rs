@@ -1,6 +1,8 @@
 //! A mount and what is below it, as one thing that answers the admin.
 
 use super::exit::{Code, Failure};
+use crate::admin::care::{Care, Cared};
+use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{
     AdminApi, AdminError, ErrorKind, FlushReport, Progress, RequestCount, Status, StopReport,
 };
@@ -38,8 +40,14 @@ pub(super) trait Heart: Send + Sync + 'static {
         progress: &Progress,
     ) -> Result<FlushReport, AdminError>;
 
+    /// Deletes what was dropped longer than the retention ago.
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError>;
+
     /// Fills in what it knows: users, risk, caches, lease, errors.
     async fn status(&self, status: &mut Status);
+
+    /// Does something for users' data.
+    async fn care(&self, what: Care, progress: &Progress) -> Result<Cared, AdminError>;
 
     /// After the unmount: flushes what is left within `patience`, gives users back, and tells
     /// what stays on local disk only. `holders` is left empty.
@@ -77,7 +85,9 @@ pub(super) async fn open(settings: &Settings) -> Result<Arc<CountedStore>, Failu
 /// What an admin can do about a store that fails at the start.
 fn advice(error: &StoreError) -> &'static str {
     match error {
-        StoreError::Unavailable { .. } => ": check the endpoint, the region and the network",
+        StoreError::Unavailable { .. } => {
+            ": check the endpoint, the region, the network and the credentials"
+        }
         StoreError::Denied { .. } => {
             ": check the credentials (s3.access_key_id and its secret, AWS_*) and their rights"
         }
@@ -90,7 +100,7 @@ fn advice(error: &StoreError) -> &'static str {
     }
 }
 
-fn s3_config(s: &StoreSettings) -> S3Config {
+pub(super) fn s3_config(s: &StoreSettings) -> S3Config {
     S3Config {
         endpoint: s.endpoint.clone(),
         region: s.region.clone(),
@@ -214,6 +224,14 @@ impl AdminApi for LiveMount {
         };
         self.heart.status(&mut status).await;
         status
+    }
+
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
+        self.heart.gc(what, progress).await
+    }
+
+    async fn care(&self, what: Care, progress: &Progress) -> Result<Cared, AdminError> {
+        self.heart.care(what, progress).await
     }
 
     async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError> {

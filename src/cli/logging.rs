@@ -16,7 +16,7 @@ const DEV_LOG: &str = "/dev/log";
 
 /// Sets up logging for the process; `log` records of libraries are included.
 pub(super) fn start(log: &Log, daemon: bool, state_dir: &Path) -> Result<(), Failure> {
-    let filter = EnvFilter::builder().parse(&log.level).map_err(|e| {
+    let filter = EnvFilter::builder().parse(&levels(&log.level)).map_err(|e| {
         Failure::new(
             Code::Config,
             format!("log.level `{}`: {e}: use error, warn, info, debug or trace", log.level),
@@ -50,6 +50,15 @@ pub(super) fn start(log: &Log, daemon: bool, state_dir: &Path) -> Result<(), Fai
         (LogFormat::Text, false) => base.without_time().try_init(),
     };
     done.map_err(|e| Failure::new(Code::Software, format!("cannot start logging: {e}")))
+}
+
+/// Where AWS's library looks for credentials and a region, and does not find them, is told by the
+/// error that this ends in; who wants to know more asks for `debug`, or for this module.
+fn levels(wanted: &str) -> String {
+    match wanted {
+        "info" | "warn" => format!("{wanted},aws_config=error"),
+        _ => wanted.to_owned(),
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -3,8 +3,12 @@
 //! [`mount`] becomes the daemon; the others talk to a running one over its admin socket
 //! ([`talk`]), or, like `config`, to nobody. Exit codes are those of [`exit`].
 
+mod care;
 mod exit;
+mod fsck;
+mod gc;
 mod heart;
+mod index_lock;
 mod live;
 mod logging;
 mod mount;
@@ -12,6 +16,8 @@ mod options;
 mod run;
 mod show;
 mod talk;
+mod user;
+mod when;
 
 pub use exit::{Code, Failure};
 pub use options::MountArgs;
@@ -74,9 +80,45 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Delete from the store what was dropped longer than `retention` ago.
+    ///
+    /// A mount does this by itself, once in `gc.interval`, for the users that are open in it.
+    /// Without -u and -A: these, now. Nothing is deleted that has a name, nor what never had one.
+    Gc {
+        /// One user; it need not be open.
+        #[arg(short, long, conflicts_with = "all")]
+        user: Option<String>,
+        /// All users of the store, but for those that belong to other backends.
+        #[arg(short = 'A', long)]
+        all: bool,
+        /// Only say what would be deleted.
+        #[arg(long)]
+        dry_run: bool,
+        /// Also list everything in the store, for mails that reached it late and for what dead
+        /// sessions left (else once in `gc.full_scan`).
+        #[arg(long)]
+        full: bool,
+        /// The answer as one JSON object.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Index files and listings of the users seen lately.
     #[command(subcommand)]
     Metacache(Metacache),
+    /// Check users: what is in the store against what is named, both ways.
+    ///
+    /// One finding a line, fields separated by tabs: kind, user, folder, name, object, and a text
+    /// for people. Exit code 0: nothing wrong; 1: repaired; 4: something is (still) wrong; others
+    /// as everywhere: it could not be checked.
+    Fsck(Box<fsck::FsckArgs>),
+    /// Earlier states of a user, and mails that were deleted.
+    #[command(subcommand)]
+    User(user::User),
+    /// For the daemon's own use: locks an index log and appends to it.
+    #[command(hide = true)]
+    IndexLock { path: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
@@ -104,7 +146,7 @@ enum Metacache {
 }
 
 /// Which mount is meant; may be left out if there is only one.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct Target {
     /// The mount's admin socket.
     #[arg(long, conflicts_with = "mountpoint")]
@@ -138,6 +180,12 @@ pub fn main() -> ExitCode {
         Command::Status { mountpoint, socket, json } => {
             talk::status(mountpoint.as_deref(), socket.as_deref(), json)
         }
+        Command::Gc { user, all, dry_run, full, json, target } => {
+            gc::command(&target, gc::request(user, all, dry_run, full), json)
+        }
+        Command::Fsck(args) => fsck::fsck(&args),
+        Command::User(command) => user::user(command),
+        Command::IndexLock { path } => index_lock::hold(&path),
         Command::Metacache(Metacache::Flush { user, important, target }) => {
             talk::flush(target.socket.as_deref(), target.mountpoint.as_deref(), user, important)
         }

@@ -62,6 +62,7 @@ pub struct MountArgs {
     /// URL of the S3 server; default: AWS.
     #[arg(long)]
     pub s3_endpoint: Option<String>,
+    /// Region of the bucket; default: from the environment, else us-east-1.
     #[arg(long)]
     pub s3_region: Option<String>,
     /// Put the bucket into the path, not into the host name.

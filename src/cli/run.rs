@@ -5,6 +5,8 @@ use super::heart;
 use super::live::{self, Heart, LiveMount};
 use super::mount::Claim;
 use super::show;
+use crate::admin::care::{Care, Cared};
+use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::place::{self, Registration};
 use crate::admin::server::Server;
 use crate::admin::{AdminApi, AdminError, FlushReport, Progress, Status, StopReport};
@@ -221,8 +223,16 @@ impl AdminApi for StopOnce {
         self.inner.flush_all(mask, important_only, progress).await
     }
 
+    async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
+        self.inner.gc(what, progress).await
+    }
+
     async fn status(&self) -> Status {
         self.inner.status().await
+    }
+
+    async fn care(&self, what: Care, progress: &Progress) -> Result<Cared, AdminError> {
+        self.inner.care(what, progress).await
     }
 
     async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError> {

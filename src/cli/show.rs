@@ -3,6 +3,10 @@
 use crate::admin::{AtRisk, CacheUse, Changes, FlushReport, Status, StopReport, UserStatus};
 use std::fmt::Write as _;
 
+mod care;
+
+pub(super) use care::{brought_back, checked, exported, history, json};
+
 /// Users shown by `status`; `--json` has them all.
 const SHOWN_USERS: usize = 20;
 
@@ -30,7 +34,7 @@ pub(super) fn age(secs: u64) -> String {
     }
 }
 
-fn count(n: u64, one: &str) -> String {
+pub(super) fn count(n: u64, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 
@@ -46,6 +50,13 @@ pub(super) fn at_risk(risk: &AtRisk) -> String {
             "important changes of {}{}",
             count(risk.users, "user"),
             oldest.unwrap_or_default()
+        ));
+    }
+    if risk.promised_mails > 0 {
+        parts.push(format!(
+            "{} ({}) acknowledged and only on this machine's disk so far",
+            count(risk.promised_mails, "mail"),
+            bytes(risk.promised_bytes)
         ));
     }
     if risk.unpublished_mails > 0 {

@@ -15,7 +15,7 @@ fn progress(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-fn ask(
+pub(super) fn ask(
     socket: Option<&Path>,
     mountpoint: Option<&Path>,
     request: &Request,
@@ -24,7 +24,7 @@ fn ask(
     Ok(client::call(&socket, request, &mut progress)?)
 }
 
-fn unexpected() -> Failure {
+pub(super) fn unexpected() -> Failure {
     Failure::new(Code::Software, "the mount answered something else than it was asked")
 }
 

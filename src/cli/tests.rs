@@ -144,8 +144,13 @@ fn a_status_says_what_is_at_risk() {
     assert!(text.starts_with("file:///s on /m\n"), "{text}");
     assert!(text.contains("for 5min") && text.contains("lease held for 1min more"), "{text}");
     assert!(text.contains("At risk: nothing: every mail"), "{text}");
-    s.at_risk =
-        AtRisk { users: 1, oldest_age: Some(7), unpublished_mails: 2, unpublished_bytes: 2048 };
+    s.at_risk = AtRisk {
+        users: 1,
+        oldest_age: Some(7),
+        unpublished_mails: 2,
+        unpublished_bytes: 2048,
+        ..AtRisk::default()
+    };
     s.users = (0..25)
         .map(|n| UserStatus {
             user: format!("u{n}"),

@@ -49,6 +49,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
          AWS_* variables, ~/.aws/config and ~/.aws/credentials, the machine's role.",
     ),
     ("store_limits", "How long and how hard the store is asked."),
+    ("gc", "Deleting from the store what was dropped longer than `retention` ago."),
     ("fuse", "The connection to the kernel."),
     ("admin", "How commands reach the running mount."),
     ("log", "What is logged, and how."),
@@ -117,6 +118,20 @@ pub const KEYS: &[Key] = &[
         "Promise that no other machine ever mounts this store. Then writing goes on when the lease\n\
          cannot be renewed because the store is down, and a store without conditional writes\n\
          is accepted.",
+    ),
+    text(
+        "ack",
+        "",
+        "When a delivery is answered: \"store\" (the mail is in the object store) or \"journal\" (it is\n\
+         on this machine's disk, durably, and uploaded within seconds). With \"journal\" the loss of\n\
+         this machine's disk loses the mails that `vmailfs status` shows as promised: choose it\n\
+         only where state_dir lies on storage that you trust with mail.",
+    ),
+    text(
+        "retention",
+        "",
+        "Time for which deleted mails and earlier states stay in the store, by the store's clock;\n\
+         `vmailfs user history`, `undelete` and `restore` reach back so far.",
     ),
     text(
         "lost_mails",
@@ -211,6 +226,20 @@ pub const KEYS: &[Key] = &[
         "Time for flushing everything at unmount. If the store does not answer within it, the\n\
          local state is kept, the exit code is 75 and what is at risk is listed.",
     ),
+    text(
+        "gc.interval",
+        "",
+        "Time between two looks for what can be deleted of a user that is open here. Users that\n\
+         nobody opens are looked at by `vmailfs gc -A`.",
+    ),
+    text(
+        "gc.full_scan",
+        "",
+        "Time between two listings of everything a user has in the store, for mails that reached it\n\
+         late and for what dead sessions left.",
+    ),
+    number("gc.parallel", "Number of users looked at at once."),
+    number("gc.delete_rate", "Objects deleted in a second, for each of them."),
     number("fuse.threads", "Number of threads that answer the kernel; 0: by the number of CPUs."),
     flag(
         "fuse.passthrough",

@@ -124,7 +124,7 @@ fn unknown(name: &str) -> ConfigError {
         .iter()
         .map(|k| (distance(name, k.name).min(distance(name, last(k.name))), k.name))
         .min()
-        .filter(|(d, _)| *d <= 2 || *d * 4 <= name.len());
+        .filter(|(d, _)| *d * 3 <= name.len());
     ConfigError(match near {
         Some((0, key)) => format!("key `{name}` does not belong here; there is `{key}`"),
         Some((_, key)) => format!("unknown key `{name}`; is `{key}` meant?"),

@@ -15,7 +15,7 @@ mod types;
 pub use keys::{KEYS, Key, Kind};
 pub use load::ConfigError;
 pub use resolve::{
-    CacheDir, MetacacheSettings, Owner, Secret, Settings, StoreSettings, escape_path,
+    CacheDir, GcSettings, MetacacheSettings, Owner, Secret, Settings, StoreSettings, escape_path,
 };
 pub use types::{Mode, ParseError, Size, Span};
 
@@ -45,6 +45,8 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     pub single_backend: bool,
+    pub ack: Ack,
+    pub retention: Span,
     pub lost_mails: LostMails,
     /// Masks, separated by spaces.
     pub lost_mails_for: String,
@@ -53,6 +55,7 @@ pub struct Config {
     pub metacache: Metacache,
     pub s3: S3,
     pub store_limits: StoreLimits,
+    pub gc: Gc,
     pub fuse: Fuse,
     pub admin: Admin,
     pub log: Log,
@@ -73,6 +76,8 @@ impl Default for Config {
             nonempty: false,
             backend: None,
             single_backend: false,
+            ack: Ack::Store,
+            retention: Span::secs(7 * DAY),
             lost_mails: LostMails::Error,
             lost_mails_for: "*".into(),
             fscache: Fscache::default(),
@@ -80,6 +85,7 @@ impl Default for Config {
             metacache: Metacache::default(),
             s3: S3::default(),
             store_limits: StoreLimits::default(),
+            gc: Gc::default(),
             fuse: Fuse::default(),
             admin: Admin::default(),
             log: Log::default(),
@@ -177,6 +183,15 @@ impl fmt::Debug for S3 {
     }
 }
 
+/// When a mail counts as safe.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ack {
+    #[default]
+    Store,
+    Journal,
+}
+
 /// What reading a mail gives whose object is gone from the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -219,6 +234,29 @@ impl Default for StoreLimits {
             max_requests: 64,
             lease: Span::secs(180),
             unmount_timeout: Span::secs(60),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gc {
+    pub interval: Span,
+    pub full_scan: Span,
+    pub parallel: u32,
+    pub delete_rate: u32,
+}
+
+/// Seconds.
+const DAY: u64 = 24 * 3600;
+
+impl Default for Gc {
+    fn default() -> Self {
+        Gc {
+            interval: Span::secs(DAY),
+            full_scan: Span::secs(7 * DAY),
+            parallel: 1,
+            delete_rate: 1000,
         }
     }
 }

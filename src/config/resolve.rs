@@ -33,6 +33,17 @@ pub struct MetacacheSettings {
     pub idle_upload: Duration,
 }
 
+/// What is deleted from the store, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GcSettings {
+    pub retention: Duration,
+    pub interval: Duration,
+    pub full_scan: Duration,
+    pub parallel: usize,
+    /// Objects a second.
+    pub delete_rate: u32,
+}
+
 /// What the store adapters need. Secrets are in here: not to be logged.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
@@ -76,10 +87,12 @@ pub struct Settings {
     pub nonempty: bool,
     pub backend: String,
     pub single_backend: bool,
+    pub ack: crate::vmail::promise::Ack,
     pub lost_mails: crate::vmail::lost::LostMails,
     pub fscache: CacheDir,
     pub staging: CacheDir,
     pub metacache: MetacacheSettings,
+    pub gc: GcSettings,
     pub delivery_timeout: Duration,
     pub lease: Duration,
     pub unmount_timeout: Duration,
@@ -152,25 +165,8 @@ impl Config {
 
         let m = &self.metacache;
         let limits = &self.store_limits;
-        let s3 = &self.s3;
         Ok(Settings {
-            store: StoreSettings {
-                url: store,
-                endpoint: s3.endpoint.clone(),
-                region: s3.region.clone(),
-                path_style: s3.path_style,
-                access_key_id: s3.access_key_id.clone(),
-                secret_access_key: s3.secret_access_key.clone().map(Secret),
-                session_token: s3.session_token.clone().map(Secret),
-                checksums: s3.checksums,
-                retry: RetryPolicy {
-                    attempt_timeout: limits.attempt_timeout.0,
-                    deadline: limits.deadline.0,
-                    attempts: limits.attempts,
-                    ..RetryPolicy::default()
-                },
-                max_requests: limits.max_requests as usize,
-            },
+            store: self.store_settings(store),
             mountpoint,
             state_dir,
             layout: self.layout.clone(),
@@ -182,6 +178,10 @@ impl Config {
             nonempty: self.nonempty,
             backend: self.backend_name()?,
             single_backend: self.single_backend,
+            ack: match self.ack {
+                super::Ack::Store => crate::vmail::promise::Ack::Store,
+                super::Ack::Journal => crate::vmail::promise::Ack::Journal,
+            },
             lost_mails: self.lost_mails(),
             fscache: CacheDir { path: fscache, max_size: self.fscache.max_size.0 },
             staging: CacheDir { path: staging, max_size: self.staging.max_size.0 },
@@ -195,6 +195,13 @@ impl Config {
                 folder_change_max: m.folder_change_max.0,
                 idle_upload: m.idle_upload.0,
             },
+            gc: GcSettings {
+                retention: self.retention.0,
+                interval: self.gc.interval.0,
+                full_scan: self.gc.full_scan.0,
+                parallel: self.gc.parallel as usize,
+                delete_rate: self.gc.delete_rate,
+            },
             delivery_timeout: limits.delivery_timeout.0,
             lease: limits.lease.0,
             unmount_timeout: limits.unmount_timeout.0,
@@ -203,6 +210,40 @@ impl Config {
             admin_socket,
             log: self.log.clone(),
         })
+    }
+
+    /// What is needed to reach the store, without a mount.
+    ///
+    /// # Errors
+    /// No store, or an impossible one.
+    pub fn resolve_store(&self) -> Result<StoreSettings, ConfigError> {
+        let Some(url) = self.store.clone() else {
+            return err("no store given: name one like file:///srv/mail or s3://bucket".into());
+        };
+        check_store(&url)?;
+        self.check_values()?;
+        Ok(self.store_settings(url))
+    }
+
+    fn store_settings(&self, url: String) -> StoreSettings {
+        let (limits, s3) = (&self.store_limits, &self.s3);
+        StoreSettings {
+            url,
+            endpoint: s3.endpoint.clone(),
+            region: s3.region.clone(),
+            path_style: s3.path_style,
+            access_key_id: s3.access_key_id.clone(),
+            secret_access_key: s3.secret_access_key.clone().map(Secret),
+            session_token: s3.session_token.clone().map(Secret),
+            checksums: s3.checksums,
+            retry: RetryPolicy {
+                attempt_timeout: limits.attempt_timeout.0,
+                deadline: limits.deadline.0,
+                attempts: limits.attempts,
+                ..RetryPolicy::default()
+            },
+            max_requests: limits.max_requests as usize,
+        }
     }
 
     fn lost_mails(&self) -> crate::vmail::lost::LostMails {
@@ -231,6 +272,8 @@ impl Config {
             ("metacache.upload_interval", m.upload_interval),
             ("metacache.folder_change_max", m.folder_change_max),
             ("metacache.idle_upload", m.idle_upload),
+            ("gc.interval", self.gc.interval),
+            ("gc.full_scan", self.gc.full_scan),
             ("store_limits.attempt_timeout", limits.attempt_timeout),
             ("store_limits.deadline", limits.deadline),
             ("store_limits.delivery_timeout", limits.delivery_timeout),
@@ -242,6 +285,8 @@ impl Config {
         }
         for (key, number) in [
             ("metacache.max_rescan_mail_count", m.max_rescan_mail_count),
+            ("gc.parallel", self.gc.parallel),
+            ("gc.delete_rate", self.gc.delete_rate),
             ("store_limits.attempts", limits.attempts),
             ("store_limits.max_requests", limits.max_requests),
         ] {

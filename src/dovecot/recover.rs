@@ -97,6 +97,21 @@ pub fn mark_fsckd(log: &[u8], flags: u32) -> Result<LogAppend, RecoverError> {
     Ok(one_header_update(log, header::FLAGS, flags | header::FLAG_FSCKD))
 }
 
+/// The first log of a folder's index that makes Dovecot look for the mails that lie there, as
+/// [`mark_fsckd`] does: without an index it takes a folder for a new one, and for empty. `now` is
+/// in seconds since 1970.
+pub fn first_log(now: u32) -> Vec<u8> {
+    // Version 1.3, 40 bytes, little endian; the index is called by its time, as Dovecot does.
+    let mut log = vec![1, 3, 40, 0];
+    for field in [now, 1, 0, 0, now, 0, 0, 1, 0] {
+        log.extend_from_slice(&u32::to_le_bytes(field));
+    }
+    let mut update = Transaction::new();
+    update.header_update(header::FLAGS, header::FLAG_FSCKD);
+    log.extend(update.finish());
+    log
+}
+
 fn one_header_update(log: &[u8], offset: u16, value: u32) -> LogAppend {
     let mut update = Transaction::new();
     update.header_update(offset, value);
@@ -204,6 +219,13 @@ mod tests {
         assert_eq!(state.next_uid, 1010);
         assert!(append_sdbox(&state, &[1005, 1006], 1010).unwrap().bytes.is_empty());
         assert_eq!(append_sdbox(&state, &[1007], 0), Err(RecoverError::UidTaken(1007, 1010)));
+    }
+
+    #[test]
+    fn a_first_log_asks_for_a_rebuild() {
+        let state = replay(None, &[&first_log(1_700_000_000)]).unwrap();
+        assert_eq!(state.flags, header::FLAG_FSCKD);
+        assert_eq!((state.uid_validity, state.records.len()), (0, 0));
     }
 
     #[test]

@@ -1,18 +1,17 @@
 //! Bundles: frames one after the other. Each is a part of a folder, a table, or an earlier head,
 //! and is found by the byte range that the head names.
 
+use super::dropped::DROPPED;
 use super::frame::{self, compress, content_size};
 use super::head::{PartKind, PartRef};
-use super::key::KeyTail;
 use super::listing::number;
 use super::part::PLAIN;
 use super::{FormatError, ObjectId, tar};
 use bytes::Bytes;
 use std::io::BufReader;
 
-const TABLE: &str = "@table";
+pub(super) const TABLE: &str = "@table";
 const NAMES: &str = "@names";
-const DROPPED: &str = "@dropped";
 const HEAD: &str = "@head";
 
 fn one_member(name: &str, content: &[u8]) -> Vec<u8> {
@@ -41,7 +40,7 @@ fn take_one(
     Ok(content)
 }
 
-fn table(name: &str, lines: impl Iterator<Item = String>) -> Vec<u8> {
+pub(super) fn table(name: &str, lines: impl Iterator<Item = String>) -> Vec<u8> {
     let mut text = String::new();
     for line in lines {
         text.push_str(&line);
@@ -50,7 +49,11 @@ fn table(name: &str, lines: impl Iterator<Item = String>) -> Vec<u8> {
     one_member(name, text.as_bytes())
 }
 
-fn take_table(bytes: &[u8], limit: u64, names: &[&str]) -> Result<Vec<String>, FormatError> {
+pub(super) fn take_table(
+    bytes: &[u8],
+    limit: u64,
+    names: &[&str],
+) -> Result<Vec<String>, FormatError> {
     let what = "table";
     let text = String::from_utf8(take_one(bytes, limit, what, names)?)
         .map_err(|_| FormatError::malformed(what, "not text"))?;
@@ -68,8 +71,8 @@ pub fn encode_table(lines: &[String]) -> Vec<u8> {
     table(TABLE, lines.iter().cloned())
 }
 
-/// The lines of a table, also of one made by [`encode_names`] or [`encode_dropped`]. `limit`
-/// bounds the bytes after decompression.
+/// The lines of a table, also of one made by [`encode_names`] or
+/// [`super::dropped::encode_dropped`]. `limit` bounds the bytes after decompression.
 ///
 /// # Errors
 /// [`FormatError::TooLarge`], [`FormatError::Malformed`].
@@ -94,55 +97,6 @@ pub fn decode_names(bytes: &[u8], limit: u64) -> Result<Vec<(ObjectId, u32)>, Fo
     };
     let lines = take_table(bytes, limit, &[TABLE, NAMES])?;
     let bad = |line| FormatError::malformed("names", super::escape::clip(line));
-    lines.iter().map(|line| take(line).ok_or_else(|| bad(line))).collect()
-}
-
-/// An object that no head names any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Dropped {
-    Mail(KeyTail),
-    Bundle(ObjectId),
-    File(ObjectId),
-}
-
-impl Dropped {
-    fn text(&self) -> String {
-        match self {
-            Dropped::Mail(tail) => tail.to_string(),
-            Dropped::Bundle(id) => format!("bundle/{id}.tar.zst"),
-            Dropped::File(id) => format!("file/{id}"),
-        }
-    }
-
-    fn parse(text: &str) -> Option<Dropped> {
-        Some(if let Some(id) = text.strip_prefix("bundle/") {
-            Dropped::Bundle(id.strip_suffix(".tar.zst")?.parse().ok()?)
-        } else if let Some(id) = text.strip_prefix("file/") {
-            Dropped::File(id.parse().ok()?)
-        } else {
-            Dropped::Mail(KeyTail::parse(text).ok()?)
-        })
-    }
-}
-
-/// Dropped objects and when each was (seconds since 1970 by the store's clock), as a table
-/// `@dropped`.
-pub fn encode_dropped(dropped: &[(i64, Dropped)]) -> Vec<u8> {
-    table(DROPPED, dropped.iter().map(|(when, object)| format!("{when}\t{}", object.text())))
-}
-
-/// Reads what [`encode_dropped`] wrote.
-///
-/// # Errors
-/// As [`decode_table`].
-pub fn decode_dropped(bytes: &[u8], limit: u64) -> Result<Vec<(i64, Dropped)>, FormatError> {
-    let take = |line: &String| {
-        let (when, object) = line.split_once('\t')?;
-        let when: i64 = when.parse().ok().filter(|n: &i64| n.to_string() == when)?;
-        Some((when, Dropped::parse(object)?))
-    };
-    let lines = take_table(bytes, limit, &[TABLE, DROPPED])?;
-    let bad = |line| FormatError::malformed("dropped", super::escape::clip(line));
     lines.iter().map(|line| take(line).ok_or_else(|| bad(line))).collect()
 }
 

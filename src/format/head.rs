@@ -89,7 +89,8 @@ pub struct Head {
     pub dropped: Vec<PartRef>,
     /// The head before this one lies in this part.
     pub previous: Option<PartRef>,
-    /// When this head was written, seconds since 1970 (for people and for history).
+    /// When what it names was flushed, seconds since 1970. A swap that flushes nothing leaves it:
+    /// earlier states are found by it.
     pub written: i64,
 }
 

@@ -41,6 +41,8 @@ pub enum Change {
     Names { object: ObjectId, count: u32 },
     /// An object has lost its last name: it goes on the dropped list.
     Drop { object: KeyTail },
+    /// A dropped object has a name again: it is taken off the dropped list.
+    Again { object: KeyTail },
     /// Owner and permission bits of the user's root directory.
     User { owner: Owner, mode: u32 },
     /// What is done on the disk after this record is written.
@@ -86,6 +88,7 @@ fn encode_change(change: &Change, out: &mut String) {
         }
         Change::Names { object, count } => write!(out, "names\t{object}\t{count}"),
         Change::Drop { object } => write!(out, "drop\t{object}"),
+        Change::Again { object } => write!(out, "again\t{object}"),
         Change::User { owner, mode } => {
             write!(out, "user\t{}:{}\t{:04o}", owner.uid, owner.gid, mode & 0o7777)
         }
@@ -155,6 +158,7 @@ fn parse_change(text: &str) -> Option<Change> {
             Change::Names { object: fields.parse()?, count: u32::try_from(fields.number()?).ok()? }
         }
         "drop" => Change::Drop { object: KeyTail::parse(fields.text()?).ok()? },
+        "again" => Change::Again { object: KeyTail::parse(fields.text()?).ok()? },
         "user" => Change::User { owner: fields.owner()?, mode: fields.mode()? },
         "disk" => Change::Disk(parse_disk_op(&mut fields)?),
         _ => return None,

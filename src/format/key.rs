@@ -8,10 +8,14 @@ use super::listing::{hex, mode, number};
 use super::{Epoch, FolderId, FormatError, ObjectId, Timestamp};
 use std::fmt;
 
-/// The last component of a mail object's key, as text, already validated. Everything that is
-/// needed to rebuild a lost listing entry can be read from it: see [`MailKey`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct KeyTail(Box<str>);
+/// The last component of a mail object's key, already validated. Everything that is needed to
+/// rebuild a lost listing entry can be read from it: see [`MailKey`].
+///
+/// A folder holds one for each of its mails in memory, so it keeps the fields, in
+/// [`KeyTail::FIXED`] bytes with the name behind them, and not the text, which is half as long
+/// again. Equal fields are equal bytes.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct KeyTail(Box<[u8]>);
 
 /// What an object holds of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,83 +103,174 @@ fn parse_tail(text: &str) -> Option<MailKey> {
     Some(key)
 }
 
+/// Takes the fields of a packed key one by one.
+struct Packed<'a>(&'a [u8]);
+
+impl Packed<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (field, rest) = self.0.split_first_chunk().map_or(([0; N], &[][..]), |(f, r)| (*f, r));
+        self.0 = rest;
+        field
+    }
+
+    fn id(&mut self) -> ObjectId {
+        let epoch = Epoch(u32::from_be_bytes(self.take()));
+        let counter: [u8; 6] = self.take();
+        let counter = counter.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        ObjectId { epoch, counter }
+    }
+}
+
+fn put_id(id: ObjectId, out: &mut Vec<u8>) {
+    out.extend_from_slice(&id.epoch.0.to_be_bytes());
+    out.extend_from_slice(&id.counter.to_be_bytes()[2..]);
+}
+
 impl KeyTail {
     /// The longest text, in bytes.
     pub const MAX_LEN: usize = 200;
+    /// Length of the packed fields of a whole mail without its name.
+    const FIXED: usize = 37;
+
+    const WHOLE: u8 = 0;
+    const FIRST_EXTENT: u8 = 1;
+    const EXTENT: u8 = 2;
 
     /// Reads a text that [`MailKey::encode`] made.
     ///
     /// # Errors
     /// [`FormatError::Malformed`] for any other text.
     pub fn parse(text: &str) -> Result<KeyTail, FormatError> {
-        if text.len() > Self::MAX_LEN || parse_tail(text).is_none() {
-            return Err(FormatError::malformed("mail key", clip(text)));
+        let key = (text.len() <= Self::MAX_LEN).then(|| parse_tail(text)).flatten();
+        Ok(KeyTail::pack(&key.ok_or_else(|| FormatError::malformed("mail key", clip(text)))?))
+    }
+
+    /// Of fields that all have a text form.
+    fn pack(key: &MailKey) -> KeyTail {
+        let name = key.name.as_deref().unwrap_or_default();
+        let mut out = Vec::with_capacity(Self::FIXED + name.len());
+        put_id(key.id, &mut out);
+        out.extend_from_slice(&key.folder.0.to_be_bytes());
+        out.extend_from_slice(&key.mtime.secs.to_be_bytes());
+        out.extend_from_slice(&key.mtime.nanos.to_be_bytes());
+        out.extend_from_slice(&(key.mode as u16).to_be_bytes());
+        out.extend_from_slice(&key.crc.to_be_bytes());
+        match key.piece {
+            Piece::Whole => out.push(Self::WHOLE),
+            Piece::Extent { offset, predecessor: None } => {
+                out.push(Self::FIRST_EXTENT);
+                out.extend_from_slice(&offset.to_be_bytes());
+            }
+            Piece::Extent { offset, predecessor: Some(before) } => {
+                out.push(Self::EXTENT);
+                out.extend_from_slice(&offset.to_be_bytes());
+                put_id(before, &mut out);
+            }
         }
-        Ok(KeyTail(text.into()))
+        out.extend_from_slice(name);
+        KeyTail(out.into())
     }
 
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// What the text says.
+    /// What it says.
     pub fn decode(&self) -> MailKey {
-        #[expect(
-            clippy::expect_used,
-            reason = "both constructors make texts that parse_tail reads"
-        )]
-        parse_tail(&self.0).expect("validated when made")
+        let mut fields = Packed(&self.0);
+        MailKey {
+            id: fields.id(),
+            folder: FolderId(u64::from_be_bytes(fields.take())),
+            mtime: Timestamp {
+                secs: i64::from_be_bytes(fields.take()),
+                nanos: u32::from_be_bytes(fields.take()),
+            },
+            mode: u32::from(u16::from_be_bytes(fields.take())),
+            crc: u32::from_be_bytes(fields.take()),
+            piece: match fields.take() {
+                [Self::WHOLE] => Piece::Whole,
+                [kind] => {
+                    let offset = u64::from_be_bytes(fields.take());
+                    let predecessor = (kind == Self::EXTENT).then(|| fields.id());
+                    Piece::Extent { offset, predecessor }
+                }
+            },
+            // No file has the empty name.
+            name: Some(fields.0.to_vec()).filter(|name| !name.is_empty()),
+        }
     }
 
     /// The object's id, without decoding the rest.
     pub fn id(&self) -> ObjectId {
-        self.0.get(..ObjectId::TEXT_LEN).and_then(|id| id.parse().ok()).unwrap_or_default()
+        Packed(&self.0).id()
     }
 }
 
 impl fmt::Display for KeyTail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.decode().text().0)
+    }
+}
+
+impl fmt::Debug for KeyTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyTail({self})")
     }
 }
 
 impl MailKey {
-    /// The text, and whether the name has to go to the metadata ([`META_NAME`]) because the text
+    /// The key, and whether the name has to go to the metadata ([`META_NAME`]) because the text
     /// would be longer than [`KeyTail::MAX_LEN`] with it. A name that no directory can hold is
     /// left out likewise. Of the other fields the parts that have no text form are cut off:
     /// mode bits above `0o7777`, counters above [`ObjectId::MAX_COUNTER`], nanoseconds above
     /// 999,999,999.
     pub fn encode(&self) -> (KeyTail, bool) {
-        let id = |id: ObjectId| ObjectId {
-            epoch: Epoch(id.epoch.0),
-            counter: id.counter & ObjectId::MAX_COUNTER,
+        let id = |id: ObjectId| ObjectId { counter: id.counter & ObjectId::MAX_COUNTER, ..id };
+        let mut key = MailKey {
+            id: id(self.id),
+            folder: self.folder,
+            mtime: Timestamp { nanos: self.mtime.nanos.min(999_999_999), ..self.mtime },
+            mode: self.mode & 0o7777,
+            crc: self.crc,
+            piece: match self.piece {
+                Piece::Whole => Piece::Whole,
+                Piece::Extent { offset, predecessor } => {
+                    Piece::Extent { offset, predecessor: predecessor.map(id) }
+                }
+            },
+            name: self.name.clone().filter(|name| is_name(name)),
         };
+        if !key.text().1 {
+            key.name = None;
+        }
+        (KeyTail::pack(&key), key.name.is_none() && self.name.is_some())
+    }
+
+    /// The text, and whether it holds the name: not where it would be too long with it.
+    fn text(&self) -> (String, bool) {
         let sign = if self.mtime.secs < 0 { "n" } else { "" };
         let piece = match self.piece {
             Piece::Whole => "m".to_string(),
             Piece::Extent { offset, predecessor: None } => format!("x{offset:016x}-0"),
             Piece::Extent { offset, predecessor: Some(before) } => {
-                format!("x{offset:016x}-{}", id(before))
+                format!("x{offset:016x}-{before}")
             }
         };
         let mut text = format!(
             "{}.{}.{sign}{}-{:09}.{:04o}.{:08x}.{piece}.",
-            id(self.id),
+            self.id,
             self.folder,
             self.mtime.secs.unsigned_abs(),
-            self.mtime.nanos.min(999_999_999),
-            self.mode & 0o7777,
+            self.mtime.nanos,
+            self.mode,
             self.crc,
         );
-        let name = self.name.as_deref().filter(|name| is_name(name)).map(escape_key);
-        match name {
-            Some(name) if text.len() + name.len() <= KeyTail::MAX_LEN => text.push_str(&name),
+        match self.name.as_deref().map(escape_key) {
+            Some(name) if text.len() + name.len() <= KeyTail::MAX_LEN => {
+                text.push_str(&name);
+                (text, true)
+            }
             _ => {
                 text.push_str(NO_NAME);
-                return (KeyTail(text.into()), self.name.is_some());
+                (text, false)
             }
         }
-        (KeyTail(text.into()), false)
     }
 }
 

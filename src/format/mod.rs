@@ -5,6 +5,7 @@
 
 pub mod bundle;
 mod content;
+pub mod dropped;
 pub mod escape;
 mod frame;
 pub mod head;

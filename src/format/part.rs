@@ -11,10 +11,13 @@ use std::collections::HashMap;
 use std::io::BufReader;
 
 pub use super::bundle::{
-    BundleWriter, Dropped, decode_dropped, decode_head_part, decode_names, decode_table,
-    encode_dropped, encode_head_part, encode_names, encode_table,
+    BundleWriter, decode_head_part, decode_names, decode_table, encode_head_part, encode_names,
+    encode_table,
 };
 pub use super::content::{BLOCK_SIZE_MAX, apply_content};
+pub use super::dropped::{
+    Dropped, DroppedAt, DroppedId, DroppedList, DroppedRow, decode_dropped, encode_dropped,
+};
 
 /// The bytes of a local file in a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,4 +223,24 @@ pub fn read_part(
         return Err(FormatError::malformed(WHAT, "a base with changes in it"));
     }
     Ok(members)
+}
+
+/// Only the listing, a line at a time; the members are not looked at.
+///
+/// # Errors
+/// Those of [`decode_part`]; of the source's end, none.
+pub fn read_part_listing(
+    bytes: &[u8],
+    limit: u64,
+    each: impl FnMut(Line),
+) -> Result<(), FormatError> {
+    let source = BufReader::with_capacity(64 << 10, frame::Content::of(bytes, limit)?);
+    let mut tar = tar::Members::new(source);
+    let no_listing = || FormatError::malformed(WHAT, "does not start with a listing");
+    let first = tar.next_member()?.ok_or_else(no_listing)?;
+    let word = first.rsplit(|&b| b == b'/').next().unwrap_or_default();
+    if word != LISTING && word != LISTING_DIFF {
+        return Err(no_listing());
+    }
+    tar.read_content(|source| read_listing(source, LINES_MAX, each))
 }

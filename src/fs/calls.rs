@@ -168,7 +168,6 @@ impl VmailFs {
     fn set_dir_attr(&self, cell: &Arc<UserCell>, at: Place, set: SetAttr) -> Step<Attr> {
         step(cell.with(|user| {
             loaded(user, at)?;
-            user.may_write()?;
             let now = user.now();
             let owner_now = user.tree.dir(at).ok_or(Plain::NotFound)?.owner.unwrap_or(user.owner);
             let owner = set_owner(owner_now, set);

@@ -196,6 +196,17 @@ impl ObjectStore for CountedStore {
         self.run(Op::List, dir, why, request, |entries| Volume::pages(entries.len())).await
     }
 
+    async fn list_before(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        before: &str,
+        why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let request = self.inner.list_before(dir, start_after, before, why);
+        self.run(Op::List, dir, why, request, |entries| Volume::pages(entries.len())).await
+    }
+
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>> {
         let request = self.inner.list_dirs(dir, why);
         self.run(Op::ListDirs, dir, why, request, |names| Volume::pages(names.len())).await
@@ -205,6 +216,10 @@ impl ObjectStore for CountedStore {
         let first = keys.first().map_or("", String::as_str);
         let request = self.inner.delete(keys, why);
         self.run(Op::Delete, first, why, request, |()| Volume::pages(keys.len())).await
+    }
+
+    fn time(&self) -> Option<i64> {
+        self.inner.time()
     }
 
     fn wire_requests(&self) -> Option<u64> {

@@ -46,7 +46,7 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 pub(super) const TMP: &str = ".tmp";
@@ -73,6 +73,13 @@ pub(super) struct Inner {
     pub(super) xattrs: AtomicBool,
     /// Whether there may be sidecars.
     pub(super) sidecars: AtomicBool,
+    /// How far the file system's clock is ahead of ours, in seconds.
+    pub(super) ahead: AtomicI64,
+}
+
+pub(super) fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 impl DirStore {
@@ -93,6 +100,7 @@ impl DirStore {
             durable: Mutex::default(),
             xattrs: AtomicBool::new(true),
             sidecars: AtomicBool::new(root.path.join(META).is_dir()),
+            ahead: AtomicI64::new(0),
             root,
         };
         inner.clean(SystemTime::now())?;
@@ -177,6 +185,11 @@ impl ObjectStore for DirStore {
     async fn delete(&self, keys: &[String], _why: Reason) -> StoreResult<()> {
         let keys = keys.to_vec();
         self.blocking(move |inner| inner.delete(&keys)).await
+    }
+
+    /// The clock by which the file system dates files: that of the server, if it is a remote one.
+    fn time(&self) -> Option<i64> {
+        Some(seconds(SystemTime::now()) + self.inner.ahead.load(Ordering::Relaxed))
     }
 }
 

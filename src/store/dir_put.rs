@@ -1,13 +1,16 @@
 //! Puts of the directory store: the order of writes, syncs and names that [`super::dir`] states.
 
-use super::dir::{HASHED, Inner, KNOWN_DIRS, LOCK, META, TMP, etag_of_bytes, etag_of_large};
+use super::dir::{
+    HASHED, Inner, KNOWN_DIRS, LOCK, META, TMP, etag_of_bytes, etag_of_large, seconds,
+};
 use super::dir_io::{TempFile, is_missing, lock, plain, set_xattr, sync_dir};
 use super::{Body, ETag, PutMode, StoreError, StoreResult};
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 impl Inner {
     pub(super) fn put(
@@ -43,6 +46,12 @@ impl Inner {
             None => false,
         };
         temp.file.sync_all().map_err(|e| plain(e, key))?;
+        if let Ok(stat) = temp.file.metadata() {
+            let ahead = stat.mtime() - seconds(SystemTime::now());
+            // Less is how long the write took.
+            let ahead = if ahead.abs() < 60 { 0 } else { ahead };
+            self.ahead.store(ahead, Ordering::Relaxed);
+        }
         let etag = match small {
             Some(etag) => etag,
             None => etag_of_large(&temp.file.metadata().map_err(|e| plain(e, key))?),

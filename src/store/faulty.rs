@@ -199,6 +199,17 @@ impl ObjectStore for FaultyStore {
         Self::run(&fault, self.inner.list(dir, start_after, why)).await
     }
 
+    async fn list_before(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        before: &str,
+        why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let fault = self.fault(Op::List, dir, why);
+        Self::run(&fault, self.inner.list_before(dir, start_after, before, why)).await
+    }
+
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>> {
         let fault = self.fault(Op::ListDirs, dir, why);
         Self::run(&fault, self.inner.list_dirs(dir, why)).await
@@ -207,6 +218,10 @@ impl ObjectStore for FaultyStore {
     async fn delete(&self, keys: &[String], why: Reason) -> StoreResult<()> {
         let fault = self.fault(Op::Delete, keys.first().map_or("", String::as_str), why);
         Self::run(&fault, self.inner.delete(keys, why)).await
+    }
+
+    fn time(&self) -> Option<i64> {
+        self.inner.time()
     }
 
     fn wire_requests(&self) -> Option<u64> {

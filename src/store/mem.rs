@@ -227,4 +227,8 @@ impl ObjectStore for MemStore {
         }
         Ok(())
     }
+
+    fn time(&self) -> Option<i64> {
+        Some((self.clock)())
+    }
 }

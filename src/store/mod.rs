@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod clock;
 pub mod counted;
 pub mod dir;
 mod dir_io;
@@ -22,9 +23,11 @@ pub mod probe;
 pub mod retry;
 pub mod s3;
 mod s3_body;
+mod s3_client;
 mod s3_config;
 mod s3_error;
 mod s3_read;
+mod s3_whole;
 pub mod unconditional;
 pub mod url;
 
@@ -160,12 +163,33 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
         why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>>;
 
+    /// The same up to, and without, the key `before`: where a store lists page by page, what comes
+    /// later costs nothing.
+    async fn list_before(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        before: &str,
+        why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let mut found = self.list(dir, start_after, why).await?;
+        found.retain(|object| object.key.as_str() < before);
+        Ok(found)
+    }
+
     /// The names of the "directories" directly in `dir` (empty string: the store's root), sorted.
     /// One whose objects were all deleted may still be named for a while.
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>>;
 
-    /// Deletes objects; one that is already gone is no error.
+    /// Deletes objects, by bulk requests where the store has them (S3: 1000 keys each); one that
+    /// is already gone is no error. After an error any of them may be gone.
     async fn delete(&self, keys: &[String], why: Reason) -> StoreResult<()>;
+
+    /// The store's own clock, seconds since 1970, as it told it last (no request is made); `None`:
+    /// it has not told yet, or has none.
+    fn time(&self) -> Option<i64> {
+        None
+    }
 
     /// How many requests went over the wire so far, each page of a listing and each retry
     /// included; `None` where there is no wire.

@@ -14,13 +14,16 @@
 //! Listings are asked for one directory (delimiter `/`) and sorted here: some servers do not
 //! sort by bytes across directories.
 
+use super::clock::StoreClock;
 use super::dir_io::plain;
 use super::key::{check_dir, check_key, check_metadata, check_range, join, name_after};
-use super::retry::{Failure, Progress, retry};
+use super::retry::{Again, Failure, Progress, retry};
 use super::s3_body::Upload;
+use super::s3_client::Reloading;
 pub use super::s3_config::S3Config;
 use super::s3_error::{Asked, chain, explain};
 use super::s3_read::{Writer, opened, read_body, sorted};
+use super::s3_whole::WholeXml;
 use super::{
     Body, ETag, ObjectMeta, ObjectStore, PutMode, Reason, RetryPolicy, StoreError, StoreResult,
 };
@@ -45,9 +48,14 @@ const BULK: usize = 1000;
 /// Single deletes in flight where bulk deletes are refused.
 const SINGLE_DELETES: usize = 16;
 
+/// The root elements of answers.
+const LISTED: &str = "ListBucketResult";
+pub(super) const DELETED: &str = "DeleteResult";
+
 /// See the module.
 pub struct S3Store {
-    client: Client,
+    client: Reloading,
+    clock: StoreClock,
     bucket: String,
     prefix: String,
     policy: RetryPolicy,
@@ -69,12 +77,14 @@ impl S3Store {
     /// `Denied` for half of a key pair, `Unsupported` for an endpoint that is no URL,
     /// `NoSuchStore` if no region is known.
     pub async fn connect(config: S3Config) -> StoreResult<S3Store> {
+        let clock = StoreClock::default();
         Ok(S3Store {
-            client: config.client().await?,
-            bucket: config.bucket,
-            prefix: config.prefix,
-            policy: config.retry,
+            bucket: config.bucket.clone(),
+            prefix: config.prefix.clone(),
+            policy: config.retry.clone(),
+            clock: clock.clone(),
             slots: Semaphore::new(config.max_requests.max(1)),
+            client: Reloading::new(config, clock).await?,
             sent: AtomicU64::new(0),
             no_bulk_delete: AtomicBool::new(false),
         })
@@ -97,7 +107,7 @@ impl S3Store {
     /// Runs one request with retries; each attempt has a slot and is counted.
     async fn request<T, F, Fut>(&self, what: &str, key: &str, attempt: F) -> StoreResult<T>
     where
-        F: Fn(Progress) -> Fut,
+        F: Fn(Client, Progress) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
         let what = format!("{what} {key}");
@@ -107,8 +117,14 @@ impl S3Store {
                 let slot = self.slot(&progress).await;
                 progress.add(0);
                 self.sent.fetch_add(1, Ordering::Relaxed);
-                let outcome = attempt(progress).await;
+                let (client, version) = self.client.get();
+                let mut outcome = attempt(client, progress).await;
                 drop(slot);
+                if let Err(Failure { error: StoreError::Denied { .. }, again }) = &mut outcome
+                    && self.client.renew(version).await
+                {
+                    *again = Again::Yes;
+                }
                 outcome
             }
         })
@@ -130,13 +146,13 @@ impl S3Store {
     /// One attempt of a GET, up to the start of the body.
     async fn start_get(
         &self,
+        client: &Client,
         key: &str,
         full: &str,
         range: Option<&Range<u64>>,
     ) -> Result<(ObjectMeta, u64, ByteStream), Failure> {
         let header = range.map(|r| format!("bytes={}-{}", r.start, r.end.saturating_sub(1)));
-        let answer = self
-            .client
+        let answer = client
             .get_object()
             .bucket(&self.bucket)
             .key(full)
@@ -154,14 +170,16 @@ impl S3Store {
         start_after: Option<&str>,
         token: Option<&str>,
     ) -> StoreResult<ListObjectsV2Output> {
-        self.request("LIST", dir, |_| async {
-            self.client
+        self.request("LIST", dir, |client, _| async move {
+            client
                 .list_objects_v2()
                 .bucket(&self.bucket)
                 .prefix(prefix)
                 .delimiter("/")
                 .set_start_after(start_after.map(|name| format!("{prefix}{name}")))
                 .set_continuation_token(token.map(str::to_owned))
+                .customize()
+                .interceptor(WholeXml { root: LISTED })
                 .send()
                 .await
                 .map_err(|e| explain(e, dir, Asked::Bucket))
@@ -169,21 +187,20 @@ impl S3Store {
         .await
     }
 
-    /// All pages of a listing, each given to `take`.
+    /// The pages of a listing, each given to `take`, until that has enough.
     async fn pages(
         &self,
         dir: &str,
         prefix: &str,
         start_after: Option<&str>,
-        mut take: impl FnMut(ListObjectsV2Output),
+        mut take: impl FnMut(ListObjectsV2Output) -> bool,
     ) -> StoreResult<()> {
         let mut token: Option<String> = None;
         loop {
             let mut page = self.page(dir, prefix, start_after, token.as_deref()).await?;
             let more = page.is_truncated().unwrap_or(false);
             let next = page.next_continuation_token.take();
-            take(page);
-            if !more {
+            if !take(page) || !more {
                 return Ok(());
             }
             // Without a new token the rest is out of reach, and a part is not a listing.
@@ -195,14 +212,55 @@ impl S3Store {
         }
     }
 
+    async fn list_range(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        before: Option<&str>,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let prefix = self.full_dir(dir)?;
+        let after = name_after(dir, start_after)?;
+        let mut found = Vec::new();
+        self.pages(dir, &prefix, after, |page| {
+            let mut more = true;
+            for object in page.contents.unwrap_or_default() {
+                let name = object.key.as_deref().and_then(|key| key.strip_prefix(&prefix));
+                // Not ours: markers of directories, names that are no keys.
+                let Some(name) = name.filter(|n| !n.contains('/') && check_key(n).is_ok()) else {
+                    continue;
+                };
+                if after.is_some_and(|after| name <= after) {
+                    continue;
+                }
+                let key = join(dir, name);
+                if before.is_some_and(|before| key.as_str() >= before) {
+                    more = false;
+                    continue;
+                }
+                found.push(ObjectMeta {
+                    key,
+                    size: object.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
+                    etag: object.e_tag.map(ETag),
+                    modified: object.last_modified.as_ref().map(DateTime::secs),
+                    metadata: Vec::new(),
+                });
+            }
+            more
+        })
+        .await?;
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        found.dedup_by(|a, b| a.key == b.key);
+        Ok(found)
+    }
+
     async fn delete_one(&self, key: &str) -> StoreResult<()> {
-        let full = self.full_key(key)?;
+        let full = &self.full_key(key)?;
         let deleted = self
-            .request("DELETE", key, |_| async {
-                self.client
+            .request("DELETE", key, |client, _| async move {
+                client
                     .delete_object()
                     .bucket(&self.bucket)
-                    .key(&full)
+                    .key(full)
                     .send()
                     .await
                     .map_err(|e| explain(e, key, Asked::Object))
@@ -230,14 +288,16 @@ impl S3Store {
             by_full.insert(full, key);
         }
         let delete = Delete::builder().set_objects(Some(objects)).quiet(true).build();
-        let delete = delete.map_err(|e| StoreError::Unsupported { detail: chain(&e) })?;
+        let delete = &delete.map_err(|e| StoreError::Unsupported { detail: chain(&e) })?;
         let first = keys.first().map_or("", String::as_str);
         let answer = self
-            .request("DELETE several", first, |_| async {
-                self.client
+            .request("DELETE several", first, |client, _| async move {
+                client
                     .delete_objects()
                     .bucket(&self.bucket)
                     .delete(delete.clone())
+                    .customize()
+                    .interceptor(WholeXml { root: DELETED })
                     .send()
                     .await
                     .map_err(|e| explain(e, first, Asked::Bucket))
@@ -276,10 +336,10 @@ impl ObjectStore for S3Store {
         if let Some(range) = &range {
             check_range(key, u64::MAX, Some(range), limit)?;
         }
-        self.request("GET", key, |progress| {
+        self.request("GET", key, |client, progress| {
             let (full, range) = (&full, range.as_ref());
             async move {
-                let (meta, len, body) = self.start_get(key, full, range).await?;
+                let (meta, len, body) = self.start_get(&client, key, full, range).await?;
                 check_range(key, len, None, limit).map_err(Failure::last)?;
                 let mut bytes = BytesMut::with_capacity(usize::try_from(len).unwrap_or(0));
                 read_body(key, len, body, &progress, |piece| {
@@ -296,10 +356,10 @@ impl ObjectStore for S3Store {
     async fn download(&self, key: &str, file: &File, _why: Reason) -> StoreResult<ObjectMeta> {
         let full = self.full_key(key)?;
         let file = Arc::new(file.try_clone().map_err(|e| plain(e, "local file"))?);
-        self.request("GET", key, |progress| {
+        self.request("GET", key, |client, progress| {
             let (full, file) = (&full, &file);
             async move {
-                let (meta, len, body) = self.start_get(key, full, None).await?;
+                let (meta, len, body) = self.start_get(&client, key, full, None).await?;
                 let mut writer = Writer::new(file.clone());
                 let shared = tokio::sync::Mutex::new(&mut writer);
                 read_body(key, len, body, &progress, |piece| {
@@ -333,39 +393,38 @@ impl ObjectStore for S3Store {
             PutMode::Create => (Asked::Conditional, Some("*".to_owned()), None),
             PutMode::Update(tag) => (Asked::Conditional, None, Some(tag.0.clone())),
         };
-        let tag = self
-            .request("PUT", key, |progress| {
-                let body = upload.stream(progress);
-                let request = self
-                    .client
-                    .put_object()
-                    .bucket(&self.bucket)
-                    .key(&full)
-                    .content_length(i64::try_from(upload.len).unwrap_or(i64::MAX))
-                    .content_md5(&md5)
-                    .set_metadata(metadata.clone())
-                    .set_if_none_match(none_match.clone())
-                    .set_if_match(if_match.clone())
-                    .body(body);
-                async move {
-                    let answer = request.send().await.map_err(|e| explain(e, key, asked))?;
-                    Ok(answer.e_tag)
-                }
-            })
-            .await?;
-        tag.map(ETag).ok_or_else(|| StoreError::Unsupported {
-            detail: format!("{key}: written, but the store gives no tag for it"),
+        self.request("PUT", key, |client, progress| {
+            let body = upload.stream(progress);
+            let request = client
+                .put_object()
+                .bucket(&self.bucket)
+                .key(&full)
+                .content_length(i64::try_from(upload.len).unwrap_or(i64::MAX))
+                .content_md5(&md5)
+                .set_metadata(metadata.clone())
+                .set_if_none_match(none_match.clone())
+                .set_if_match(if_match.clone())
+                .body(body);
+            async move {
+                let answer = request.send().await.map_err(|e| explain(e, key, asked))?;
+                // Somebody's page with status 200 is not the store's word for "written".
+                answer.e_tag.map(ETag).ok_or_else(|| {
+                    let detail = format!("{key}: an answer to a write without a tag");
+                    Failure::passing(StoreError::Unavailable { detail })
+                })
+            }
         })
+        .await
     }
 
     async fn head(&self, key: &str, _why: Reason) -> StoreResult<ObjectMeta> {
-        let full = self.full_key(key)?;
+        let full = &self.full_key(key)?;
         let answer = self
-            .request("HEAD", key, |_| async {
-                self.client
+            .request("HEAD", key, |client, _| async move {
+                client
                     .head_object()
                     .bucket(&self.bucket)
-                    .key(&full)
+                    .key(full)
                     .send()
                     .await
                     .map_err(|e| explain(e, key, Asked::Head))
@@ -374,8 +433,8 @@ impl ObjectStore for S3Store {
         let answer = match answer {
             Err(StoreError::NotFound { .. }) => {
                 return self
-                    .request("GET", key, |_| async {
-                        let (meta, _, _) = self.start_get(key, &full, None).await?;
+                    .request("GET", key, |client, _| async move {
+                        let (meta, _, _) = self.start_get(&client, key, full, None).await?;
                         Ok(meta)
                     })
                     .await;
@@ -401,32 +460,17 @@ impl ObjectStore for S3Store {
         start_after: Option<&str>,
         _why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        let prefix = self.full_dir(dir)?;
-        let after = name_after(dir, start_after)?;
-        let mut found = Vec::new();
-        self.pages(dir, &prefix, after, |page| {
-            for object in page.contents.unwrap_or_default() {
-                let name = object.key.as_deref().and_then(|key| key.strip_prefix(&prefix));
-                // Not ours: markers of directories, names that are no keys.
-                let Some(name) = name.filter(|n| !n.contains('/') && check_key(n).is_ok()) else {
-                    continue;
-                };
-                if after.is_some_and(|after| name <= after) {
-                    continue;
-                }
-                found.push(ObjectMeta {
-                    key: join(dir, name),
-                    size: object.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
-                    etag: object.e_tag.map(ETag),
-                    modified: object.last_modified.as_ref().map(DateTime::secs),
-                    metadata: Vec::new(),
-                });
-            }
-        })
-        .await?;
-        found.sort_by(|a, b| a.key.cmp(&b.key));
-        found.dedup_by(|a, b| a.key == b.key);
-        Ok(found)
+        self.list_range(dir, start_after, None).await
+    }
+
+    async fn list_before(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        before: &str,
+        _why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        self.list_range(dir, start_after, Some(before)).await
     }
 
     async fn list_dirs(&self, dir: &str, _why: Reason) -> StoreResult<Vec<String>> {
@@ -440,6 +484,7 @@ impl ObjectStore for S3Store {
                     names.push(name.to_owned());
                 }
             }
+            true
         })
         .await?;
         names.sort_unstable();
@@ -472,6 +517,10 @@ impl ObjectStore for S3Store {
             }
         }
         Ok(())
+    }
+
+    fn time(&self) -> Option<i64> {
+        self.clock.now()
     }
 
     fn wire_requests(&self) -> Option<u64> {

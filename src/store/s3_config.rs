@@ -1,5 +1,6 @@
 //! How to reach a bucket, and the SDK's client for it.
 
+use super::clock::StoreClock;
 use super::{RetryPolicy, StoreError, StoreResult};
 use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
@@ -20,7 +21,7 @@ pub struct S3Config {
     pub prefix: String,
     /// `http://host:port` or `https://host`; `None`: Amazon's, or what the AWS environment says.
     pub endpoint: Option<String>,
-    /// `None`: what the AWS environment says, or `us-east-1` if there is an endpoint.
+    /// `None`: what the AWS environment says, else `us-east-1` if there is an endpoint.
     pub region: Option<String>,
     /// The bucket as first component of the path, not as part of the host name.
     pub path_style: bool,
@@ -75,7 +76,7 @@ impl fmt::Debug for S3Config {
 
 impl S3Config {
     /// The client: our own retries and timeouts, hence none of the SDK's.
-    pub(super) async fn client(&self) -> StoreResult<Client> {
+    pub(super) async fn client(&self, clock: StoreClock) -> StoreResult<Client> {
         let endpoint = self.endpoint.as_deref();
         if let Some(url) = endpoint
             && !url.starts_with("http://")
@@ -113,17 +114,22 @@ impl S3Config {
         }
         if let Some(region) = &self.region {
             loader = loader.region(Region::new(region.clone()));
-        } else if plain_http {
+        } else if endpoint.is_some() {
+            // Not Amazon's, so Amazon's metadata service is not asked: where there is none that
+            // takes seconds.
+            use aws_config::environment::EnvironmentVariableRegionProvider;
+            use aws_config::meta::region::RegionProviderChain;
+            use aws_config::profile::ProfileFileRegionProvider;
             loader = loader.region(
-                aws_config::meta::region::RegionProviderChain::first_try(
-                    aws_config::environment::EnvironmentVariableRegionProvider::new(),
-                )
-                .or_else("us-east-1"),
+                RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+                    .or_else(ProfileFileRegionProvider::new())
+                    .or_else(Region::from_static("us-east-1")),
             );
         }
         let shared = loader.load().await;
         let mut builder = aws_sdk_s3::config::Builder::from(&shared)
             .force_path_style(self.path_style)
+            .interceptor(clock)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder().connect_timeout(self.retry.attempt_timeout).build(),

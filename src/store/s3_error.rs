@@ -64,6 +64,14 @@ where
                 Some(CredentialsError::InvalidConfiguration(_)) => {
                     Failure::last(StoreError::Denied { detail: chain(&error) })
                 }
+                // All that is left to ask is a service on the network, which may come back.
+                Some(failed) => {
+                    let why = chain(failed);
+                    unavailable(format!(
+                        "no credentials in the configuration or the environment, and the service \
+                         that gives them on a cloud machine fails: {why}"
+                    ))
+                }
                 _ => unavailable(format!("{key}: {}", chain(&error))),
             }
         }

@@ -32,7 +32,8 @@ pub(super) fn opened(
     if let Some(range) = range {
         let Some((from, total)) = answer.content_range().and_then(parse_content_range) else {
             let detail = format!("{key}: the store ignores that a part was asked for");
-            return Err(Failure::last(StoreError::Unsupported { detail }));
+            // It may be somebody's page with status 200 and not the store.
+            return Err(Failure::passing(StoreError::Unsupported { detail }));
         };
         check_range(key, total, Some(range), u64::MAX).map_err(Failure::last)?;
         if from != range.start || len != range.end - range.start {

@@ -63,12 +63,26 @@ impl ObjectStore for Unconditional {
         self.0.list(dir, start_after, why).await
     }
 
+    async fn list_before(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        before: &str,
+        why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        self.0.list_before(dir, start_after, before, why).await
+    }
+
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>> {
         self.0.list_dirs(dir, why).await
     }
 
     async fn delete(&self, keys: &[String], why: Reason) -> StoreResult<()> {
         self.0.delete(keys, why).await
+    }
+
+    fn time(&self) -> Option<i64> {
+        self.0.time()
     }
 
     fn wire_requests(&self) -> Option<u64> {

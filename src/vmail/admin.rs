@@ -21,6 +21,9 @@ pub struct Waiting {
     /// Mails written here that no server was told are safe.
     pub unpublished: u64,
     pub unpublished_bytes: u64,
+    /// Mails that were promised and are not in the store yet.
+    pub promised: u64,
+    pub promised_bytes: u64,
     pub lost: bool,
 }
 
@@ -36,6 +39,8 @@ impl Waiting {
             unimportant: unflushed || changes.unimportant.is_some(),
             oldest: since.map(|s| now.saturating_sub(s)),
             new_mails: changes.new_mails,
+            promised: user.promised.len() as u64,
+            promised_bytes: user.promised.values().sum(),
             lost: user.lost,
             ..Waiting::default()
         };
@@ -50,7 +55,7 @@ impl Waiting {
     }
 
     pub fn anything(&self) -> bool {
-        self.important || self.unimportant || self.unpublished > 0
+        self.important || self.unimportant || self.promised > 0 || self.unpublished > 0
     }
 }
 

@@ -14,7 +14,7 @@ use crate::format::journal::{Change, DiskOp};
 use crate::format::listing::{Entry, Line};
 use crate::format::{FolderId, ObjectId, Place, Sub};
 use crate::store::ETag;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 pub(super) struct Built {
@@ -70,9 +70,16 @@ pub(super) fn build(
         epoch: head.epoch,
         last_counter: 0,
         unanswered: BTreeSet::new(),
+        promised: BTreeMap::new(),
         owner: head.root_owner,
         flushed_seq: local.stamp.flushed_seq,
         dropped: Vec::new(),
+        dropped_files: Vec::new(),
+        again: HashSet::new(),
+        deleted: Vec::new(),
+        doomed: HashSet::new(),
+        closed_end: None,
+        gc: super::gc::Looked::opened(session.env.clock.boot(), session.settings.gc),
         links_changed: HashSet::new(),
         links_known,
         folders_changed: false,
@@ -212,7 +219,9 @@ impl User {
                     self.tree.links.remove(object);
                 }
             }
-            Change::Drop { object } => _ = named.insert(object.id()),
+            Change::Drop { object } | Change::Again { object } => {
+                named.insert(object.id());
+            }
             Change::User { owner, mode } => {
                 self.owner = *owner;
                 if let Some(dir) = self.tree.dir_mut(Place::ROOT) {

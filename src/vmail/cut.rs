@@ -20,7 +20,7 @@ use crate::dovecot::classes::Class;
 use crate::format::head::{HeadFolder, PartKind, PartRef};
 use crate::format::key::KeyTail;
 use crate::format::listing::{Entry, Line, Owner};
-use crate::format::part::{Content, Member, Part};
+use crate::format::part::{Content, Dropped, Member, Part};
 use crate::format::{FolderId, ObjectId, Place, Sub};
 use crate::sabotage::{self, Bug};
 use bytes::Bytes;
@@ -59,6 +59,8 @@ pub struct CutFolder {
     pub layer: Layer,
     unflushed: Unflushed,
     absent_caches: Vec<NodeIx>,
+    /// Objects of large files whose bytes are in others from this cut on.
+    pub replaced: Vec<ObjectId>,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,10 @@ pub struct Cut {
     /// All folders, with the parts of before.
     pub tree: Vec<HeadFolder>,
     pub dropped: Vec<KeyTail>,
+    pub dropped_files: Vec<ObjectId>,
+    pub again: HashSet<KeyTail>,
+    pub deleted: Vec<Dropped>,
+    pub closed_end: Option<ObjectId>,
     pub links: Vec<(ObjectId, u32)>,
     /// All links, where a new base of that table is due.
     pub all_links: Option<Vec<(ObjectId, u32)>>,
@@ -179,7 +185,8 @@ impl User {
         });
         let watermark = self.watermark();
         let known_above = (watermark.counter + 1..=self.last_counter)
-            .filter(|counter| !self.unanswered.contains(counter))
+            // What was promised is up before the head that names it.
+            .filter(|c| !self.unanswered.contains(c) || self.promised.contains_key(c))
             .map(|counter| ObjectId { epoch: self.epoch, counter })
             .collect();
         self.last_counter += 1;
@@ -192,6 +199,10 @@ impl User {
             folders,
             tree: self.head_folders(),
             dropped: std::mem::take(&mut self.dropped),
+            dropped_files: std::mem::take(&mut self.dropped_files),
+            again: std::mem::take(&mut self.again),
+            deleted: std::mem::take(&mut self.deleted),
+            closed_end: self.closed_end,
             links,
             all_links,
             next_uids: self
@@ -288,6 +299,7 @@ impl User {
             layer,
             unflushed,
             absent_caches: Vec::new(),
+            replaced: Vec::new(),
         };
         for (sub, name) in names {
             if let Err(error) =
@@ -337,6 +349,8 @@ impl User {
             return Ok(());
         }
         let (len, inplace, shipped) = (node.size, local.inplace, local.shipped);
+        // With another name it may go on being named by a folder that is not in this cut.
+        cut.replaced.extend(local.object.filter(|_| node.nlink == 1));
         let mut since = local.since.clone();
         let taken = since.clone();
         // With two names the first would take the changes away from the second.
@@ -403,6 +417,11 @@ impl User {
             self.give_back(folder);
         }
         self.dropped.splice(0..0, cut.dropped);
+        self.dropped.retain(|tail| !self.again.contains(tail));
+        self.again.extend(cut.again);
+        self.again.retain(|tail| !self.dropped.contains(tail));
+        self.deleted.extend(cut.deleted);
+        self.dropped_files.extend(cut.dropped_files);
         self.links_changed.extend(cut.links_changed);
         self.folders_changed |= cut.folders_changed;
         let now = std::mem::replace(&mut self.changes, cut.changes);

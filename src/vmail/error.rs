@@ -4,6 +4,7 @@
 //! on ENOSPC, EAGAIN and ESTALE; Dovecot takes ENOENT for an expunge. So an outage is never
 //! ENOENT, and on the way of a delivery never one of the bouncing ones (I4).
 
+use crate::failpoint::{self, Point};
 use crate::format::{FolderId, FormatError};
 use crate::fs::api::FsError;
 use crate::store::StoreError;
@@ -58,12 +59,20 @@ pub enum Error {
     /// made again.
     #[error("{what}: named in the listing but missing in the metacache")]
     Vanished { folder: FolderId, what: String },
+    /// There is no such user in the store.
+    #[error("user {user}: not in this store")]
+    NoUser { user: String },
     /// The local disk failed.
     #[error("{what}: {detail}")]
     Disk { what: String, full: bool, detail: String },
     /// Another session writes this user now.
     #[error("user {user} belongs to another session now")]
     Lost { user: String },
+    /// The lease is over and could not be renewed: perhaps somebody else's user by now.
+    #[error(
+        "user {user}: this backend's lease is over, nothing can be changed until it is renewed"
+    )]
+    Lapsed { user: String },
     /// Another backend owns the user and is alive.
     #[error("user {user} is owned by backend {backend}, which is alive")]
     Foreign { user: String, backend: String },
@@ -79,6 +88,11 @@ pub enum Error {
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Passes a failpoint, whose error is one of the disk.
+pub fn pass(point: Point) -> Result<()> {
+    failpoint::hit(point).map_err(|e| Error::disk(point.0, &e))
+}
 
 impl From<Plain> for Error {
     fn from(plain: Plain) -> Error {
@@ -119,6 +133,7 @@ impl Error {
                 Plain::TooManyLinks => libc::EMLINK,
             },
             Error::Refused(_) => libc::EPERM,
+            Error::NoUser { .. } => libc::ENOENT,
             Error::Store { during, source, .. } => match (during, source) {
                 (During::Delivery, StoreError::Full { .. }) => libc::ENOSPC,
                 (During::Delivery, _) => libc::EAGAIN,
@@ -132,7 +147,7 @@ impl Error {
             // fault either, and EIO would bounce it.
             Error::Disk { full: true, .. } | Error::Full(_) => libc::ENOSPC,
             Error::Disk { full: false, .. } => libc::EAGAIN,
-            Error::Lost { .. } => libc::ESTALE,
+            Error::Lost { .. } | Error::Lapsed { .. } => libc::ESTALE,
             Error::Foreign { .. } | Error::Closing | Error::Vanished { .. } => libc::EAGAIN,
         }
     }

@@ -8,9 +8,10 @@ use super::error::{During, Error, Plain, Result};
 use super::lost;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
+use super::promise;
 use super::publish::blocking;
 use super::session::Session;
-use crate::cache::disk::{DiskFile, How};
+use crate::cache::disk::DiskFile;
 use crate::cache::fscache::{Cached, Reservation};
 use crate::format::ObjectId;
 use crate::format::key::{KeyTail, mail_key};
@@ -18,6 +19,10 @@ use crate::store::{Reason, StoreError};
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
+
+/// How often something is read from the store before it counts as damaged there. A body may have
+/// been spoilt on its way in spite of its length, and TCP's checksum lets some of that pass.
+pub const SPOILT_TRIES: u32 = 3;
 
 /// How much of a mail that does not fit the cache is read at a time.
 const WINDOW: u64 = 1024 * 1024;
@@ -33,8 +38,8 @@ pub(super) fn unread(user: &str, error: StoreError) -> Error {
     Error::store(format!("reading a mail of {user}"), During::Reading, error)
 }
 
-/// Brings an object into fscache; `None` if there is no room for it.
-async fn to_cache(
+/// The cached copy, its checksum looked at where that is not known to be right.
+async fn cached(
     session: &Arc<Session>,
     user: &Arc<str>,
     key: &KeyTail,
@@ -44,43 +49,57 @@ async fn to_cache(
     if let Some(copy) = session.fscache.get(user, id, size) {
         return Ok(Some(copy));
     }
-    if let Some(copy) = checked(session, user, key, size).await? {
-        return Ok(Some(copy));
+    let Some(file) = session.fscache.doubtful(user, id) else { return Ok(None) };
+    let looked = blocking(move || Ok::<_, io::Error>((file.stamp()?, digest(&*file)?))).await?;
+    if let Ok((stamp, found)) = looked
+        && found == (size, key.decode().crc)
+    {
+        return Ok(session.fscache.vouch(user, id, size, stamp));
     }
-    let Some(room) = session.fscache.reserve(size) else { return Ok(None) };
-    let local = |e: io::Error| Error::disk("fscache", &e);
-    let room = download(session, user, key, size, room).await?;
-    session.fscache.commit(room, user, id).map(Some).map_err(local)
+    tracing::warn!(%user, object = %key, "cached copy is not what was published; it is fetched anew");
+    session.fscache.remove(user, id);
+    Ok(None)
 }
 
-/// A copy that an earlier session left, if it holds what was published.
-async fn checked(
+/// Length and checksum of a file.
+fn digest(file: &dyn DiskFile) -> io::Result<(u64, u32)> {
+    let (mut crc, mut at) = (0, 0);
+    let mut buf = vec![0; 128 * 1024];
+    loop {
+        let n = file.read_at(&mut buf, at)?;
+        if n == 0 {
+            return Ok((at, crc));
+        }
+        crc = crc32c::crc32c_append(crc, &buf[..n]);
+        at += n as u64;
+    }
+}
+
+/// Brings an object into fscache; `None` if there is no room for it, or its disk fails.
+async fn to_cache(
     session: &Arc<Session>,
     user: &Arc<str>,
     key: &KeyTail,
     size: u64,
 ) -> Result<Option<Arc<Cached>>> {
-    let Some(copy) = session.fscache.unchecked(user, key.id(), size) else { return Ok(None) };
-    let file = copy.file.clone();
-    let read = blocking(move || digest(&*file)).await?;
-    let good = matches!(read, Ok((len, crc)) if len == size && crc == key.decode().crc);
-    session.fscache.judge(user, key.id(), good);
-    Ok(good.then_some(copy))
-}
-
-/// Length and checksum of a file.
-fn digest(file: &dyn DiskFile) -> io::Result<(u64, u32)> {
-    let len = file.size()?;
-    let mut crc = 0;
-    let mut at = 0;
-    let mut buf = vec![0; 128 * 1024];
-    loop {
-        let n = file.read_at(&mut buf, at)?;
-        if n == 0 {
-            return Ok((len, crc));
+    if let Some(copy) = cached(session, user, key, size).await? {
+        return Ok(Some(copy));
+    }
+    let Some(room) = session.fscache.reserve(size) else { return Ok(None) };
+    let local = |e: io::Error| Error::disk("fscache", &e);
+    let brought = match download(session, user, key, size, room).await {
+        Ok(room) => session.fscache.commit(room, user, key.id()).map_err(local),
+        Err(error) => Err(error),
+    };
+    match brought {
+        Ok(copy) => Ok(Some(copy)),
+        Err(
+            error @ (Error::Disk { .. } | Error::Store { source: StoreError::Full { .. }, .. }),
+        ) => {
+            tracing::warn!(%user, %error, "no mail can be put into fscache; it is read through memory");
+            Ok(None)
         }
-        crc = crc32c::crc32c_append(crc, &buf[..n]);
-        at += n as u64;
+        Err(error) => Err(error),
     }
 }
 
@@ -92,16 +111,38 @@ async fn download(
     room: Reservation,
 ) -> Result<Reservation> {
     let local = |e: io::Error| Error::disk("fscache", &e);
-    let file = session.disk().open(&room.path, How::CreateNew).map_err(local)?;
+    let file = room.create().map_err(local)?;
+    for _ in 0..SPOILT_TRIES {
+        if download_once(session, user, key, size, &file).await? {
+            return Ok(room);
+        }
+        tracing::warn!(%user, object = %key, "spoilt on its way, reading it again");
+        file.set_len(0).map_err(local)?;
+    }
+    Err(Error::Damaged {
+        what: format!("user {user}: object {key} does not hold what was published"),
+    })
+}
+
+/// Whether the object arrived as it was published.
+async fn download_once(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    size: u64,
+    file: &Arc<dyn DiskFile>,
+) -> Result<bool> {
+    let local = |e: io::Error| Error::disk("fscache", &e);
     let store_key = mail_key(user, key);
-    match file.real() {
-        Some(real) => {
+    match (promise::read(session, user, key).await?, file.real()) {
+        (Some(bytes), _) => file.write_all_at(&bytes, 0).map_err(local)?,
+        (None, Some(real)) => {
             let got = session.env.store.download(&store_key, &real, Reason("fetch")).await;
             if let Err(error) = got {
                 return Err(failed(session, user, key, error).await);
             }
         }
-        None => {
+        (None, None) => {
             let got = session.env.store.get(&store_key, None, size, Reason("fetch")).await;
             let (_, bytes) = match got {
                 Ok(got) => got,
@@ -110,22 +151,16 @@ async fn download(
             file.write_all_at(&bytes, 0).map_err(local)?;
         }
     }
-    let want = key.decode().crc;
-    let (len, crc) = blocking(move || digest(&*file)).await?.map_err(local)?;
-    if len != size || crc != want {
-        return Err(Error::Damaged {
-            what: format!("user {user}: object {key} does not hold what was published"),
-        });
-    }
-    Ok(room)
+    let file = file.clone();
+    let found = blocking(move || digest(&*file)).await?.map_err(local)?;
+    Ok(found == (size, key.decode().crc))
 }
 
 /// Keeps bytes that were just published as the object's cached copy. Best effort.
 pub fn keep(session: &Arc<Session>, user: &Arc<str>, id: ObjectId, bytes: &Bytes) {
     let Some(room) = session.fscache.reserve(bytes.len() as u64) else { return };
-    let kept = session
-        .disk()
-        .open(&room.path, How::CreateNew)
+    let kept = room
+        .create()
         .and_then(|file| file.write_all_at(bytes, 0))
         .and_then(|()| session.fscache.commit(room, user, id));
     if let Err(error) = kept {
@@ -182,19 +217,21 @@ pub async fn fetch_extent(node: &NodeRef, index: usize) -> Result<()> {
     })?;
     let Some(extent) = wanted else { return Ok(()) };
     let id = extent.object.id();
-    match to_cache(&cell.session, &cell.name, &extent.object, extent.len).await? {
-        Some(copy) => {
-            cell.if_open(|user| {
-                if let Ok(found) = user.known_mut(node)
-                    && let Kind::Growing(grow) = &mut found.kind
-                {
-                    grow.open.insert(id, copy);
-                }
-            });
-            Ok(())
+    let copy = match to_cache(&cell.session, &cell.name, &extent.object, extent.len).await? {
+        Some(copy) => copy,
+        None => {
+            let bytes = whole(&cell.session, &cell.name, &extent.object, extent.len).await?;
+            cell.session.fscache.apart(bytes)
         }
-        None => Err(Error::Full("fscache: everything in it is in use".into())),
-    }
+    };
+    cell.if_open(|user| {
+        if let Ok(found) = user.known_mut(node)
+            && let Kind::Growing(grow) = &mut found.kind
+        {
+            grow.open.insert(id, copy);
+        }
+    });
+    Ok(())
 }
 
 /// Reads a piece of a mail that the cache has no room for.
@@ -207,12 +244,28 @@ pub async fn through(node: &NodeRef, offset: u64) -> Result<()> {
     let Some((key, size)) = wanted.filter(|(_, size)| offset < *size) else { return Ok(()) };
     let range = offset..size.min(offset + WINDOW);
     let limit = range.end - range.start;
+    if let Some(bytes) = promise::read(&cell.session, &cell.name, &key).await? {
+        let start = usize::try_from(range.start).unwrap_or(usize::MAX).min(bytes.len());
+        let end = usize::try_from(range.end).unwrap_or(usize::MAX).min(bytes.len());
+        cell.if_open(|user| {
+            if let Ok(Node { kind: Kind::Mail(mail), .. }) = user.known_mut(node) {
+                mail.window = Some((offset, bytes.slice(start..end)));
+            }
+        });
+        return Ok(());
+    }
     let store = &cell.session.env.store;
     let got = store.get(&mail_key(&cell.name, &key), Some(range), limit, Reason("fetch")).await;
     let got = match got {
         Ok(got) => got,
         Err(error) => return Err(failed(&cell.session, &cell.name, &key, error).await),
     };
+    let all = offset == 0 && got.1.len() as u64 == size;
+    if all && crc32c::crc32c(&got.1) != key.decode().crc {
+        return Err(Error::Damaged {
+            what: format!("user {}: object {key} does not hold what was published", cell.name),
+        });
+    }
     cell.if_open(|user| {
         if let Ok(found) = user.known_mut(node)
             && let Kind::Mail(mail) = &mut found.kind
@@ -230,28 +283,28 @@ pub async fn whole(
     key: &KeyTail,
     size: u64,
 ) -> Result<Bytes> {
-    let known = session.fscache.get(user, key.id(), size);
-    let copy = match known {
-        Some(copy) => Some(copy),
-        None => checked(session, user, key, size).await?,
-    };
-    if let Some(copy) = copy {
+    if let Some(copy) = cached(session, user, key, size).await? {
         let len = usize::try_from(size).unwrap_or(usize::MAX);
         let read = copy.file.read_exact_at(0, len);
         return read.map(Bytes::from).map_err(|e| Error::disk("fscache", &e));
     }
-    let store = &session.env.store;
-    let got = store.get(&mail_key(user, key), None, size, Reason("fetch")).await;
-    let (_, bytes) = match got {
-        Ok(got) => got,
-        Err(error) => return Err(failed(session, user, key, error).await),
-    };
-    if bytes.len() as u64 != size || crc32c::crc32c(&bytes) != key.decode().crc {
-        return Err(Error::Damaged {
-            what: format!("user {user}: object {key} does not hold what was published"),
-        });
+    if let Some(bytes) = promise::read(session, user, key).await? {
+        return Ok(bytes);
     }
-    Ok(bytes)
+    let store = &session.env.store;
+    for _ in 0..SPOILT_TRIES {
+        let got = store.get(&mail_key(user, key), None, size, Reason("fetch")).await;
+        let (_, bytes) = match got {
+            Ok(got) => got,
+            Err(error) => return Err(failed(session, user, key, error).await),
+        };
+        if bytes.len() as u64 == size && crc32c::crc32c(&bytes) == key.decode().crc {
+            return Ok(bytes);
+        }
+    }
+    Err(Error::Damaged {
+        what: format!("user {user}: object {key} does not hold what was published"),
+    })
 }
 
 /// Brings a published file back to staging, from `offset` on, so that it can be written.

@@ -19,19 +19,20 @@
 
 use super::ceilings::{self, UID_ROOM, VALIDITY_ROOM};
 use super::cut::{Cut, Extent, copy};
-use super::error::{During, Error, Result};
+use super::error::{During, Error, Result, pass};
 use super::local::encode_stamped;
 use super::open::intend;
-use super::parts;
+use super::promise;
 use super::publish::blocking;
 use super::session::{CellState, UserCell};
 use super::swap::swap_head;
 use super::wait::Patience;
-use super::{load, need, restore};
+use super::{dropped, load, need, restore};
+use crate::failpoint;
 use crate::format::head::{Head, PartKind, PartRef};
 use crate::format::key::{bundle_key, file_key};
 use crate::format::part::{
-    BundleWriter, Dropped, decode_dropped, encode_dropped, encode_head_part, encode_names,
+    BundleWriter, Dropped, DroppedList, DroppedRow, encode_dropped, encode_head_part, encode_names,
     encode_part,
 };
 use crate::format::{FolderId, ObjectId};
@@ -114,6 +115,7 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
         user.may_write()?;
         user.cut(extent)
     })?;
+    let lines: usize = cut.folders.iter().map(|folder| folder.lines.len()).sum();
     let (cut, done) = send(cell, cut, options).await;
     match done {
         Ok(Some((head, tag, parts, report))) => {
@@ -125,6 +127,9 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
             })?;
             save_head(cell, clean).await?;
             compact_journal(cell)?;
+            if lines > load::MANY {
+                crate::memory::give_back();
+            }
             Ok(Some(report))
         }
         Ok(None) => {
@@ -203,11 +208,11 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     }
     let (old, tag) = cell.open_user(|user| Ok((user.head.clone(), user.etag.clone())))?;
     let old_dropped = if old.dropped.len() >= DROPPED_CHAIN {
-        Some(read_dropped(cell, &old.dropped).await?)
+        Some(dropped::read(cell, &old.dropped, Reason("flush")).await?)
     } else {
         None
     };
-    let now = session.env.clock.wall().secs;
+    let now = session.store_time();
     let built = {
         let (cut, old) = (cut.clone(), old.clone());
         blocking(move || build(&cut, &old, now, old_dropped)).await??
@@ -216,13 +221,16 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     if !cell.open_user(|user| Ok(user.unchanged(cut)))? {
         return Ok(None);
     }
+    promise::keep_all(cell).await?;
     let report = Report { flushed: true, folders: parts.len(), bytes: bundle.len() as u64 };
     let body = Body::Bytes(bundle);
     let key = bundle_key(&cell.name, cut.bundle);
+    pass(failpoint::FLUSH_BEFORE_BUNDLE)?;
     if !sabotage::is(Bug::HeadBeforeBundle) {
         let put = store.put(&key, body.clone(), PutMode::Overwrite, &[], Reason("flush"));
         put.await.map_err(failed)?;
     }
+    pass(failpoint::FLUSH_AFTER_BUNDLE)?;
     head.write_id = new_write_id(cell);
     if options.release {
         head.owner = None;
@@ -234,7 +242,10 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
         blocking(move || point.sync()).await??;
     }
     intend(cell, &dir, &head, &stamp).await?;
-    match swap_head(cell, &head, Some(tag), Reason("flush")).await? {
+    pass(failpoint::FLUSH_BEFORE_SWAP)?;
+    let swapped = swap_head(cell, &head, Some(tag), Reason("flush")).await?;
+    pass(failpoint::FLUSH_AFTER_SWAP)?;
+    match swapped {
         Some(tag) => {
             if sabotage::is(Bug::HeadBeforeBundle) {
                 let put = store.put(&key, body, PutMode::Overwrite, &[], Reason("flush"));
@@ -246,27 +257,14 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     }
 }
 
-fn lost(cell: &UserCell) -> Error {
+pub(super) fn lost(cell: &UserCell) -> Error {
     tracing::error!(user = %cell.name, "another session has taken this user; nothing is written any more");
     Error::Lost { user: cell.name.to_string() }
 }
 
-fn new_write_id(cell: &UserCell) -> String {
+pub(super) fn new_write_id(cell: &UserCell) -> String {
     let random = &cell.session.env.random;
     format!("{:016x}{:016x}", random.u64(), random.u64())
-}
-
-async fn read_dropped(cell: &Arc<UserCell>, parts: &[PartRef]) -> Result<Vec<(i64, Dropped)>> {
-    let refs: Vec<&PartRef> = parts.iter().collect();
-    let frames = parts::fetch_ranges(cell, &refs).await?;
-    let what = || format!("user {}: dropped list", cell.name);
-    let mut rows = Vec::new();
-    for (part, frame) in parts.iter().zip(frames) {
-        part.check(&frame).map_err(|e| Error::corrupt(what(), e))?;
-        let limit = part.raw_len.saturating_add(4096).min(parts::PART_LIMIT);
-        rows.extend(decode_dropped(&frame, limit).map_err(|e| Error::corrupt(what(), e))?);
-    }
-    Ok(rows)
 }
 
 type Built = (Bytes, Head, HashMap<FolderId, PartRef>);
@@ -276,7 +274,7 @@ fn build(
     cut: &Cut,
     old: &Head,
     now: i64,
-    old_dropped: Option<Vec<(i64, Dropped)>>,
+    old_dropped: Option<DroppedList>,
 ) -> Result<Option<Built>> {
     let mut bundle = BundleWriter::new(cut.bundle);
     let mut parts = HashMap::new();
@@ -310,30 +308,43 @@ fn build(
     head.watermark = cut.watermark;
     head.known_above = cut.known_above.clone();
     head.written = now;
-    let mut rows: Vec<(i64, Dropped)> =
-        cut.dropped.iter().map(|tail| (now, Dropped::Mail(tail.clone()))).collect();
-    rows.extend(no_longer_named(old, &head, cut.bundle).into_iter().map(|d| (now, d)));
+    if let (Some(end), Some(closed)) = (cut.closed_end, head.closed.last_mut()) {
+        closed.end = closed.end.max(end);
+    }
+    let mails = cut.dropped.iter().map(|tail| Dropped::Mail(tail.clone()));
+    let replaced = cut.folders.iter().flat_map(|f| &f.replaced);
+    let files = replaced.chain(&cut.dropped_files).map(|id| Dropped::File(*id));
+    let again = cut.again.iter().map(|tail| Dropped::Mail(tail.clone()));
+    let mut rows: Vec<DroppedRow> =
+        again.chain(cut.deleted.iter().cloned()).map(DroppedRow::Out).collect();
+    rows.extend(mails.chain(files).map(|object| DroppedRow::since(now, object)));
+    if old_dropped.is_some() {
+        head.dropped.clear();
+    }
+    // First the previous head: with the one before it, its bundle may go.
+    head.previous = Some(bundle.add(PartKind::Base, &encode_head_part(&old.encode())));
+    let bundles = no_longer_named(old, &head, cut.bundle);
+    rows.extend(bundles.into_iter().map(|object| DroppedRow::since(now, object)));
     if let Some(mut all) = old_dropped {
-        all.append(&mut rows);
-        head.dropped = vec![bundle.add(PartKind::Base, &encode_dropped(&all))];
+        all.extend(rows);
+        head.dropped = vec![bundle.add(PartKind::Base, &encode_dropped(&all.rows()))];
     } else if !rows.is_empty() {
         let kind = if head.dropped.is_empty() { PartKind::Base } else { PartKind::Diff };
         head.dropped.push(bundle.add(kind, &encode_dropped(&rows)));
     }
-    head.previous = Some(bundle.add(PartKind::Base, &encode_head_part(&old.encode())));
     Ok(Some((bundle.finish(), head, parts)))
 }
 
-/// Bundles of the old head that the new one has no use for.
-fn no_longer_named(old: &Head, new: &Head, bundle: ObjectId) -> Vec<Dropped> {
+/// Bundles of the old head that the new one has no use for. `bundle` is the one that is being
+/// written.
+pub(super) fn no_longer_named(old: &Head, new: &Head, bundle: ObjectId) -> Vec<Dropped> {
     let used = |head: &Head| -> HashSet<ObjectId> {
         let folders = head.folders.iter().flat_map(|f| &f.parts);
         folders.chain(&head.names).chain(&head.dropped).map(|p| p.bundle).collect()
     };
     let mut still = used(new);
     still.insert(bundle);
-    // The dropped list is not written yet; its old segments stay named unless all are folded,
-    // and then their bundles are found by the next flush.
+    still.extend(new.previous.as_ref().map(|p| p.bundle));
     let mut gone: Vec<ObjectId> = used(old).difference(&still).copied().collect();
     gone.extend(old.previous.as_ref().map(|p| p.bundle).filter(|b| !still.contains(b)));
     gone.sort();
@@ -377,9 +388,9 @@ pub async fn raise_ceilings(
         Ok((head, user.etag.clone(), user.state_dir.clone(), stamp))
     })?;
     head.write_id = new_write_id(cell);
-    head.written = cell.session.env.clock.wall().secs;
     intend(cell, &dir, &head, &stamp).await?;
     let swapped = swap_head(cell, &head, Some(tag), Reason("ceiling")).await;
+    let swapped = swapped.and_then(|tag| pass(failpoint::CEILING_AFTER_SWAP).map(|()| tag));
     if swapped.is_err() {
         cell.if_open(|user| user.ceiling_wanted = true);
     }
@@ -413,7 +424,7 @@ pub(super) async fn save_head(cell: &Arc<UserCell>, clean: bool) -> Result<()> {
 
 impl super::user::User {
     /// The head in the store is this one now.
-    fn take_head(&mut self, head: Head, tag: crate::store::ETag) {
+    pub(super) fn take_head(&mut self, head: Head, tag: crate::store::ETag) {
         for named in &head.folders {
             if let Some(folder) = self.tree.folders.get_mut(&named.id) {
                 folder.uid_ceiling = named.uid_ceiling;

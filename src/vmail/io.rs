@@ -58,8 +58,14 @@ impl User {
     pub fn open(&mut self, ix: NodeIx, how: OpenMode) -> Op<Option<Arc<Cached>>> {
         // Even a file opened for reading only is emptied by O_TRUNC.
         let changes = how.write || how.truncate;
-        if changes {
-            self.may_change(self.node(ix)?.class)?;
+        if changes && let Err(error) = self.may_change(self.node(ix)?.class) {
+            let node = self.node(ix)?;
+            let reading = !how.truncate && matches!(error, Error::Lapsed { .. });
+            // Readers open index files for writing, too, and Dovecot gives up a mailbox whose index
+            // it cannot open so; each write is refused then.
+            if !reading || !matches!(node.class, Class::Index(_)) {
+                return Err(error.into());
+            }
         }
         let name = self.name.clone();
         let fscache = self.session.fscache.clone();
@@ -467,7 +473,6 @@ impl User {
         owner: Option<Owner>,
         mtime: Option<Timestamp>,
     ) -> Op<()> {
-        self.may_change(self.node(ix)?.class)?;
         let now = self.now();
         let deviation = owner.map(|o| self.deviation(o));
         let node = self.node_mut(ix)?;

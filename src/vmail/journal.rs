@@ -3,11 +3,12 @@
 //! A record is written before what it says is answered, so that the death of this process
 //! loses nothing; it is synced before an fsync of anything of the user is answered, so that a
 //! power cut loses nothing that was synced. A record that cannot be written whole is taken
-//! back; should even that fail, the journal takes no more records until it could be done,
-//! because a record after a torn one would never be read.
+//! back; until that has succeeded, the journal takes no more records, because a record after a
+//! torn one would never be read.
 
-use super::error::{Error, Result};
+use super::error::{Error, Result, pass};
 use crate::cache::disk::{Disk, DiskFile, How};
+use crate::failpoint;
 use crate::format::journal::{Change, Record, encode_journal_header, encode_record};
 use std::path::Path;
 use std::sync::Arc;
@@ -62,13 +63,26 @@ impl Journal {
         }
         let record = Record { seq: self.seq + 1, changes };
         let bytes = encode_record(&record);
-        if let Err(error) = self.file.write_all_at(&bytes, self.len) {
+        pass(failpoint::JOURNAL_BEFORE_APPEND)?;
+        let written = self.tear(&bytes).and_then(|()| self.file.write_all_at(&bytes, self.len));
+        if let Err(error) = written {
             self.broken = self.file.set_len(self.len).is_err();
             return Err(Error::disk("journal", &error));
         }
         self.len += bytes.len() as u64;
         self.seq = record.seq;
+        // An error would be one after the record, which cannot be taken back.
+        let _ = failpoint::hit(failpoint::JOURNAL_AFTER_APPEND);
         Ok(record)
+    }
+
+    /// Half of a record is on the disk while the failpoint is passed.
+    fn tear(&self, bytes: &[u8]) -> std::io::Result<()> {
+        if failpoint::armed(failpoint::JOURNAL_TORN) {
+            let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
+            self.file.write_all_at(half, self.len)?;
+        }
+        failpoint::hit(failpoint::JOURNAL_TORN)
     }
 
     pub fn seq(&self) -> u64 {
@@ -96,6 +110,7 @@ impl SyncPoint {
         if self.synced.load(Ordering::Acquire) >= self.seq {
             return Ok(());
         }
+        pass(failpoint::JOURNAL_BEFORE_SYNC)?;
         self.file.sync_data().map_err(|e| Error::disk("sync of journal", &e))?;
         self.synced.fetch_max(self.seq, Ordering::AcqRel);
         Ok(())

@@ -29,8 +29,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-/// After loading so many names what the load itself needed is given back to the kernel.
-const MANY: usize = 5000;
+/// After loading or flushing so many names what that needed is given back to the kernel.
+pub(super) const MANY: usize = 5000;
 
 /// Attributes of a directory nothing is known about yet.
 pub const UNKNOWN: Attrs =

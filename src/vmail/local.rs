@@ -13,12 +13,13 @@
 //! that states everything not yet flushed. Lines say what is, so older lines over a newer
 //! snapshot end in the same state.
 
-use super::error::{Error, Result};
+use super::error::{Error, Result, pass};
 use super::journal::Journal;
 use super::snapshot::seal_snapshot;
 use super::tree::Target;
 use super::user::User;
 use crate::cache::disk::Disk;
+use crate::failpoint;
 use crate::format::head::{HEAD_LIMIT, Head};
 use crate::format::journal::{Change, JournalEnd, JournalReader, Record};
 use crate::format::listing::{Line, encode_listing};
@@ -271,6 +272,7 @@ impl User {
             changes.push(Change::Names { object: *id, count });
         }
         changes.extend(self.dropped.iter().map(|o| Change::Drop { object: o.clone() }));
+        changes.extend(self.again.iter().map(|o| Change::Again { object: o.clone() }));
         if self.owner != self.head.root_owner {
             changes.push(Change::User { owner: self.owner, mode: self.root_mode() });
         }
@@ -290,11 +292,13 @@ impl User {
             .filter(|f| f.loaded && f.snapshot_stale)
             .map(|f| f.id)
             .collect();
+        pass(failpoint::SNAPSHOT_BEFORE)?;
         for id in &stale {
             let lines = self.listing_lines(*id);
             let bytes = seal_snapshot(&encode_listing(lines.iter()));
             let path = self.snapshot_path(*id);
             disk.replace(&path, &bytes, true).map_err(disk_error(&path))?;
+            pass(failpoint::SNAPSHOT_BETWEEN)?;
         }
         let path = self.state_dir.join("links");
         let links = encode_links(&self.tree.links);
@@ -315,9 +319,11 @@ impl User {
             point.sync()?;
         }
         let path = self.state_dir.join("journal");
+        pass(failpoint::SNAPSHOT_BEFORE_JOURNAL)?;
         disk.rename(&new, &path).map_err(disk_error(&path))?;
         disk.sync_dir(&self.state_dir).map_err(disk_error(&self.state_dir))?;
         self.journal = journal;
+        pass(failpoint::SNAPSHOT_AFTER_JOURNAL)?;
         for id in stale {
             self.snapshots.insert(id);
             if let Some(folder) = self.tree.folders.get_mut(&id) {

@@ -295,6 +295,9 @@ impl User {
         node.nlink = node.nlink.saturating_sub(1);
         node.ctime = now;
         let gone = node.nlink == 0;
+        if let (true, Kind::Local(local)) = (gone, &node.kind) {
+            self.dropped_files.extend(local.object);
+        }
         let left = node.nlink;
         let objects: Vec<_> = node.objects().iter().map(|o| o.id()).collect();
         for object in objects {

@@ -17,21 +17,37 @@
 //! begins it again, and does not take the half of it for a journal that knows everything.
 
 use super::build::build;
-use super::error::{Error, Result};
+use super::error::{Error, Result, pass};
 use super::flush::save_head;
 use super::local::{self, LocalState, Stamp, encode_stamped};
 use super::parts;
+use super::promise;
 use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
 use super::{ceilings, load, publish, recover, restore};
+use crate::failpoint;
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
 use crate::format::listing::Owner;
 use crate::format::{Epoch, FolderId, ObjectId, Place};
+use crate::sabotage::{self, Bug};
 use crate::store::Reason;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+
+/// Opens a user unless it is open, trying once.
+pub async fn open_now(cell: &Arc<UserCell>) -> Result<()> {
+    let _one = cell.opening.lock().await;
+    match &*cell.state.lock() {
+        CellState::Open(user) if user.ready => return Ok(()),
+        _ if cell.session.closing.load(std::sync::atomic::Ordering::Acquire) => {
+            return Err(Error::Closing);
+        }
+        _ => {}
+    }
+    open_once(cell).await
+}
 
 /// Opens a user unless it is open, trying for as long as a delivery may wait.
 pub async fn open(cell: &Arc<UserCell>) -> Result<()> {
@@ -94,6 +110,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
         (Some((head, _)), Some(local)) => usable(cell, head, local),
     };
     if local.is_none() {
+        promise::set_aside(&session, &cell.name, &state_dir)?;
         let (disk, dir, cache) = (session.env.disk.clone(), state_dir.clone(), cache_dir.clone());
         let keep = unflushed_leftovers(cell, &dir)?.then(|| {
             let name = format!("{}-{:016x}", cell.path.join("_"), session.env.random.u64());
@@ -125,7 +142,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     {
         return Err(Error::Foreign { user: cell.name.to_string(), backend: owner.backend.clone() });
     }
-    let old_watermark = remote.as_ref().map(|(head, _)| head.watermark);
+    let before = remote.as_ref().map(|(head, _)| head.clone());
     let begun = local.as_ref().is_some_and(|l| l.stamp.recovering);
     let (head, tag) = match remote {
         // A recovery of this session that failed: its epoch has given no id yet.
@@ -138,7 +155,15 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
             let recovering = follows == Follows::Loss;
             let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
             intend(cell, &state_dir, &head, &stamp).await?;
-            match swap_head(cell, &head, tag, Reason("open")).await? {
+            if sabotage::is(Bug::ListBeforeSwap) {
+                let start = before.as_ref().map_or(ObjectId::ZERO, |head| head.watermark);
+                let found = recover::list_mails(cell, start, None, Reason("recover")).await?;
+                sabotage::listed(found.iter().map(|(tail, _)| tail.id()).collect());
+            }
+            pass(failpoint::OPEN_BEFORE_SWAP)?;
+            let swapped = swap_head(cell, &head, tag, Reason("open")).await?;
+            pass(failpoint::OPEN_AFTER_SWAP)?;
+            match swapped {
                 Some(tag) => (head, tag),
                 None => {
                     let backend = "(a rival)".into();
@@ -154,7 +179,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let named = user.named_above.clone();
     *cell.state.lock() = CellState::Open(Box::new(user.user));
     cell.root.lock().exists = Exists::Yes;
-    let finished = finish(cell, follows, old_watermark, named).await;
+    let finished = finish(cell, follows, before, named).await;
     if finished.is_err() {
         // Not ready to be served: the next call starts again, and finds our own epoch.
         *cell.state.lock() = CellState::Closed;
@@ -165,23 +190,32 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
 async fn finish(
     cell: &Arc<UserCell>,
     follows: Follows,
-    watermark: Option<ObjectId>,
+    before: Option<Head>,
     named: HashSet<ObjectId>,
 ) -> Result<()> {
+    promise::resume(cell, &named).await?;
     load_links(cell).await?;
     restore::after_power_cut(cell).await?;
+    let epoch = cell.open_user(|user| Ok(user.epoch))?;
     if follows != Follows::Clean
-        && let Some(watermark) = watermark
+        && let Some(head) = &before
     {
         let adopt = follows == Follows::Loss;
-        if adopt {
-            recover::finish_names(cell).await?;
-        }
-        recover::after_crash(cell, watermark, &named, adopt).await?;
+        // What is known to be a file published before it was whole.
+        let finished = match adopt {
+            true => recover::finish_names(cell).await?,
+            false => HashSet::new(),
+        };
+        recover::after_crash(cell, head.watermark, epoch, &named, adopt, &finished).await?;
     }
+    if let Some(head) = &before {
+        recover::late_arrivals(cell, head, &named).await?;
+    }
+    recover::adopt_promises(cell).await?;
     // Everything that came back is in the journal now.
     if follows == Follows::Loss {
         publish::sync_user(cell).await?;
+        pass(failpoint::RECOVER_BEFORE_DONE)?;
         cell.open_user(|user| {
             user.recovering = false;
             Ok(())
@@ -309,8 +343,10 @@ fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
     head.epoch = Epoch(old.epoch.0.saturating_add(1));
     head.write_id = write_id;
     head.owner = Some(owner);
-    head.written = written;
-    head.closed.push(ClosedEpoch { epoch: old.epoch, end: old.watermark });
+    // After a clean hand-over nothing can show up late.
+    if follows != Follows::Clean {
+        head.closed.push(ClosedEpoch { epoch: old.epoch, end: old.watermark });
+    }
     let excess = head.closed.len().saturating_sub(8);
     head.closed.drain(..excess);
     if follows == Follows::Loss {

@@ -4,6 +4,7 @@
 //! has not, or that is shorter than the head says, is damage, never an absence (I4, I9).
 
 use super::error::{During, Error, Result};
+use super::fetch::SPOILT_TRIES;
 use super::lines::Final;
 use super::node::Since;
 use super::publish::blocking;
@@ -14,7 +15,7 @@ use crate::format::key::{bundle_key, file_key};
 use crate::format::listing::{Entry, Line};
 use crate::format::part::{Content, apply_content, read_part};
 use crate::format::{FolderId, ObjectId, Sub};
-use crate::store::{Reason, StoreError};
+use crate::store::{ObjectStore, Reason, StoreError};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -126,20 +127,57 @@ pub(super) fn read_parts(user: &str, parts: Vec<(PartRef, bytes::Bytes)>) -> Res
     Ok(Source { state, parts: Some(found) })
 }
 
-pub(super) fn too_short(cell: &UserCell, bundle: ObjectId) -> Error {
-    let what = format!("user {}: bundle {bundle} is shorter than its head says", cell.name);
-    Error::Damaged { what }
+fn too_short(user: &str, bundle: ObjectId) -> Error {
+    Error::Damaged { what: format!("user {user}: bundle {bundle} is shorter than its head says") }
 }
 
-/// The bytes of parts, in the order asked for, with as few requests as their places allow.
+/// The bytes of parts, in the order asked for, with as few requests as their places allow. What
+/// fails its checksum was fetched more than once; to check it is the caller's.
 pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Vec<bytes::Bytes>> {
+    fetch_ranges_for(cell, parts, Reason("load")).await
+}
+
+/// The same for another reason.
+pub async fn fetch_ranges_for(
+    cell: &Arc<UserCell>,
+    parts: &[&PartRef],
+    why: Reason,
+) -> Result<Vec<bytes::Bytes>> {
+    ranges_of(&*cell.session.env.store, &cell.name, parts, why).await
+}
+
+/// The same of a user that need not be open.
+pub async fn ranges_of(
+    store: &dyn ObjectStore,
+    user: &str,
+    parts: &[&PartRef],
+    why: Reason,
+) -> Result<Vec<bytes::Bytes>> {
+    let mut tries = 0;
+    loop {
+        let got = ranges_once(store, user, parts, why).await?;
+        tries += 1;
+        let good = got.iter().zip(parts).all(|(bytes, part)| part.check(bytes).is_ok());
+        if good || tries == SPOILT_TRIES {
+            return Ok(got);
+        }
+        tracing::warn!(user, "a part of a bundle was spoilt on its way, reading it again");
+    }
+}
+
+async fn ranges_once(
+    store: &dyn ObjectStore,
+    user: &str,
+    parts: &[&PartRef],
+    why: Reason,
+) -> Result<Vec<bytes::Bytes>> {
     let mut order: Vec<usize> = (0..parts.len()).collect();
     order.sort_by_key(|i| (parts[*i].bundle, parts[*i].offset));
     let mut ranges: Vec<(ObjectId, std::ops::Range<u64>)> = Vec::new();
     let mut place = vec![0; parts.len()];
     for i in order {
         let part = parts[i];
-        let end = part.offset + part.len;
+        let end = part.offset.saturating_add(part.len);
         match ranges.last_mut() {
             Some((bundle, range)) if *bundle == part.bundle && part.offset <= range.end + GAP => {
                 range.end = range.end.max(end);
@@ -149,27 +187,23 @@ pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Ve
         place[i] = ranges.len() - 1;
     }
     let gets = ranges.iter().map(|(bundle, range)| async move {
-        let key = bundle_key(&cell.name, *bundle);
+        let key = bundle_key(user, *bundle);
         let limit = range.end - range.start;
-        let got = cell.session.env.store.get(&key, Some(range.clone()), limit, Reason("load"));
-        match got.await {
+        match store.get(&key, Some(range.clone()), limit, why).await {
             Ok((_, bytes)) => Ok(bytes),
             Err(StoreError::NotFound { .. }) => Err(Error::Damaged {
-                what: format!(
-                    "user {}: bundle {bundle} is named but gone from the store",
-                    cell.name
-                ),
+                what: format!("user {user}: bundle {bundle} is named but gone from the store"),
             }),
             Err(e) => {
                 // Cut off on the way, which may pass, or lying there too short, which does not.
                 let short = matches!(e, StoreError::BadBody { .. })
                     && matches!(
-                        cell.session.env.store.head(&key, Reason("load")).await,
+                        store.head(&key, why).await,
                         Ok(meta) if meta.size < range.end
                     );
                 Err(match short {
-                    true => too_short(cell, *bundle),
-                    false => Error::store(format!("loading {}", cell.name), During::Delivery, e),
+                    true => too_short(user, *bundle),
+                    false => Error::store(format!("loading {user}"), During::Delivery, e),
                 })
             }
         }
@@ -182,7 +216,7 @@ pub async fn fetch_ranges(cell: &Arc<UserCell>, parts: &[&PartRef]) -> Result<Ve
             .ok()
             .zip(usize::try_from(start + part.len).ok())
             .filter(|(_, end)| *end <= got[place[i]].len());
-        let (start, end) = slice.ok_or_else(|| too_short(cell, part.bundle))?;
+        let (start, end) = slice.ok_or_else(|| too_short(user, part.bundle))?;
         out.push(got[place[i]].slice(start..end));
     }
     Ok(out)

@@ -23,20 +23,24 @@
 //! but not the UIDVALIDITY under which clients have seen it, and dbox would not show it. That
 //! flush is due anyway and comes only earlier.
 //!
+//! With `ack = "journal"` a durable promise stands for the PUT (see [`super::promise`]).
+//!
 //! No directory is locked while this goes on, neither here nor in the kernel: fsync and close
 //! lock none. Publishes of one user run side by side.
 //!
 //! Rejected: publishing at link or rename (the kernel holds a mutex of the whole mount across
 //! cross-directory renames, so one slow PUT would stop everybody's deliveries).
 
-use super::error::{During, Error, Result};
+use super::error::{During, Error, Result, pass};
 use super::flush;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
+use super::promise::{self, Ack, Promise};
 use super::user::User;
 use super::wait::Patience;
 use crate::cache::staging::Staged;
 use crate::dovecot::classes::Class;
+use crate::failpoint;
 use crate::format::journal::Change;
 use crate::format::key::{
     KeyTail, META_FOLDER, META_NAME, META_USER, MailKey, Piece, mail_key, meta_folder,
@@ -44,7 +48,7 @@ use crate::format::key::{
 use crate::format::listing::Extent;
 use crate::format::{ObjectId, Timestamp};
 use crate::sabotage::{self, Bug};
-use crate::store::{Body, PutMode, Reason};
+use crate::store::{Body, PutMode, Reason, StoreError};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -65,6 +69,8 @@ struct Job {
     maildir: bool,
     mtime: Timestamp,
     mode: u32,
+    /// It is safe once it is on this machine's disk.
+    promise: bool,
 }
 
 /// What was found out about the bytes.
@@ -81,7 +87,7 @@ fn digest(job: &Job) -> Result<Digest> {
     let mut bare = 0;
     let mut last = 0;
     let mut kept = Vec::new();
-    let keep = job.growing || job.staged.file.real().is_none();
+    let keep = job.growing || job.promise || job.staged.file.real().is_none();
     let mut at = 0;
     let mut buf = vec![0; 128 * 1024];
     while at < job.len {
@@ -191,6 +197,7 @@ impl User {
                 && matches!(found.class, Class::Mail | Class::MailTemp),
             mtime: found.mtime,
             mode: found.mode,
+            promise: false,
         };
         match &found.kind {
             Kind::Mail(mail) => job.writes = mail.writes,
@@ -204,11 +211,13 @@ impl User {
             }
             _ => return Ok(None),
         }
+        job.promise =
+            self.session.settings.ack == Ack::Journal && (1..=promise::LARGEST).contains(&job.len);
         job.id = self.new_id();
         Ok(Some(job))
     }
 
-    /// The bytes are in the store: says so, and returns whether nothing changed meanwhile.
+    /// The bytes are in the store, or promised to be: says so, and returns whether nothing changed meanwhile.
     fn end_publish(&mut self, node: &NodeRef, job: &Job, key: &KeyTail) -> Result<bool> {
         let alive = self.tree.nodes.get(node.ix).filter(|n| n.ino == node.ino && n.nlink > 0);
         let Some(found) = alive else {
@@ -268,7 +277,11 @@ impl User {
             changes.push(Change::Drop { object: key.clone() });
         }
         self.commit(changes)?;
-        self.answered(job.id);
+        if job.promise {
+            self.promised.insert(job.id.counter, job.len);
+        } else {
+            self.answered(job.id);
+        }
         if names > 1 {
             if let Some(old) = old_object {
                 self.tree.links.remove(&old);
@@ -355,12 +368,23 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         Some(bytes) => Body::Bytes(bytes.clone()),
         None => Body::File { path: job.staged.path(), len: job.len },
     };
-    if !(job.growing && job.len == 0) {
+    if let (true, Some(bytes)) = (job.promise, &found.bytes) {
+        let (key, bytes) = (key.clone(), bytes.clone());
+        if let Err(error) = promise::write(&node.cell, Promise { key, metadata, bytes }).await {
+            promise::take_back(&node.cell, job.id);
+            node.cell.if_open(|user| user.answered(job.id));
+            return Err(error);
+        }
+    } else if !(job.growing && job.len == 0) {
         let store_key = mail_key(&node.cell.name, &key);
+        let failed = |e: std::io::Error| StoreError::Unavailable { detail: e.to_string() };
         let store = session.env.store.clone();
         let put = async move {
-            let why = Reason("publish");
-            store.put(&store_key, body, PutMode::Overwrite, &metadata, why).await
+            failpoint::hit(failpoint::PUBLISH_BEFORE_PUT).map_err(failed)?;
+            let (how, why) = (PutMode::Overwrite, Reason("publish"));
+            let tag = store.put(&store_key, body, how, &metadata, why).await?;
+            failpoint::hit(failpoint::PUBLISH_AFTER_PUT).map_err(failed)?;
+            Ok(tag)
         };
         let done = match sabotage::is(Bug::AckBeforePut) {
             true => sabotage::unasked(put),
@@ -391,7 +415,19 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         }
         ended
     });
+    if job.promise {
+        let kept = node.cell.if_open(|user| user.promised.contains_key(&job.id.counter));
+        if kept != Some(true) {
+            promise::take_back(&node.cell, job.id);
+        }
+        ended?;
+        // No other machine could show the mail: its folder need not be in the store either.
+        sync_journal(node).await?;
+        promise::keep_soon(&node.cell);
+        return Ok(());
+    }
     ended?;
+    pass(failpoint::PUBLISH_AFTER_RECORD)?;
     settle(node).await
 }
 

@@ -9,23 +9,27 @@
 //! One name published twice is one mail: the newest object counts. What was copied, moved or
 //! flagged since the last flush is as before it (I3).
 
-use super::error::{During, Error, Plain, Result};
+use super::error::{During, Error, Plain, Result, pass};
 use super::load;
 use super::need::Stop;
 use super::node::{Kind, Names, Node, NodeIx};
+use super::promise;
 use super::recover_mdbox::{map_unmapped, put_back_growing};
 use super::recover_sdbox::{index_folder, put_back_numbered};
 use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::Class;
+use crate::failpoint;
+use crate::format::head::Head;
 use crate::format::journal::Change;
 use crate::format::key::{
     KeyTail, META_FOLDER, META_NAME, MailKey, Piece, mail_dir, mail_key, parse_meta_folder,
 };
 use crate::format::listing::Line;
-use crate::format::{FolderId, ObjectId, Place, Sub};
-use crate::fs::api::Caller;
+use crate::format::{Epoch, FolderId, ObjectId, Place, Sub};
+use crate::fs::api::{Caller, Invalidate};
+use crate::sabotage::{self, Bug};
 use crate::store::{ObjectMeta, Reason};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -47,8 +51,9 @@ pub fn unfinished(node: &Node) -> bool {
 }
 
 /// Mails that were safe and not yet named when the last flush was cut get their names: their
-/// servers may have said since that they are delivered.
-pub async fn finish_names(cell: &Arc<UserCell>) -> Result<()> {
+/// servers may have said since that they are delivered. Gives their objects.
+pub async fn finish_names(cell: &Arc<UserCell>) -> Result<HashSet<ObjectId>> {
+    let mut finished = HashSet::new();
     let folders: Vec<FolderId> = cell.open_user(|user| {
         let waits = |f: &&super::tree::Folder| f.unfinished;
         Ok(user.tree.folders.values().filter(waits).map(|f| f.id).collect())
@@ -58,7 +63,8 @@ pub async fn finish_names(cell: &Arc<UserCell>) -> Result<()> {
         let found = cell.open_user(|user| user.take_unfinished(folder))?;
         if !found.is_empty() {
             tracing::warn!(user = %cell.name, mails = found.len(), "naming mails that had only a temporary name");
-            put_back(cell, folder, found).await?;
+            finished.extend(found.iter().map(|object| object.key.id));
+            put_back(cell, folder, found, &HashSet::new()).await?;
         }
         let name =
             cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
@@ -76,7 +82,7 @@ pub async fn finish_names(cell: &Arc<UserCell>) -> Result<()> {
             }
         });
     }
-    Ok(())
+    Ok(finished)
 }
 
 /// An object that nothing names.
@@ -88,30 +94,22 @@ pub(super) struct Found {
     pub name: Vec<u8>,
 }
 
-/// Looks at what lies above the watermark and adopts or drops it.
+/// Looks at what lies above the watermark and adopts or drops it. `epoch` is the new one.
 pub async fn after_crash(
     cell: &Arc<UserCell>,
     watermark: ObjectId,
+    epoch: Epoch,
     named: &HashSet<ObjectId>,
     adopt: bool,
+    finished: &HashSet<ObjectId>,
 ) -> Result<()> {
-    let dir = mail_dir(&cell.name);
-    let start = format!("{dir}/{watermark}.~");
-    let store = &cell.session.env.store;
-    let listed = store.list(&dir, Some(&start), Reason("recover")).await;
-    let listed = listed.map_err(|e| {
-        Error::store(format!("listing mails of {}", cell.name), During::Delivery, e)
-    })?;
-    let mut found = Vec::new();
-    for object in listed {
-        let Some(tail) = tail_of(&object) else {
-            tracing::warn!(user = %cell.name, key = %object.key, "not a key of ours; left alone");
-            continue;
-        };
-        if !named.contains(&tail.id()) {
-            found.push((tail, object.size));
-        }
+    let mut found = list_mails(cell, watermark, None, Reason("recover")).await?;
+    if sabotage::is(Bug::ListBeforeSwap) {
+        found.retain(|(tail, _)| sabotage::was_listed(tail.id()));
     }
+    let end = found.iter().map(|(tail, _)| tail.id()).filter(|id| id.epoch < epoch).max();
+    cell.if_open(|user| user.closed_end = end);
+    found.retain(|(tail, _)| !named.contains(&tail.id()));
     if found.is_empty() {
         return Ok(());
     }
@@ -124,6 +122,75 @@ pub async fn after_crash(
         user = %cell.name, objects = found.len(),
         "recovering mails that are newer than the last flush"
     );
+    adopt_over(cell, found, finished).await
+}
+
+/// The second listing of an open: what an epoch that was not handed over left in the store, and
+/// only showed up there after the session that followed it had looked. That session's flush says
+/// up to where it saw the epoch; a later one finds what the flush before the last crash missed.
+pub async fn late_arrivals(
+    cell: &Arc<UserCell>,
+    old: &Head,
+    named: &HashSet<ObjectId>,
+) -> Result<()> {
+    let flushed = old.watermark.epoch;
+    let Some(closed) = old.closed.iter().find(|c| c.epoch.0.checked_add(1) == Some(flushed.0))
+    else {
+        return Ok(());
+    };
+    let before = ObjectId { epoch: flushed, counter: 0 };
+    let mut found = list_mails(cell, closed.end, Some(before), Reason("recover")).await?;
+    found.retain(|(tail, _)| !named.contains(&tail.id()));
+    if found.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!(
+        user = %cell.name, objects = found.len(),
+        "adopting mails that reached the store after their session was followed by another"
+    );
+    adopt_mails(cell, found).await
+}
+
+/// A user's mail objects with ids above `after`, and below `before`, with their sizes.
+pub(super) async fn list_mails(
+    cell: &Arc<UserCell>,
+    after: ObjectId,
+    before: Option<ObjectId>,
+    why: Reason,
+) -> Result<Vec<(KeyTail, u64)>> {
+    let dir = mail_dir(&cell.name);
+    let start = format!("{dir}/{after}.~");
+    let store = &cell.session.env.store;
+    let listed = match before {
+        None => store.list(&dir, Some(&start), why).await,
+        Some(id) => store.list_before(&dir, Some(&start), &format!("{dir}/{id}"), why).await,
+    };
+    let listed = listed.map_err(|e| {
+        Error::store(format!("listing mails of {}", cell.name), During::Delivery, e)
+    })?;
+    let mut found = Vec::new();
+    for object in listed {
+        match tail_of(&object) {
+            Some(tail) => found.push((tail, object.size)),
+            None => {
+                tracing::warn!(user = %cell.name, key = %object.key, "not a key of ours; left alone");
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Gives names to objects that nothing names, and has that flushed soon.
+pub(super) async fn adopt_mails(cell: &Arc<UserCell>, found: Vec<(KeyTail, u64)>) -> Result<()> {
+    adopt_over(cell, found, &HashSet::new()).await
+}
+
+/// The same, after `finished` got their names.
+async fn adopt_over(
+    cell: &Arc<UserCell>,
+    found: Vec<(KeyTail, u64)>,
+    finished: &HashSet<ObjectId>,
+) -> Result<()> {
     let (found, doubles) = sort_out(cell, found).await?;
     let mut by_folder: BTreeMap<FolderId, Vec<Found>> = BTreeMap::new();
     for object in found {
@@ -133,13 +200,35 @@ pub async fn after_crash(
         objects.sort_by_key(|o| o.key.id);
         let folder = find_folder(cell, folder, &objects[0]).await?;
         load::load(cell, folder).await?;
-        put_back(cell, folder, objects).await?;
+        pass(failpoint::RECOVER_BEFORE_RECORD)?;
+        put_back(cell, folder, objects, finished).await?;
+        pass(failpoint::RECOVER_BETWEEN_FOLDERS)?;
     }
     cell.open_user(|user| {
         user.commit(doubles.into_iter().map(|object| Change::Drop { object }).collect())?;
         user.urgent();
         Ok(())
     })
+}
+
+/// Mails that this machine promised before another session took the user: they come back.
+pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
+    let adopted = promise::adopt(cell).await?;
+    if adopted.is_empty() {
+        return Ok(());
+    }
+    tracing::warn!(user = %cell.name, mails = adopted.len(), "recovering mails that were promised here");
+    let paths: Vec<_> = adopted.iter().map(|(_, _, path)| path.clone()).collect();
+    let ids: Vec<_> = adopted.iter().map(|(tail, ..)| tail.id()).collect();
+    let found = adopted.into_iter().map(|(tail, size, _)| (tail, size)).collect();
+    adopt_mails(cell, found).await?;
+    cell.open_user(|user| {
+        ids.into_iter().for_each(|id| user.answered(id));
+        Ok(())
+    })?;
+    super::publish::sync_user(cell).await?;
+    paths.iter().for_each(|path| promise::adopted(cell, path));
+    Ok(())
 }
 
 fn tail_of(object: &ObjectMeta) -> Option<KeyTail> {
@@ -168,6 +257,9 @@ async fn sort_out(
             out.push(found);
             continue;
         }
+        // Its size is in the name of a Maildir mail, and is another one if the mail was published
+        // before it was whole.
+        let name = base_name(&name).to_vec();
         match seen.get(&(found.key.folder, name.clone())) {
             Some(i) => {
                 let old = &mut out[*i];
@@ -210,15 +302,32 @@ async fn find_folder(cell: &Arc<UserCell>, id: FolderId, sample: &Found) -> Resu
         user = %cell.name, folder = %String::from_utf8_lossy(&path.join(&b'/')),
         "a folder that was never flushed is made anew for its mails"
     );
+    let path: Vec<NameBytes> = path.into_iter().map(NameBytes::from).collect();
+    find_path(cell, &path).await.map(|(folder, _)| folder)
+}
+
+/// The folder at a path, made if it is not there; says whether it was made.
+pub(super) async fn find_path(
+    cell: &Arc<UserCell>,
+    path: &[NameBytes],
+) -> Result<(FolderId, bool)> {
     let mut at = Place::ROOT;
-    for name in &path {
+    let mut made = false;
+    for name in path {
         load::load(cell, at.folder).await?;
         at = cell.open_user(|user| {
             let target = match user.target(at, name)? {
                 Some(target) => target,
                 None => {
                     let caller = Caller { uid: user.owner.uid, gid: user.owner.gid, pid: 0 };
-                    user.mkdir(caller, at, name, 0o700).map_err(unstop)?
+                    let target = user.mkdir(caller, at, name, 0o700).map_err(unstop)?;
+                    if let Some(dir) = user.tree.dir(at) {
+                        let parent = dir.ino;
+                        user.session.invalidate(Invalidate::Name { parent, name: name.to_vec() });
+                        user.session.invalidate(Invalidate::Inode { ino: parent });
+                    }
+                    made = true;
+                    target
                 }
             };
             match target {
@@ -228,7 +337,7 @@ async fn find_folder(cell: &Arc<UserCell>, id: FolderId, sample: &Found) -> Resu
             }
         })?;
     }
-    Ok(at.folder)
+    Ok((at.folder, made))
 }
 
 pub(super) fn unstop(stop: Stop) -> Error {
@@ -238,7 +347,12 @@ pub(super) fn unstop(stop: Stop) -> Error {
     }
 }
 
-async fn put_back(cell: &Arc<UserCell>, folder: FolderId, objects: Vec<Found>) -> Result<()> {
+async fn put_back(
+    cell: &Arc<UserCell>,
+    folder: FolderId,
+    objects: Vec<Found>,
+    finished: &HashSet<ObjectId>,
+) -> Result<()> {
     let name = cell.open_user(|user| {
         Ok(user
             .tree
@@ -250,7 +364,7 @@ async fn put_back(cell: &Arc<UserCell>, folder: FolderId, objects: Vec<Found>) -
     match &*name {
         b"storage" => put_back_growing(cell, folder, objects).await,
         b"dbox-Mails" => put_back_numbered(cell, folder, objects).await,
-        _ => cell.open_user(|user| user.put_back_named(folder, objects)),
+        _ => cell.open_user(|user| user.put_back_named(folder, objects, finished)),
     }
 }
 
@@ -310,8 +424,18 @@ impl User {
 
     /// Names a recovered object.
     pub(super) fn put_name(&mut self, at: Place, name: NameBytes, node: Node) -> Result<NodeIx> {
+        self.put_name_with(at, name, node, Vec::new())
+    }
+
+    /// The same, with further changes in the same record.
+    pub(super) fn put_name_with(
+        &mut self,
+        at: Place,
+        name: NameBytes,
+        node: Node,
+        mut changes: Vec<Change>,
+    ) -> Result<NodeIx> {
         let now = self.now();
-        let mut changes = Vec::new();
         if self.tree.dir(at).is_none() {
             let attrs = crate::format::listing::Attrs { mode: 0o700, owner: None, mtime: now };
             changes
@@ -333,7 +457,14 @@ impl User {
     }
 
     /// Maildir, and any folder that is not dbox: under the name in the key, in `new/`.
-    fn put_back_named(&mut self, folder: FolderId, objects: Vec<Found>) -> Result<()> {
+    /// A file that was published, flushed under its temporary name (`finished`), and published
+    /// again with more in it is one mail: the newer object counts.
+    fn put_back_named(
+        &mut self,
+        folder: FolderId,
+        objects: Vec<Found>,
+        finished: &HashSet<ObjectId>,
+    ) -> Result<()> {
         let at = Place { folder, sub: Sub::New };
         let mut known: HashSet<Vec<u8>> = HashSet::new();
         for sub in [Sub::New, Sub::Cur] {
@@ -343,6 +474,9 @@ impl User {
         }
         for object in objects {
             let mut name = object.name.clone();
+            if self.supersede(at, &object, finished)? {
+                known.remove(base_name(&name));
+            }
             if !known.insert(base_name(&name).to_vec()) {
                 name.extend_from_slice(format!(".{}", object.key.id).as_bytes());
                 if name.len() > super::names::NAME_MAX {
@@ -354,8 +488,35 @@ impl User {
         }
         Ok(())
     }
+
+    /// Removes what `object` is a newer content of; says whether there was such.
+    fn supersede(
+        &mut self,
+        at: Place,
+        object: &Found,
+        finished: &HashSet<ObjectId>,
+    ) -> Result<bool> {
+        let Some(dir) = self.tree.dir(at).filter(|_| !finished.is_empty()) else {
+            return Ok(false);
+        };
+        let base = base_name(&object.name);
+        let old = dir.entries.after(0).find_map(|(_, name, target)| {
+            let Target::Node(ix) = target else { return None };
+            let tail = self.tree.nodes.get(ix)?.object()?;
+            let older = finished.contains(&tail.id()) && tail.id() < object.key.id;
+            (older && base_name(name) == base).then(|| (name.clone(), ix, tail.clone()))
+        });
+        let Some((name, ix, tail)) = old else { return Ok(false) };
+        let line = Line::Unset { sub: at.sub, name: name.to_vec() };
+        let unset = Change::Line { folder: at.folder, line };
+        self.commit(vec![unset, Change::Drop { object: tail }])?;
+        self.tree.detach(at, &name);
+        self.drop_if_unused(ix);
+        Ok(true)
+    }
 }
 
+/// What stays of a mail's name when its sizes and flags are known.
 fn base_name(name: &[u8]) -> &[u8] {
     let end = name.iter().position(|b| *b == b':').unwrap_or(name.len());
     let name = &name[..end];

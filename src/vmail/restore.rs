@@ -9,7 +9,7 @@
 //! What is not is on this disk only, and judged by its own format: what grows by appending is
 //! cut to its last whole record, and a file that is not what it should be counts as missing.
 
-use super::error::{Error, Plain, Result};
+use super::error::{Error, Plain, Result, pass};
 use super::lines::Final;
 use super::load;
 use super::node::{Kind, Names, Node, NodeIx, Since};
@@ -23,6 +23,7 @@ use crate::dovecot::classes::{Class, IndexKind};
 use crate::dovecot::index_snapshot::SnapshotHeader;
 use crate::dovecot::records::{LogHeader, whole_records_len};
 use crate::dovecot::uidlist;
+use crate::failpoint;
 use crate::format::journal::Change;
 use crate::format::listing::{Attrs, Entry, Line};
 use crate::format::{FolderId, ObjectId, Place, Sub};
@@ -64,6 +65,7 @@ async fn restore_once(cell: &Arc<UserCell>, id: FolderId) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
+    pass(failpoint::RESTORE_BEFORE)?;
     let mut fetched = parts::fetch_parts(cell, &wanted).await?;
     let Some((_, source)) = fetched.pop() else { return Ok(()) };
     let large = parts::large_files(cell, id, &source).await?;
@@ -150,6 +152,7 @@ impl User {
                 Some(content) => self.rewrite(file, &content)?,
                 None => self.is_absent(file)?,
             }
+            pass(failpoint::RESTORE_BETWEEN)?;
         }
         if whole {
             tracing::warn!(
@@ -238,7 +241,7 @@ impl User {
         Ok(())
     }
 
-    fn appears(
+    pub(super) fn appears(
         &mut self,
         at: Place,
         name: NameBytes,

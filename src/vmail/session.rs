@@ -6,6 +6,7 @@ use super::lease::Lease;
 use super::lost::{self, LostMails};
 use super::need::{Need, Op, Stop};
 use super::node::NodeIx;
+use super::promise::Ack;
 use super::user::User;
 use crate::cache::disk::Disk;
 use crate::cache::fscache::Fscache;
@@ -18,7 +19,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -52,12 +53,16 @@ pub struct Settings {
     pub idle_upload: Duration,
     /// How long a delivery waits for a store that fails.
     pub delivery_timeout: Duration,
+    /// When a mail counts as safe.
+    pub ack: Ack,
     /// Which mails whose objects are gone are shown as blank ones.
     pub lost_mails: LostMails,
     /// Flushes that may run at once.
     pub max_flushes: usize,
     /// Which boot of the machine this is.
     pub boot_id: String,
+    /// What is deleted from the store, and when.
+    pub gc: super::gc::Limits,
     /// How an absent user looks: asked for, or always there.
     pub ask_for_users: bool,
 }
@@ -110,6 +115,11 @@ pub struct UserCell {
     pub opening: tokio::sync::Mutex<()>,
     pub loading: tokio::sync::Mutex<()>,
     pub flushing: tokio::sync::Mutex<()>,
+    pub uploading: tokio::sync::Mutex<()>,
+    /// Somebody sees to it that promises are kept.
+    pub uploader: AtomicBool,
+    /// One gc at a time; taken before `flushing`.
+    pub collecting: tokio::sync::Mutex<()>,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
     under_way: Mutex<HashMap<Ino, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -229,6 +239,12 @@ impl Session {
         }))
     }
 
+    /// Seconds since 1970 by the store's clock, by which retention counts; by the machine's if the
+    /// store has none.
+    pub fn store_time(&self) -> i64 {
+        self.env.store.time().unwrap_or_else(|| self.env.clock.wall().secs)
+    }
+
     pub fn new_ino(&self) -> Ino {
         self.next_ino.fetch_add(1, Ordering::Relaxed)
     }
@@ -273,6 +289,9 @@ impl Session {
             opening: tokio::sync::Mutex::new(()),
             loading: tokio::sync::Mutex::new(()),
             flushing: tokio::sync::Mutex::new(()),
+            uploading: tokio::sync::Mutex::new(()),
+            uploader: AtomicBool::new(false),
+            collecting: tokio::sync::Mutex::new(()),
             under_way: Mutex::default(),
         });
         users.insert(name, cell.clone());

@@ -4,29 +4,54 @@
 //! may still arrive later; it is known by its session, and the next swap goes on top of it.
 
 use super::error::{During, Error, Result};
+use super::fetch::SPOILT_TRIES;
 use super::session::UserCell;
+use crate::format::FormatError;
 use crate::format::head::{HEAD_LIMIT, Head};
 use crate::format::key::head_key;
 use crate::store::{Body, ETag, PutMode, Reason, StoreError};
 use bytes::Bytes;
 
-/// The head as the store has it.
+/// What stands in the first bytes of every head, whatever its version.
+const HEAD_MARK: &[u8] = b"\"vmailfs-head\"";
+
+/// The head as the store has it. What does not decode was read more than once.
 pub async fn read_head(cell: &UserCell, why: Reason) -> Result<Option<(Head, ETag)>> {
-    let what = || format!("head of {}", cell.name);
-    match cell.session.env.store.get(&head_key(&cell.name), None, HEAD_LIMIT, why).await {
-        Ok((meta, bytes)) => {
-            let head = Head::decode(&bytes).map_err(|e| Error::corrupt(what(), e))?;
-            if head.user != *cell.name {
-                return Err(Error::Damaged { what: format!("{} names {}", what(), head.user) });
+    let mut tries = 1;
+    loop {
+        match read_head_once(cell, why).await {
+            Err(Error::Corrupt { source, .. })
+                if tries < SPOILT_TRIES && !matches!(source, FormatError::TooNew { .. }) =>
+            {
+                tries += 1;
             }
-            let etag = meta
-                .etag
-                .ok_or_else(|| Error::Internal("the store gives no tag for an object".into()))?;
-            Ok(Some((head, etag)))
+            done => return done,
         }
-        Err(StoreError::NotFound { .. }) => Ok(None),
-        Err(e) => Err(Error::store(what(), During::Delivery, e)),
     }
+}
+
+async fn read_head_once(cell: &UserCell, why: Reason) -> Result<Option<(Head, ETag)>> {
+    let what = || format!("head of {}", cell.name);
+    let outage = |e| Error::store(what(), During::Delivery, e);
+    let (meta, bytes) =
+        match cell.session.env.store.get(&head_key(&cell.name), None, HEAD_LIMIT, why).await {
+            Ok(got) => got,
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(outage(e)),
+        };
+    // A page of some proxy on the way, with status 200: that is an outage, and no damage, for
+    // which deliveries would be bounced.
+    let detail = |what: &str| StoreError::Unavailable { detail: what.to_string() };
+    let begin = &bytes[..bytes.len().min(64)];
+    if !begin.windows(HEAD_MARK.len()).any(|w| w == HEAD_MARK) {
+        return Err(outage(detail("what was answered is no head")));
+    }
+    let head = Head::decode(&bytes).map_err(|e| Error::corrupt(what(), e))?;
+    if head.user != *cell.name {
+        return Err(Error::Damaged { what: format!("{} names {}", what(), head.user) });
+    }
+    let etag = meta.etag.ok_or_else(|| outage(detail("a head was answered without its tag")))?;
+    Ok(Some((head, etag)))
 }
 
 /// Swaps the head. `Ok(None)`: somebody else has swapped it.

@@ -19,10 +19,11 @@ use crate::format::head::Head;
 use crate::format::journal::{Change, DiskOp};
 use crate::format::key::KeyTail;
 use crate::format::listing::{Line, Owner};
+use crate::format::part::Dropped;
 use crate::format::{Epoch, FolderId, ObjectId, Place, Sub, Timestamp};
 use crate::sabotage::{self, Bug};
 use crate::store::ETag;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -52,11 +53,28 @@ pub struct User {
     pub last_counter: u64,
     /// Ids whose PUT has not been answered, or is answered and not yet journalled.
     pub unanswered: BTreeSet<u64>,
+    /// Of these, ids of mails that were promised and will be put (see [`super::promise`]), with
+    /// their sizes.
+    pub promised: BTreeMap<u64, u64>,
     /// Whom files belong to that say nothing else.
     pub owner: Owner,
     /// The journal up to here is in the head.
     pub flushed_seq: u64,
+    /// Objects that lost their last name since the last flush.
     pub dropped: Vec<KeyTail>,
+    /// Objects of large files that lost their last name. Only in memory: what a death forgets of
+    /// them is found by the full listing.
+    pub dropped_files: Vec<ObjectId>,
+    /// Dropped objects that have got a name again since.
+    pub again: HashSet<KeyTail>,
+    /// What gc deleted and the head's dropped list still has.
+    pub deleted: Vec<Dropped>,
+    /// What this session's gc has doomed, or is about to: never named again.
+    pub doomed: HashSet<ObjectId>,
+    /// Up to where the epoch before this one is known by now, if it was not handed over.
+    pub closed_end: Option<ObjectId>,
+    /// When gc last looked at the user, and before when (by the store's clock) nothing is due.
+    pub gc: super::gc::Looked,
     pub links_changed: HashSet<ObjectId>,
     /// Whether the table of links was loaded.
     pub links_known: bool,
@@ -160,10 +178,12 @@ impl User {
 
     /// Nothing may be changed any more once another session owns the user, or the lease is over.
     pub fn may_write(&self) -> Result<()> {
-        if self.lost || !self.session.lease.holds() {
-            return Err(Error::Lost { user: self.name.to_string() });
+        let user = || self.name.to_string();
+        match (self.lost, self.session.lease.holds()) {
+            (true, _) => Err(Error::Lost { user: user() }),
+            (false, false) => Err(Error::Lapsed { user: user() }),
+            (false, true) => Ok(()),
         }
-        Ok(())
     }
 
     /// Locks and temporary files can be changed without owning the user: reading makes some.
@@ -179,6 +199,7 @@ impl User {
             return Ok(());
         }
         self.may_write()?;
+        self.check_doomed(&changes)?;
         let ops: Vec<DiskOp> = changes
             .iter()
             .filter_map(|c| if let Change::Disk(op) = c { Some(op.clone()) } else { None })
@@ -225,7 +246,8 @@ impl User {
             Change::Names { object, .. } => {
                 self.links_changed.insert(*object);
             }
-            Change::Drop { object } => self.dropped.push(object.clone()),
+            Change::Drop { object } => self.mark_dropped(object, true),
+            Change::Again { object } => self.mark_dropped(object, false),
             Change::Disk(_) => {}
         }
     }
@@ -462,6 +484,7 @@ impl User {
     pub fn has_unflushed(&self) -> bool {
         self.folders_changed
             || !self.dropped.is_empty()
+            || !self.again.is_empty()
             || !self.links_changed.is_empty()
             || self.tree.folders.values().any(|f| !f.unflushed.is_empty())
     }

@@ -156,6 +156,7 @@ fn change() -> impl Strategy<Value = Change> {
         (folder_id(), line()).prop_map(|(folder, line)| Change::Line { folder, line }),
         (object_id(), any::<u32>()).prop_map(|(object, count)| Change::Names { object, count }),
         key_tail().prop_map(|object| Change::Drop { object }),
+        key_tail().prop_map(|object| Change::Again { object }),
         (owner(), 0..=0o7777u32).prop_map(|(owner, mode)| Change::User { owner, mode }),
         disk_op().prop_map(Change::Disk),
     ]

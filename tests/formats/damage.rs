@@ -64,7 +64,7 @@ proptest! {
 
     #[test]
     fn noisy_key(tail in any::key_tail(), blows in blows()) {
-        let mut bytes = tail.as_str().as_bytes().to_vec();
+        let mut bytes = tail.to_string().into_bytes();
         hit(&mut bytes, &blows);
         if let Ok(tail) = KeyTail::parse(&String::from_utf8_lossy(&bytes)) {
             let (again, outside) = tail.decode().encode();

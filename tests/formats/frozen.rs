@@ -165,11 +165,20 @@ fn names() -> Vec<(ObjectId, u32)> {
     vec![(id(7, 0x1a2), 2), (id(8, 1), 0)]
 }
 
-fn dropped() -> Vec<(i64, Dropped)> {
+fn dropped() -> Vec<DroppedRow> {
     vec![
-        (1_732_233_700, Dropped::Mail(tail(0))),
-        (1_732_233_701, Dropped::Bundle(id(6, 4))),
-        (1_732_233_702, Dropped::File(id(6, 5))),
+        DroppedRow::since(1_732_233_700, Dropped::Mail(tail(0))),
+        DroppedRow::since(1_732_233_701, Dropped::Bundle(id(6, 4))),
+        DroppedRow::since(1_732_233_702, Dropped::File(id(6, 5))),
+    ]
+}
+
+/// What later flushes and gcs say of the list.
+fn dropped_later() -> Vec<DroppedRow> {
+    vec![
+        DroppedRow::In { when: 1_732_233_701, object: Dropped::Bundle(id(6, 4)), doomed: true },
+        DroppedRow::Out(Dropped::Mail(tail(0))),
+        DroppedRow::Out(Dropped::File(id(6, 5))),
     ]
 }
 
@@ -255,6 +264,11 @@ fn key_text() -> String {
     keys().iter().map(|key| format!("{}\n", key.encode().0)).collect()
 }
 
+fn journal_again() -> Vec<u8> {
+    let record = Record { seq: 1, changes: vec![Change::Again { object: tail(0) }] };
+    [encode_journal_header(1), encode_record(&record)].concat()
+}
+
 /// Writes the files that are not there: `cargo test --test formats frozen -- --ignored`.
 #[test]
 #[ignore = "only for a new version of a format"]
@@ -268,8 +282,10 @@ fn write_missing() {
     write("listing.1", encode_listing(lines().iter()).as_bytes());
     write("listing-diff.1", encode_listing(diff_lines().iter()).as_bytes());
     write("journal.1", &journal());
+    write("journal-again.1", &journal_again());
     write("head.1", &head().encode());
     write("bundle.1.tar.zst", &bundle().1);
+    write("dropped.1.tar.zst", &encode_dropped(&dropped_later()));
 }
 
 #[test]
@@ -305,6 +321,24 @@ fn version_1_journal() {
 fn version_1_head() {
     assert_eq!(Head::decode(&read("head.1")).unwrap(), head());
     assert_eq!(read("head.1"), head().encode());
+}
+
+#[test]
+fn version_1_dropped_list() {
+    assert_eq!(decode_dropped(&read("dropped.1.tar.zst"), 1 << 20).unwrap(), dropped_later());
+    let lines = decode_table(&encode_dropped(&dropped_later()), 1 << 20).unwrap();
+    assert_eq!(lines[0], "1732233701\tbundle/00000006-000000000004.tar.zst\tdoomed");
+    assert_eq!(lines[1], format!("out\t{}", tail(0)));
+    assert_eq!(lines[2], "out\tfile/00000006-000000000005");
+}
+
+#[test]
+fn version_1_journal_of_gc() {
+    let bytes = read("journal-again.1");
+    let back: Result<Vec<_>, _> = JournalReader::new(&bytes).collect();
+    let changes = back.unwrap().remove(0).0.changes;
+    assert_eq!(changes, [Change::Again { object: tail(0) }]);
+    assert_eq!(bytes, journal_again());
 }
 
 /// The ranges are frozen with the bundle: another zstd may compress to other lengths.

@@ -95,7 +95,7 @@ fn mail(user: &Path, counter: u64, name: &[u8], piece: Piece, bytes: &[u8]) -> K
         name: Some(name.to_vec()),
     };
     let tail = key.encode().0;
-    fs::write(user.join("mail").join(tail.as_str()), bytes).unwrap();
+    fs::write(user.join("mail").join(tail.to_string()), bytes).unwrap();
     tail
 }
 

@@ -260,6 +260,33 @@ async fn i1_a_mail_flushed_under_its_temporary_name_comes_back() {
     assert_eq!(last.list("u/new").await.unwrap(), names);
 }
 
+/// I1: a file whose descriptor is closed in a child process while its mail is still being written
+/// is published half-written, and again when it is whole. That is one mail.
+#[tokio::test]
+async fn i1_a_mail_published_before_it_was_whole_comes_back_once() {
+    for flush in [false, true] {
+        let world = World::new();
+        let client = world.session(HERE);
+        client.maildir(&["u"]).await;
+        client.flush("u").await;
+        let file = client.create("u/tmp/1").await.unwrap();
+        client.write(file, 0, b"half").await.unwrap();
+        client.fsync(file).await.unwrap();
+        if flush {
+            client.flush("u").await;
+        }
+        client.write(file, 4, b" and whole").await.unwrap();
+        client.fsync(file).await.unwrap();
+        client.close_file(file).await.unwrap();
+        client.rename("u/tmp/1", "u/new/1").await.unwrap();
+        drop(client);
+        let fresh = world.session(FRESH);
+        let names = fresh.list("u/new").await.unwrap();
+        assert_eq!(names.len(), 1, "{names:?}");
+        assert_eq!(fresh.read(&format!("u/new/{}", names[0])).await.unwrap(), b"half and whole");
+    }
+}
+
 /// I3: after a power cut with the disk kept what was synced is there, also if the flush had
 /// got further than the journal on the disk.
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use super::world::*;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use vmailfs::store::Op;
@@ -152,7 +153,8 @@ async fn i9_damage_in_the_store_is_eio_for_one_user() {
         client.close().await;
         for key in world.mem.keys().into_iter().filter(|k| k.contains("/u/") && k.contains(what)) {
             let bytes = world.mem.bytes_of(&key).unwrap();
-            let wrong: Vec<u8> = bytes.iter().map(|b| b ^ 1).collect();
+            let wrong =
+                bytes.iter().enumerate().map(|(n, b)| b ^ u8::from(n >= 40)).collect::<Vec<_>>();
             world.mem.damage(&key, wrong);
         }
         let fresh = world.session(FRESH);
@@ -160,4 +162,36 @@ async fn i9_damage_in_the_store_is_eio_for_one_user() {
         assert_eq!(fresh.list("v/new").await.unwrap(), ["1"]);
         assert_eq!(fresh.mkdir("u/x").await, Err(libc::EIO));
     }
+}
+
+/// I4: what is no head at all was never written by us: some proxy's page with status 200.
+#[tokio::test]
+async fn i4_a_page_in_place_of_a_head_is_an_outage() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.close().await;
+    let page = |r: &vmailfs::store::faulty::Request| r.key.ends_with("/head");
+    world.faults(move |r| match page(r) {
+        true => Fault::WrongBody(bytes::Bytes::from_static(b"{\"error\": \"try later\"}")),
+        false => Fault::None,
+    });
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.list("u/new").await, Err(libc::EAGAIN));
+    assert_eq!(fresh.mkdir("u/x").await, Err(libc::EAGAIN));
+    // Once is not even noticed, nor is a bit that fell over.
+    world.no_faults();
+    let head = world.mem.keys().into_iter().find(|k| k.ends_with("/head")).unwrap();
+    let mut spoilt = world.mem.bytes_of(&head).unwrap().to_vec();
+    let last = spoilt.len() - 30;
+    spoilt[last] ^= 1;
+    let left = std::sync::atomic::AtomicU32::new(2);
+    world.faults(move |r| {
+        let wrong = page(r)
+            && r.op == Op::Get
+            && left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok();
+        if wrong { Fault::WrongBody(spoilt.clone().into()) } else { Fault::None }
+    });
+    assert_eq!(fresh.list("u/new").await.unwrap(), ["1"]);
 }

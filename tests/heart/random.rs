@@ -2,9 +2,10 @@
 
 use super::world::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use vmailfs::store::Op;
 use vmailfs::store::faulty::Fault;
-use vmailfs::vmail::flush;
+use vmailfs::vmail::{flush, gc};
 
 /// Names and what they hold: mails in `cur` and `new`, other files in the folders.
 type State = BTreeMap<String, Vec<u8>>;
@@ -199,7 +200,8 @@ impl Run {
                 self.now = all.into_iter().map(|(p, b)| (moved(&p).unwrap_or(p), b)).collect();
                 self.folders[i] = to;
             }
-            82..90 => self.flush().await,
+            82..89 => self.flush().await,
+            89 => self.gc().await,
             90..92 => self.failing_flush().await,
             92..95 => self.die().await,
             95 => self.reboot().await,
@@ -241,6 +243,19 @@ impl Run {
         if done.is_ok() {
             self.is_flushed();
         }
+    }
+
+    /// Deletes what is due, sometimes long after the last flush, and looks at everything that is in
+    /// the store: each mail object up to the watermark is named or dropped.
+    async fn gc(&mut self) {
+        if self.dice.roll(2) == 0 {
+            self.world.clock.advance(Duration::from_secs(8 * 24 * 3600));
+        }
+        let options = gc::Options { scan: true, ..gc::Options::default() };
+        self.client.list("u").await.unwrap();
+        let report = gc::collect(&self.client.cell("u"), options).await.unwrap();
+        assert!(report.adopted.is_empty() && report.late.is_empty(), "{report:?}");
+        self.check("after a gc").await;
     }
 
     async fn die(&mut self) {

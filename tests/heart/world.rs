@@ -6,7 +6,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use vmailfs::cache::disk::{Disk, RealDisk};
 use vmailfs::dovecot::template::Layout;
@@ -23,6 +23,7 @@ use vmailfs::store::{Op, StoreError};
 use vmailfs::vmail::env::{Clock, Env, Random};
 use vmailfs::vmail::flush::{self, Options, Report};
 use vmailfs::vmail::lost::LostMails;
+use vmailfs::vmail::promise::Ack;
 use vmailfs::vmail::session::{Session, Settings, UserCell};
 
 /// Time that moves when somebody sleeps a little (a pause between two tries) or a test says so.
@@ -32,6 +33,32 @@ pub struct TestClock(AtomicU64);
 impl TestClock {
     pub fn advance(&self, time: Duration) {
         self.0.fetch_add(time.as_nanos() as u64, Ordering::SeqCst);
+    }
+
+    fn secs(&self) -> i64 {
+        (self.0.load(Ordering::SeqCst) / 1_000_000_000) as i64
+    }
+}
+
+/// The store's clock, as seconds since the start of the test.
+struct StoreClock {
+    ahead: AtomicI64,
+    /// Not `i64::MIN`: it stands still.
+    frozen: AtomicI64,
+}
+
+impl Default for StoreClock {
+    fn default() -> StoreClock {
+        StoreClock { ahead: AtomicI64::new(0), frozen: AtomicI64::new(i64::MIN) }
+    }
+}
+
+impl StoreClock {
+    fn of(&self, clock: &TestClock) -> i64 {
+        match self.frozen.load(Ordering::SeqCst) {
+            i64::MIN => clock.secs() + self.ahead.load(Ordering::SeqCst),
+            at => at,
+        }
     }
 }
 
@@ -93,6 +120,7 @@ pub struct World {
     pub mem: MemStore,
     pub store: Arc<FaultyStore>,
     pub clock: Arc<TestClock>,
+    store_clock: Arc<StoreClock>,
     pub log: Arc<Mutex<Vec<Asked>>>,
     decide: Arc<Mutex<Option<Decide>>>,
     dir: tempfile::TempDir,
@@ -116,7 +144,10 @@ pub const FRESH: On = On { machine: "fresh", boot: "boot-9", backend: "a" };
 
 impl World {
     pub fn new() -> World {
-        let mem = MemStore::with_clock(|| START);
+        let clock: Arc<TestClock> = Arc::default();
+        let store_clock: Arc<StoreClock> = Arc::default();
+        let (time, ahead) = (clock.clone(), store_clock.clone());
+        let mem = MemStore::with_clock(move || START + ahead.of(&time));
         let store = Arc::new(FaultyStore::new(Arc::new(mem.clone())));
         let log: Arc<Mutex<Vec<Asked>>> = Arc::default();
         let decide: Arc<Mutex<Option<Decide>>> = Arc::default();
@@ -129,12 +160,30 @@ impl World {
         World {
             mem,
             store,
-            clock: Arc::default(),
+            clock,
+            store_clock,
             log,
             decide,
             dir: tempfile::tempdir().unwrap(),
             sessions: AtomicU64::new(0),
             random: Arc::new(Seeded(AtomicU64::new(42))),
+        }
+    }
+
+    /// The store's clock runs so far ahead of the machines' clocks.
+    pub fn skew(&self, ahead: Duration) {
+        self.store_clock.ahead.store(ahead.as_secs() as i64, Ordering::SeqCst);
+    }
+
+    /// The store's clock stands still, and then goes on from there.
+    pub fn freeze_store_clock(&self, frozen: bool) {
+        let now = self.store_clock.of(&self.clock);
+        if frozen {
+            self.store_clock.frozen.store(now, Ordering::SeqCst);
+        } else {
+            self.store_clock.frozen.store(i64::MIN, Ordering::SeqCst);
+            let ahead = now - self.clock.secs();
+            self.store_clock.ahead.store(ahead, Ordering::SeqCst);
         }
     }
 
@@ -179,9 +228,11 @@ impl World {
             quiet_max: Duration::from_secs(5),
             idle_upload: Duration::from_secs(3600),
             delivery_timeout: Duration::from_secs(20),
+            ack: Ack::Store,
             lost_mails: LostMails::Error,
             max_flushes: 4,
             boot_id: on.boot.into(),
+            gc: vmailfs::vmail::gc::Limits::default(),
             ask_for_users: true,
         }
     }

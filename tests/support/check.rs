@@ -192,6 +192,9 @@ impl<'a> Check<'a> {
         if !differing.is_empty() {
             self.bad(Kind::Subscriptions, format!("differ in {differing:?}"));
         }
+        for clash in &user.clashes {
+            self.bad(Kind::UidReused, clash.clone());
+        }
         for (id, from, to) in &user.either {
             if !self.is_in(id, from) && !self.is_in(id, to) {
                 self.folder = from;
@@ -258,7 +261,7 @@ impl<'a> Check<'a> {
         }
         let Some(known) = folder.mails.get(&id) else {
             let undone = self.tolerance == Tolerance::LostMachine
-                && (folder.left.contains(&id) || self.user.unanswered.contains(&id));
+                && (folder.left.contains_key(&id) || self.user.unanswered.contains(&id));
             if !undone && !unsure {
                 self.bad(Kind::Resurrected, format!("{id}, uid {uid}, should not be here"));
             }

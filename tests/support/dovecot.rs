@@ -184,6 +184,14 @@ service lmtp {{
         fail(format!("Dovecot does not start: {}", self.log_text(self.log_start)))
     }
 
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    pub fn resume_unless_running(&mut self, root: &Path) -> Outcome<()> {
+        if self.is_running() { Ok(()) } else { self.resume(root) }
+    }
+
     fn launch(&mut self) -> Outcome<bool> {
         let output = std::fs::File::create(self.path("output"))?;
         let mut command = Command::new("dovecot");
@@ -246,6 +254,11 @@ service lmtp {{
             let _ = file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_end(&mut text));
         }
         String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// What was logged up to now is no longer looked at.
+    pub fn forget_log(&mut self) {
+        self.log_start = self.log_size();
     }
 
     /// Lines of the log since the last start that tell of trouble.

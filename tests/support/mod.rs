@@ -13,6 +13,7 @@ pub mod lmtp;
 pub mod messages;
 pub mod model;
 pub mod mount;
+pub mod mta;
 pub mod scenario;
 pub mod session;
 pub mod workload;
@@ -106,4 +107,5 @@ pub fn die_with_parent(command: &mut std::process::Command, signal: libc::c_int)
 pub mod deaf;
 pub mod fakefs;
 pub mod http;
+pub mod proxy;
 pub mod weed;

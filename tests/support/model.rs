@@ -11,6 +11,8 @@
 
 use super::imap::Flags;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
 
 pub type MailId = String;
 
@@ -32,6 +34,10 @@ pub struct Mail {
     pub origins: BTreeSet<String>,
     /// Whether it came or its flags changed since the last [`Model::settled`].
     pub fresh: bool,
+    /// Whether it came since the last [`Model::settled`].
+    pub new: bool,
+    /// When its latest change was answered.
+    pub changed: Option<Instant>,
     /// When the operation that brought it began and was answered, in steps of the model.
     pub began: u64,
     pub answered: u64,
@@ -44,8 +50,8 @@ pub struct Folder {
     /// The highest UIDNEXT seen, or one more than the highest UID.
     pub uid_next: u32,
     pub mails: BTreeMap<MailId, Mail>,
-    /// Mails that left since the last [`Model::settled`].
-    pub left: BTreeSet<MailId>,
+    /// Mails that left since the last [`Model::settled`], and when that was answered.
+    pub left: BTreeMap<MailId, Option<Instant>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -59,6 +65,8 @@ pub struct User {
     /// Mails whose bringing was never answered: one that was safe before it had its name, and
     /// that nobody has seen since, may still come back from a store that lost its machine.
     pub unanswered: BTreeSet<MailId>,
+    /// UIDs that a client was told of two mails.
+    pub clashes: Vec<String>,
     /// Mails that an unanswered MOVE may have left in either folder, but must be in one.
     pub either: Vec<(MailId, String, String)>,
 }
@@ -115,9 +123,23 @@ pub enum Op {
 #[derive(Debug, Clone, Copy)]
 pub struct Ticket(u64);
 
+/// Says whether an answer that has come counts: whether what it rests on was still there when
+/// it was given. A mail server goes on answering over a dead mount for a while.
+#[derive(Clone)]
+pub struct Witness(pub Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl std::fmt::Debug for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Witness")
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Model {
     pub users: BTreeMap<String, User>,
+    pub witness: Option<Witness>,
+    /// Mails that servers said they have, and all other changes they said they made.
+    pub acknowledged: (u64, u64),
     step: u64,
     pending: BTreeMap<u64, (String, Op)>,
     cut: bool,
@@ -154,11 +176,32 @@ impl Model {
         if self.cut {
             return;
         }
+        let sure = self.witness.as_ref().is_none_or(|witness| (witness.0)());
         self.step += 1;
         let step = self.step;
-        if let Some((user, op)) = self.pending.remove(&ticket.0) {
-            self.user(&user).apply(op, uid, ticket.0, step);
+        // A mail server that said it has a mail has it, whenever it said so; the mail's UID and
+        // flags it may have made up.
+        match self.pending.get(&ticket.0) {
+            Some((_, Op::Put { .. })) => self.acknowledged.0 += 1,
+            Some(_) if sure => self.acknowledged.1 += 1,
+            _ => return,
         }
+        let Some((user, op)) = self.pending.remove(&ticket.0) else { return };
+        match (sure, op) {
+            (false, Op::Put { folder, id, hash, flags, date }) => {
+                let bare = Op::Put { folder: folder.clone(), id: id.clone(), hash, flags, date };
+                self.user(&user).apply(bare, None, ticket.0, u64::MAX);
+                if let Some(mail) = self.folder(&user, &folder).mails.get_mut(&id) {
+                    mail.other_flags.push(Flags::new());
+                }
+            }
+            (_, op) => self.user(&user).apply(op, uid, ticket.0, step),
+        }
+    }
+
+    /// A client was told that a UID stands for a mail.
+    pub fn told(&mut self, user: &str, uid_validity: u32, uid: u32, id: &str) {
+        self.user(user).told(uid_validity, uid, id);
     }
 
     /// From now on no answer counts, until [`Model::resolve`].
@@ -196,7 +239,22 @@ impl Model {
             folder.left.clear();
             for mail in folder.mails.values_mut() {
                 mail.fresh = false;
+                mail.new = false;
                 mail.origins.clear();
+            }
+        }
+    }
+
+    /// What was answered up to `limit` is safe even from the loss of the machine, except where new
+    /// mails stand and what was said of them when they came.
+    pub fn settled_until(&mut self, limit: Instant) {
+        for folder in self.users.values_mut().flat_map(|u| u.folders.values_mut()) {
+            folder.left.retain(|_, at| at.is_none_or(|at| at > limit));
+            for mail in folder.mails.values_mut() {
+                if !mail.new && mail.changed.is_some_and(|at| at <= limit) {
+                    mail.fresh = false;
+                    mail.origins.clear();
+                }
             }
         }
     }
@@ -225,27 +283,36 @@ impl User {
         self.folders.entry(name.to_owned()).or_default()
     }
 
-    fn place(&mut self, folder: &str, id: MailId, mail: Mail) {
-        let folder = self.folders.entry(folder.to_owned()).or_default();
+    fn place(&mut self, name: &str, id: MailId, mail: Mail) {
+        let folder = self.folders.entry(name.to_owned()).or_default();
         if let Some(uid) = mail.uid {
             folder.uid_next = folder.uid_next.max(uid + 1);
             if let Some(validity) = folder.uid_validity {
-                self.ledger.insert((validity, uid), id.clone());
+                self.told(validity, uid, &id);
             }
         }
-        folder.mails.insert(id, mail);
+        self.folder(name).mails.insert(id, mail);
+    }
+
+    fn told(&mut self, uid_validity: u32, uid: u32, id: &str) {
+        let owner = self.ledger.entry((uid_validity, uid)).or_insert_with(|| id.to_owned());
+        if owner != id {
+            self.clashes.push(format!("uid {uid} of {uid_validity} was {owner}, is {id}"));
+        }
     }
 
     fn apply(&mut self, op: Op, uid: Option<u32>, began: u64, answered: u64) {
         match op {
             Op::Put { folder, id, hash, flags, date } => {
                 let mail = Mail { hash, uid, flags, date, began, answered, ..Mail::default() };
-                self.place(&folder, id, Mail { fresh: true, ..mail });
+                let changed = Some(Instant::now());
+                self.place(&folder, id, Mail { fresh: true, new: true, changed, ..mail });
             }
             Op::Store { folder, id, how, flags } => {
                 if let Some(mail) = self.folder(&folder).mails.get_mut(&id) {
                     mail.flags = changed(&mail.flags, how, &flags);
                     mail.fresh = true;
+                    mail.changed = Some(Instant::now());
                 }
             }
             Op::Copy { from, to, id } => self.copy(&from, &to, &id, uid, began, answered),
@@ -283,6 +350,7 @@ impl User {
     fn copy(&mut self, from: &str, to: &str, id: &str, uid: Option<u32>, began: u64, now: u64) {
         let Some(source) = self.folder(from).mails.get(id) else { return };
         let mut mail = Mail { uid, fresh: true, began, answered: now, ..source.clone() };
+        mail.changed = Some(Instant::now());
         mail.origins.insert(from.to_owned());
         self.place(to, id.to_owned(), mail);
     }
@@ -290,7 +358,7 @@ impl User {
     fn expunge(&mut self, folder: &str, id: &str) {
         let folder = self.folder(folder);
         folder.mails.remove(id);
-        folder.left.insert(id.to_owned());
+        folder.left.insert(id.to_owned(), Some(Instant::now()));
     }
 
     fn allow(&mut self, op: Op, began: u64) {

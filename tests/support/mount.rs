@@ -9,10 +9,16 @@ use std::time::Duration;
 /// How the daemon says that it is ready, the admin socket included.
 const MOUNTED: &str = ": mounted store=";
 
+/// The program under test; VMAILFS_PROGRAM names another build of it.
+fn program() -> OsString {
+    std::env::var_os("VMAILFS_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmailfs").into())
+}
+
 /// A store, a mount point and the local state between them; mounted or not.
 #[derive(Debug)]
 pub struct Mount {
     work: tempfile::TempDir,
+    state: PathBuf,
     store: String,
     options: Vec<OsString>,
     environment: Vec<(String, String)>,
@@ -47,7 +53,15 @@ impl Mount {
         }
         let run = work.path().join("run").display().to_string();
         let environment = vec![("VMAILFS_RUN_DIR".to_owned(), run)];
-        Mount { work, store, options: Vec::new(), environment, root_may_delete: true, child: None }
+        Mount {
+            state: work.path().join("state"),
+            work,
+            store,
+            options: Vec::new(),
+            environment,
+            root_may_delete: true,
+            child: None,
+        }
     }
 
     /// More arguments for `vmailfs mount`.
@@ -67,9 +81,31 @@ impl Mount {
         self.work.path().join("mnt")
     }
 
+    /// What it is a mount of.
+    pub fn store(&self) -> &str {
+        &self.store
+    }
+
     /// Where caches, journals and staging are.
     pub fn state(&self) -> PathBuf {
-        self.work.path().join("state")
+        self.state.clone()
+    }
+
+    /// With its caches, journals and staging in another directory.
+    pub fn state_in(mut self, dir: &Path) -> Mount {
+        self.state = dir.to_owned();
+        self
+    }
+
+    /// A variable for every later command.
+    pub fn variable(mut self, name: &str, value: &str) -> Mount {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Where a file may be put beside the mount point and the state.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.work.path().join(name)
     }
 
     /// The daemon's process, while it is mounted.
@@ -78,7 +114,7 @@ impl Mount {
     }
 
     fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmailfs"));
+        let mut command = Command::new(program());
         command.arg(verb).stdin(Stdio::null());
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command
@@ -159,12 +195,61 @@ impl Mount {
         }
     }
 
+    /// The daemon's process, known by its program, its mount point and its being alive. A test
+    /// that kills something else must not pass.
+    pub fn running(&mut self) -> Outcome<u32> {
+        let Some(child) = &mut self.child else { return fail("no daemon was started") };
+        if let Some(status) = child.try_wait()? {
+            return fail(format!("the daemon has ended: {status}"));
+        }
+        let pid = child.id();
+        let program = std::fs::read_link(format!("/proc/{pid}/exe"))?;
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+        let root = self.root();
+        let mounts = arguments.split(|b| *b == 0).any(|a| a == root.as_os_str().as_encoded_bytes());
+        if program != std::fs::canonicalize(self::program())? || !mounts {
+            return fail(format!("process {pid} is {} and not the daemon", program.display()));
+        }
+        Ok(pid)
+    }
+
+    /// Kills the daemon, which must be alive, and leaves the dead mount.
+    pub fn shoot(&mut self) -> Outcome<()> {
+        self.running()?;
+        if let Some(child) = &mut self.child {
+            child.kill()?;
+        }
+        self.must_have_been_shot(Duration::from_secs(10))
+    }
+
+    /// Waits for the daemon's end, which must be by SIGKILL.
+    pub fn must_have_been_shot(&mut self, limit: Duration) -> Outcome<()> {
+        use std::os::unix::process::ExitStatusExt;
+        let Some(child) = &mut self.child else { return fail("no daemon was started") };
+        if !wait_until(limit, || !matches!(child.try_wait(), Ok(None))) {
+            return fail("the daemon does not die");
+        }
+        match child.wait()?.signal() {
+            Some(libc::SIGKILL) => Ok(()),
+            _ => fail(format!("the daemon was not killed: {}\n{}", child.wait()?, self.log())),
+        }
+    }
+
     /// Removes both caches, journals and staging: what a fresh machine does not have.
     pub fn wipe_state(&self) -> Outcome<()> {
         std::fs::remove_dir_all(self.state())?;
         std::fs::remove_dir_all(self.work.path().join("run"))?;
         std::fs::create_dir(self.work.path().join("run"))?;
         Ok(std::fs::create_dir(self.state())?)
+    }
+
+    /// Removes the cached mails only.
+    pub fn empty_fscache(&self) -> Outcome<()> {
+        let cache = self.state().join("fscache");
+        if cache.exists() {
+            std::fs::remove_dir_all(cache)?;
+        }
+        Ok(())
     }
 
     /// Runs another command of the program, with this mount's environment.

@@ -25,6 +25,14 @@ impl AdminApi for Fake {
     ) -> Result<FlushReport, AdminError> {
         Ok(FlushReport::default())
     }
+    async fn gc(
+        &self,
+        what: crate::admin::gc::GcRequest,
+        _progress: &Progress,
+    ) -> Result<crate::admin::gc::GcReport, AdminError> {
+        Ok(crate::admin::gc::GcReport { dry_run: what.dry_run, ..Default::default() })
+    }
+
     async fn status(&self) -> Status {
         Status::default()
     }

@@ -1,0 +1,232 @@
+//! Checks, earlier states and restores: done from the store alone, or by the mount that owns the
+//! user.
+
+use super::exit::{Code, Failure};
+use super::index_lock::ThroughMount;
+use super::live::s3_config;
+use super::options::MountArgs;
+use crate::admin::care::{
+    BroughtBack, Care, Cared, Exported, HistoryReport, MailBack, StateReport,
+};
+use crate::admin::{AdminError, Answer, ErrorKind, Request, client, place};
+use crate::format::escape::escape;
+use crate::store::url::{StoreUrl, open_store};
+use crate::store::{ObjectStore, Reason};
+use crate::vmail::error::Error;
+use crate::vmail::flush::Options;
+use crate::vmail::history::{self, Ends};
+use crate::vmail::session::{Session, UserCell};
+use crate::vmail::stored::{self, Stored};
+use crate::vmail::undelete::{Back, Which, undelete};
+use crate::vmail::{export, fsck};
+use clap::Args;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where a command finds the users: in a running mount, or in a store without one.
+#[derive(Debug, Default, Args)]
+pub(super) struct Source {
+    /// Ask this store itself (file:///dir or s3://bucket/prefix), without a mount.
+    #[arg(long)]
+    store: Option<String>,
+    /// Ask the store of this configuration file itself, without a mount.
+    #[arg(long, short)]
+    config: Option<PathBuf>,
+    /// URL of the S3 server; default: AWS.
+    #[arg(long)]
+    s3_endpoint: Option<String>,
+    #[arg(long)]
+    s3_region: Option<String>,
+    /// Put the bucket into the path, not into the host name.
+    #[arg(long)]
+    s3_path_style: bool,
+    /// Set any key of the configuration.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    #[command(flatten)]
+    mount: super::Target,
+}
+
+/// Answers requests about users' data.
+pub(super) enum Via {
+    Mount(PathBuf),
+    Store(Arc<dyn ObjectStore>, tokio::runtime::Runtime),
+}
+
+impl Source {
+    /// `store` is one that was given in another way.
+    pub(super) fn open(&self, store: Option<String>) -> Result<Via, Failure> {
+        let store = store.or_else(|| self.store.clone());
+        if store.is_none() && self.config.is_none() {
+            let (socket, point) = (self.mount.socket.as_deref(), self.mount.mountpoint.as_deref());
+            return Ok(Via::Mount(client::find(&place::run_dir(), socket, point)?));
+        }
+        let args = MountArgs {
+            store,
+            config: self.config.clone(),
+            s3_endpoint: self.s3_endpoint.clone(),
+            s3_region: self.s3_region.clone(),
+            s3_path_style: self.s3_path_style,
+            set: self.set.clone(),
+            ..MountArgs::default()
+        };
+        let settings = args.effective()?.resolve_store()?;
+        let url: StoreUrl =
+            settings.url.parse().map_err(|e| Failure::new(Code::Config, format!("{e}")))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::new(Code::OsErr, format!("cannot start threads: {e}")))?;
+        let store = runtime.block_on(open_store(&url, &s3_config(&settings)))?;
+        Ok(Via::Store(store, runtime))
+    }
+}
+
+impl Via {
+    pub(super) fn ask(&self, care: Care) -> Result<Cared, Failure> {
+        match self {
+            Via::Mount(socket) => {
+                let mut progress = |line: &str| _ = writeln!(std::io::stderr(), "{line}");
+                match client::call(socket, &Request::Care { care }, &mut progress)? {
+                    Answer::Care(cared) => Ok(cared),
+                    _ => Err(super::talk::unexpected()),
+                }
+            }
+            Via::Store(store, runtime) => runtime
+                .block_on(from_store(store, care))
+                .map_err(|e| Failure::from(client::ClientError::Refused(e))),
+        }
+    }
+}
+
+pub(super) fn told(error: Error) -> AdminError {
+    super::heart::told(&error)
+}
+
+/// What a mount does for its users.
+pub(super) async fn from_mount(
+    session: &Arc<Session>,
+    mountpoint: &Path,
+    care: Care,
+) -> Result<Cared, AdminError> {
+    let user = match &care {
+        Care::Users => return from_store(&session.env.store, care).await,
+        Care::Fsck { user, .. }
+        | Care::History { user }
+        | Care::Undelete { user, .. }
+        | Care::Export { user, .. }
+        | Care::Restore { user, .. } => user.clone(),
+    };
+    let (which, dry_run) = match care {
+        Care::Undelete { folder, since, dry_run, .. } => {
+            (Which::Expunged { folder, since }, dry_run)
+        }
+        Care::Restore { at, dry_run, .. } => (Which::Of { at }, dry_run),
+        care => {
+            // What the store says of a user that is open is what was flushed.
+            let options = Options { caches: false, release: false, important_only: false };
+            session.flush_user(&user, options).await.map_err(told)?;
+            return from_store(&session.env.store, care).await;
+        }
+    };
+    let cell = known(session, &user).await?;
+    let logs = ThroughMount { mountpoint: mountpoint.to_path_buf() };
+    let report = undelete(&cell, &which, dry_run, &logs).await.map_err(told)?;
+    Ok(Cared::BroughtBack(BroughtBack {
+        user,
+        dry_run,
+        mails: report.mails.into_iter().map(mail_back).collect(),
+        folders: report.folders,
+        left: report.left,
+    }))
+}
+
+/// A user that has a head; none is made by asking.
+async fn known(session: &Arc<Session>, user: &str) -> Result<Arc<UserCell>, AdminError> {
+    let none = || AdminError::new(ErrorKind::NoSuchUser, format!("{user}: no such user"));
+    let cell = session.user_by_name(user).ok_or_else(none)?;
+    if cell.if_open(|_| ()).is_none() {
+        let stored = Stored::new(session.env.store.clone(), user, Reason("lookup"));
+        stored.head_object().await.map_err(told)?.ok_or_else(none)?;
+    }
+    Ok(cell)
+}
+
+fn mail_back(mail: Back) -> MailBack {
+    MailBack {
+        folder: stored::path_text(&mail.path),
+        old_name: escape(&mail.old_name),
+        name: mail.name,
+        object: mail.tail.to_string(),
+        size: mail.size,
+        expunged: mail.expunged,
+    }
+}
+
+/// What can be done without owning the user.
+pub(super) async fn from_store(
+    store: &Arc<dyn ObjectStore>,
+    care: Care,
+) -> Result<Cared, AdminError> {
+    let stored = |user: &str, why| Stored::new(store.clone(), user, Reason(why));
+    match care {
+        Care::Users => {
+            let mut users = stored::users(store, Reason("users")).await.map_err(told)?;
+            users.sort();
+            Ok(Cared::Users(users))
+        }
+        Care::Fsck { user, read, repair, drop_lost } => {
+            if repair || drop_lost {
+                return Err(needs_mount("a repair"));
+            }
+            let report = fsck::check(&stored(&user, "fsck"), fsck::Options { read }).await;
+            Ok(Cared::Fsck(Box::new(report.map_err(told)?)))
+        }
+        Care::History { user } => {
+            let stored = stored(&user, "history");
+            history_of(&stored).await.map(Cared::History).map_err(told)
+        }
+        Care::Export { user, at, dir } => {
+            let stored = stored(&user, "restore");
+            let history = history::read(&stored, Some(at)).await.map_err(told)?;
+            let state = history.at(at).map_err(told)?;
+            let done = export::export(&stored, state, &dir).await.map_err(told)?;
+            Ok(Cared::Exported(Exported {
+                user,
+                dir,
+                time: state.time,
+                folders: done.folders,
+                mails: done.mails,
+                files: done.files,
+                bytes: done.bytes,
+                missing: done.missing,
+            }))
+        }
+        Care::Undelete { .. } => Err(needs_mount("undelete")),
+        Care::Restore { .. } => Err(needs_mount("a restore in place")),
+    }
+}
+
+fn needs_mount(what: &str) -> AdminError {
+    let text = format!("{what} is done by the mount that owns the user: leave out the store");
+    AdminError::new(ErrorKind::Usage, text)
+}
+
+async fn history_of(stored: &Stored) -> Result<HistoryReport, Error> {
+    let history = history::read(stored, None).await?;
+    let counts = history::count_mails(stored, &history.states).await?;
+    let states = history.states.iter().zip(counts).map(|(state, mails)| StateReport {
+        time: state.time,
+        epoch: state.head.epoch.0,
+        folders: state.head.folders.len() as u64,
+        mails,
+        bundle: state.head.previous.as_ref().map(|part| part.bundle.to_string()),
+    });
+    let ends = match history.ends {
+        Ends::First => "the user began here".to_owned(),
+        Ends::Retention => "older states were deleted after retention".to_owned(),
+        Ends::Broken(why) => format!("an older state cannot be read: {why}"),
+    };
+    Ok(HistoryReport { user: stored.user.to_string(), states: states.collect(), ends })
+}

@@ -1,0 +1,94 @@
+//! `vmailfs fsck`.
+
+use super::care::{Source, Via};
+use super::exit::{Code, Failure};
+use super::{out, show};
+use crate::admin::care::{Care, Cared};
+use crate::vmail::fsck::Report;
+use clap::Args;
+use std::io::Write;
+
+/// Arguments of `vmailfs fsck`.
+#[derive(Debug, Args)]
+pub(super) struct FsckArgs {
+    /// Check in this store itself, without a mount; default: ask the running mount.
+    #[arg(value_name = "STORE")]
+    url: Option<String>,
+    #[arg(short, long, required_unless_present = "all", conflicts_with = "all")]
+    user: Option<String>,
+    /// All users.
+    #[arg(short = 'A', long)]
+    all: bool,
+    /// Read every mail and compare its checksum.
+    #[arg(long)]
+    read: bool,
+    /// Repair what can be repaired: late mails are put into their folders, damaged heads and
+    /// bundles are replaced by the last state that can be read (what was there is kept aside).
+    #[arg(long)]
+    repair: bool,
+    /// Take the names of mails away whose objects are gone.
+    #[arg(long)]
+    drop_lost: bool,
+    /// One JSON object a line for each user.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    source: Source,
+}
+
+pub(super) fn fsck(args: &FsckArgs) -> Result<(), Failure> {
+    let via = args.source.open(args.url.clone())?;
+    let users = match &args.user {
+        Some(user) => vec![user.clone()],
+        None => match via.ask(Care::Users)? {
+            Cared::Users(users) => users,
+            _ => return Err(super::talk::unexpected()),
+        },
+    };
+    let (mut left, mut repaired, mut failed) = (0, 0, None);
+    for user in users {
+        match one(args, &via, user.clone()) {
+            Ok(report) => {
+                left += report.findings.len();
+                repaired += report.repaired.len();
+                tell(args, &report)?;
+            }
+            Err(failure) if args.all => {
+                let _ = writeln!(std::io::stderr(), "{user}: not checked: {failure}");
+                failed = Some(failure);
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    if let Some(failure) = failed {
+        return Err(Failure::new(failure.code, "not all users were checked"));
+    }
+    match (left, repaired) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(Failure::new(Code::Repaired, "everything that was wrong is repaired")),
+        (1, _) => Err(Failure::new(Code::Found, "1 finding")),
+        (n, _) => Err(Failure::new(Code::Found, format!("{n} findings"))),
+    }
+}
+
+fn one(args: &FsckArgs, via: &Via, user: String) -> Result<Report, Failure> {
+    let care = Care::Fsck { user, read: args.read, repair: args.repair, drop_lost: args.drop_lost };
+    match via.ask(care)? {
+        Cared::Fsck(report) => Ok(*report),
+        _ => Err(super::talk::unexpected()),
+    }
+}
+
+fn tell(args: &FsckArgs, report: &Report) -> Result<(), Failure> {
+    if args.json {
+        return out(&show::json(report)?);
+    }
+    let lines: Vec<String> = report.findings.iter().map(|f| format!("{f}\n")).collect();
+    out(&lines.concat())?;
+    let mut err = std::io::stderr();
+    for done in &report.repaired {
+        let _ = writeln!(err, "{}: {done}", report.user);
+    }
+    let _ = writeln!(err, "{}", show::checked(report));
+    Ok(())
+}

@@ -1,0 +1,324 @@
+//! Mails that were expunged come back, while their objects are kept.
+//!
+//! Two questions are answered here, from the store: which mails, and where were they. An undelete
+//! takes what is on the dropped list; a restore in place takes what a state names and nothing
+//! names today. Either way the mail comes back as a new one (`super::bring_back`): with another
+//! name and another UID, because clients were told that the old one is expunged.
+//!
+//! Where a mail was is said by the last state before it was dropped. A mail that came and went
+//! between two flushes is in no state: its key says where it was delivered. Such a key may also
+//! be that of a mail whose file was written again after it was made safe; its name is that of
+//! another object then, and it stays away.
+//!
+//! A user with mdbox is refused: there an expunge takes no object away (mails share files,
+//! and a purge copies what is left into new ones), so there is no mail to bring back; the way is
+//! a restore into a directory and `doveadm import`.
+
+use super::bring_back::{LogWriter, bring_back};
+use super::error::{Error, Result};
+use super::flush::{self, Options};
+use super::history::{self, History};
+use super::session::UserCell;
+use super::stored::{Paths, Stored, mailbox_of, path_text};
+use super::tree::NameBytes;
+use super::{load, open};
+use crate::format::head::{Head, HeadFolder};
+use crate::format::key::{KeyTail, MailKey, Piece};
+use crate::format::listing::Entry;
+use crate::format::part::{Dropped, DroppedAt};
+use crate::format::{FolderId, ObjectId, Place, Sub};
+use crate::store::Reason;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Which mails come back.
+#[derive(Debug, Clone)]
+pub enum Which {
+    /// Those expunged since a time (seconds since 1970), from a folder or from all.
+    Expunged { folder: Option<String>, since: Option<i64> },
+    /// Those of a state at a time that nothing names any more.
+    Of { at: i64 },
+}
+
+/// A mail that comes back, and what it was.
+#[derive(Debug, Clone)]
+pub struct Back {
+    pub tail: KeyTail,
+    pub size: u64,
+    /// The folder it was in, and the names that led there then.
+    pub folder: FolderId,
+    pub path: Vec<NameBytes>,
+    pub old_name: Vec<u8>,
+    /// When it was expunged, seconds since 1970.
+    pub expunged: Option<i64>,
+    /// The flags in its name come along.
+    pub with_flags: bool,
+    /// What it is called now.
+    pub name: String,
+}
+
+/// What was done, or would be.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    pub mails: Vec<Back>,
+    /// Folders that were made anew.
+    pub folders: Vec<String>,
+    /// Mails that stay away, and why.
+    pub left: Vec<(String, String)>,
+}
+
+/// Brings mails of a user of this session back. With `dry_run` only says which.
+///
+/// # Errors
+/// [`Error::Refused`] for mdbox, and for a time of which no state is left; those of opening and
+/// flushing the user.
+pub async fn undelete(
+    cell: &Arc<UserCell>,
+    which: &Which,
+    dry_run: bool,
+    logs: &dyn LogWriter,
+) -> Result<Report> {
+    open::open(cell).await?;
+    // What was expunged a moment ago is then on the list, too.
+    flush::flush(cell, Options::default()).await?;
+    let head = cell.open_user(|user| Ok(user.head.clone()))?;
+    let stored = Stored::new(cell.session.env.store.clone(), &cell.name, Reason("undelete"));
+    if is_mdbox(&head) {
+        return Err(Error::Refused(format!(
+            "{}: mails of mdbox share files, so none can be brought back by itself: write the \
+             state into a directory (vmailfs user restore -u {0} --at TIME --to DIR) and take \
+             mails from there (doveadm -o mail_location=mdbox:DIR/... import)",
+            cell.name
+        )));
+    }
+    let mut report = Report::default();
+    let list = stored.dropped(&head).await?;
+    let mails = match which {
+        Which::Expunged { folder, since } => {
+            let due = |at: &&DroppedAt| since.is_none_or(|since| at.when >= since);
+            let dropped: Vec<&DroppedAt> = list.iter().filter(due).collect();
+            let mut found = expunged(cell, &stored, &head, &dropped).await?;
+            if let Some(folder) = folder {
+                found.retain(|mail| is_called(&mail.path, folder));
+            }
+            found
+        }
+        Which::Of { at } => gone_since(&stored, &head, *at).await?,
+    };
+    for mail in mails {
+        match list.mail(mail.tail.id()) {
+            Some(at) if !at.doomed => {
+                let expunged = Some(at.when);
+                report.mails.push(Back { expunged, ..mail });
+            }
+            Some(_) => report.left.push((shown(&mail), "its retention is over".into())),
+            None => report.left.push((shown(&mail), "it was deleted after its retention".into())),
+        }
+    }
+    report.mails.sort_by(|a, b| (&a.path, a.tail.id()).cmp(&(&b.path, b.tail.id())));
+    if !dry_run && !report.mails.is_empty() {
+        bring_back(cell, &list, &mut report, matches!(which, Which::Of { .. }), logs).await?;
+        // After this nothing takes it away again.
+        flush::flush(cell, Options::default()).await?;
+    }
+    Ok(report)
+}
+
+pub(super) fn shown(mail: &Back) -> String {
+    format!("{}/{}", path_text(&mail.path), crate::format::escape::escape(&mail.old_name))
+}
+
+/// Whether the user has a storage of files with many mails.
+fn is_mdbox(head: &Head) -> bool {
+    let beside = |storage: &HeadFolder| {
+        head.folders.iter().any(|f| f.parent == storage.parent && f.name == b"mailboxes")
+    };
+    head.folders.iter().any(|f| f.name == b"storage" && beside(f))
+}
+
+fn is_called(path: &[NameBytes], name: &str) -> bool {
+    let plain: Vec<&[u8]> = path.iter().map(|n| &**n).collect();
+    let mailbox = mailbox_of(path);
+    plain.join(&b'/') == name.as_bytes()
+        || mailbox == name.as_bytes()
+        || mailbox == b"INBOX" && name.eq_ignore_ascii_case("inbox")
+}
+
+/// A name in an earlier state, without the flags that came after it.
+fn base(name: &[u8]) -> &[u8] {
+    let end = name.iter().position(|b| *b == b':').unwrap_or(name.len());
+    let name = &name[..end];
+    let end = name.windows(3).position(|w| w == b",S=").unwrap_or(name.len());
+    &name[..end]
+}
+
+/// Where dropped mails were when they were last seen.
+async fn expunged(
+    cell: &Arc<UserCell>,
+    stored: &Stored,
+    head: &Head,
+    dropped: &[&DroppedAt],
+) -> Result<Vec<Back>> {
+    let mut open: HashMap<ObjectId, (KeyTail, MailKey)> = HashMap::new();
+    let mut oldest = i64::MAX;
+    for at in dropped {
+        if let Dropped::Mail(tail) = &at.object {
+            let key = tail.decode();
+            if key.piece == Piece::Whole {
+                oldest = oldest.min(at.when);
+                open.insert(tail.id(), (tail.clone(), key));
+            }
+        }
+    }
+    if open.is_empty() {
+        return Ok(Vec::new());
+    }
+    // The state before the first of them went is the last that can name one.
+    let history = history::follow(stored, head.clone(), Some(oldest - 1)).await?;
+    let mut found = named_in(stored, &history, &mut open).await?;
+    found.extend(delivered(cell, head, open).await?);
+    sizes(stored, &mut found).await?;
+    Ok(found)
+}
+
+/// Takes what some state names, the newest first.
+async fn named_in(
+    stored: &Stored,
+    history: &History,
+    open: &mut HashMap<ObjectId, (KeyTail, MailKey)>,
+) -> Result<Vec<Back>> {
+    let mut found = Vec::new();
+    let mut read: HashSet<Vec<(ObjectId, u64)>> = HashSet::new();
+    for state in &history.states {
+        let paths = Paths::new(&state.head);
+        for folder in &state.head.folders {
+            let chain = folder.parts.iter().map(|p| (p.bundle, p.offset)).collect();
+            if open.is_empty() || !read.insert(chain) {
+                continue;
+            }
+            for mail in mails_of(stored, &paths, folder).await? {
+                if open.remove(&mail.tail.id()).is_some() {
+                    found.push(mail);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The mails that a folder of a state names.
+async fn mails_of(stored: &Stored, paths: &Paths<'_>, folder: &HeadFolder) -> Result<Vec<Back>> {
+    let state = match stored.folder(folder).await {
+        Ok(state) => state,
+        Err(error @ Error::Store { .. }) => return Err(error),
+        Err(error) => {
+            tracing::warn!(user = %stored.user, %error, "a folder of an earlier state is passed over");
+            return Ok(Vec::new());
+        }
+    };
+    let path = paths.of(Place::own(folder.id));
+    let mail = |(sub, name, entry): (Sub, &NameBytes, &Entry)| match entry {
+        Entry::Mail { object, size, .. } if sub != Sub::Tmp && !name.starts_with(b".temp.") => {
+            Some(Back {
+                tail: object.clone(),
+                size: *size,
+                folder: folder.id,
+                path: path.clone(),
+                old_name: name.to_vec(),
+                expunged: None,
+                with_flags: false,
+                name: String::new(),
+            })
+        }
+        _ => None,
+    };
+    Ok(state.listing.names().filter_map(mail).collect())
+}
+
+/// Mails that no state names: where they were delivered.
+async fn delivered(
+    cell: &Arc<UserCell>,
+    head: &Head,
+    open: HashMap<ObjectId, (KeyTail, MailKey)>,
+) -> Result<Vec<Back>> {
+    let paths = Paths::new(head);
+    // The newest object of each name: the others were written again.
+    let mut newest: HashMap<(FolderId, Vec<u8>), ObjectId> = HashMap::new();
+    let name_of = |key: &MailKey| key.name.as_deref().map(|name| base(name).to_vec());
+    for (_, key) in open.values() {
+        if let Some(name) = name_of(key) {
+            let known = newest.entry((key.folder, name)).or_insert(key.id);
+            *known = key.id.max(*known);
+        }
+    }
+    let folders: HashSet<FolderId> = open.values().map(|(_, key)| key.folder).collect();
+    for id in folders.into_iter().filter(|id| paths.folder(*id).is_some()) {
+        load::load(cell, id).await?;
+        for tail in cell.open_user(|user| Ok(user.published_in(id)))? {
+            let key = tail.decode();
+            if let Some(name) = name_of(&key) {
+                let known = newest.entry((key.folder, name)).or_insert(key.id);
+                *known = key.id.max(*known);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for (tail, key) in open.into_values() {
+        let (Some(folder), Some(name)) = (paths.folder(key.folder), &key.name) else { continue };
+        if newest.get(&(key.folder, base(name).to_vec())) != Some(&key.id) {
+            continue;
+        }
+        found.push(Back {
+            size: 0,
+            folder: folder.id,
+            path: paths.of(Place::own(folder.id)),
+            old_name: name.clone(),
+            expunged: None,
+            with_flags: false,
+            name: String::new(),
+            tail,
+        });
+    }
+    Ok(found)
+}
+
+/// Asks for the sizes that no listing has told.
+async fn sizes(stored: &Stored, mails: &mut Vec<Back>) -> Result<()> {
+    let mut kept = Vec::with_capacity(mails.len());
+    for mut mail in mails.drain(..) {
+        if mail.size == 0 {
+            let key = crate::format::key::mail_key(&stored.user, &mail.tail);
+            match stored.store.head(&key, stored.why).await {
+                Ok(meta) => mail.size = meta.size,
+                // Its PUT was never carried out.
+                Err(crate::store::StoreError::NotFound { .. }) => continue,
+                Err(e) => return Err(stored.failed(e)),
+            }
+        }
+        kept.push(mail);
+    }
+    *mails = kept;
+    Ok(())
+}
+
+/// What a state names and nothing names today, once under each name it had.
+async fn gone_since(stored: &Stored, head: &Head, at: i64) -> Result<Vec<Back>> {
+    let history = history::follow(stored, head.clone(), Some(at)).await?;
+    let state = history.at(at)?;
+    let mut here: HashSet<ObjectId> = HashSet::new();
+    for folder in &head.folders {
+        let now = stored.folder(folder).await?;
+        here.extend(now.listing.names().filter_map(|(_, _, entry)| match entry {
+            Entry::Mail { object, .. } => Some(object.id()),
+            _ => None,
+        }));
+    }
+    let paths = Paths::new(&state.head);
+    let mut found = Vec::new();
+    for folder in &state.head.folders {
+        let mails = mails_of(stored, &paths, folder).await?;
+        let gone = mails.into_iter().filter(|mail| !here.contains(&mail.tail.id()));
+        found.extend(gone.map(|mail| Back { with_flags: true, ..mail }));
+    }
+    Ok(found)
+}
