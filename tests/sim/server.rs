@@ -364,6 +364,13 @@ impl Server {
         let dir = self.mail_dir(folder);
         let mut list = self.uidlist(folder).await?;
         for (name, _) in self.mount.list(&format!("{dir}/new")).await? {
+            let path = format!("{dir}/new/{name}");
+            if self.core().model.lock().find(&path).is_none() {
+                let body = self.mount.read_all(&path).await?;
+                let now = self.core().time.now();
+                let adopted = self.core().model.lock().adopted(&path, &body, now);
+                adopted.unwrap_or_else(|what| self.core().fail(what));
+            }
             let to = format!("{dir}/cur/{}:2,", base(&name));
             if self.mount.find(&to).await?.is_none() {
                 match self.mount.rename(&format!("{dir}/new/{name}"), &to).await {
@@ -421,6 +428,10 @@ impl Server {
     }
 
     async fn write_mail(&self, path: &str, no: MailNo, body: &[u8], sync: bool) -> Answer<()> {
+        let name = path.rsplit('/').next().unwrap_or(path).to_string();
+        if let Some(info) = self.core().model.lock().mails.get_mut(&no) {
+            info.name = Some(name);
+        }
         let file = self.mount.make(path, Some(no)).await?;
         let written = async {
             let mut at = 0;
