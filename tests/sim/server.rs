@@ -602,8 +602,13 @@ impl Server {
     /// CREATE.
     pub async fn create(&self, folder: &str) -> Answer<()> {
         let _held = self.locks.lock("mailboxes").await;
-        self.ensure_folder(folder).await?;
         let dir = self.mail_dir(folder);
+        let index = self.index_dir(folder);
+        if self.mount.find(&dir).await?.is_none() && self.mount.find(&index).await?.is_some() {
+            // Another folder's, left by a deletion or a renaming that failed.
+            self.remove_all(&index).await?;
+        }
+        self.ensure_folder(folder).await?;
         let held = self.lock_uidlist(&dir).await?;
         let made = self.uidlist(folder).await;
         let unlocked = self.unlock_uidlist(&dir).await;
