@@ -118,6 +118,14 @@ impl Server {
 
     async fn ensure_dir(&self, path: &str) -> Answer<()> {
         if self.mount.find(path).await?.is_some() {
+            let mut model = self.core().model.lock();
+            if model.find(path).is_none()
+                && let Some(key) = model.key(path)
+            {
+                // Made anew for a mail that arrived late.
+                let dir = model.new_dir();
+                model.apply(vec![(key, Some(dir))], self.core().time.now());
+            }
             return Ok(());
         }
         match self.mount.mkdir(path).await {
@@ -450,6 +458,10 @@ impl Server {
     /// Delivers a mail. An error is one that the sender's server makes of it, and must be one
     /// that it defers on (I4).
     pub async fn deliver(&self, folder: &str) -> Answer<()> {
+        let tmp = format!("{}/tmp", self.mail_dir(folder));
+        if self.core().model.lock().dir(&tmp).is_none() {
+            self.ensure_folder(folder).await?;
+        }
         let (no, body) = self.new_mail();
         let how = self.core().chance.below(4);
         let done = match how {
