@@ -220,7 +220,10 @@ impl Run {
                 && !life.is_dead()
                 && core.failure().is_none()
             {
-                return self.taken_over(life, clients);
+                let death = self.taken_over(life, clients);
+                // Nobody notices sooner, and no counter that starts from the clock runs ahead of it.
+                core.time.sleep(Duration::from_secs(10)).await;
+                return death;
             }
             if !life.is_dead() && core.failure().is_none() && (last || chance.percent(15)) {
                 self.fine_weather();

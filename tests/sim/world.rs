@@ -116,10 +116,20 @@ impl Core {
         }
     }
 
+    /// A request was given up and arrives later.
+    pub fn arrives_late(&self, what: &str) {
+        let mut model = self.model.lock();
+        let name = |name: &String| what.contains(name.as_str());
+        let late = model.mails.values_mut().filter(|mail| mail.name.as_ref().is_some_and(name));
+        late.for_each(|mail| mail.late = true);
+    }
+
     /// A head of a life that opens a user is in the store: all others have lost it.
     pub fn taken_by(&self, name: &str) {
-        for life in self.lives.lock().iter().filter(|l| l.name != name && !l.is_dead()) {
-            if !life.fenced.swap(true, Ordering::SeqCst) {
+        for life in self.lives.lock().iter().filter(|l| !l.is_dead()) {
+            if life.name == name {
+                life.fenced.store(false, Ordering::SeqCst);
+            } else if !life.fenced.swap(true, Ordering::SeqCst) {
                 life.log("is fenced");
             }
         }
