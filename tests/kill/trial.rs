@@ -314,10 +314,12 @@ impl Trial {
         let tolerance = if lossy { Tolerance::LostMachine } else { Tolerance::Nothing };
         self.work.model().resolve();
         if restored && self.format != Format::Maildir {
-            // The indexes are those of the last flush, and mails that came since are not in them:
-            // the log says so, and this is what an administrator does then.
+            // The indexes are those of the last flush; mails that came since are not in them, and
+            // mails that went are. The daemon's log says so, and this is what an administrator
+            // does then.
             let _ = self.dovecot.look();
             self.work.maintain(&self.dovecot);
+            self.dovecot.forget_log();
         }
         let seen = self.dovecot.look()?;
         let problems = compare(&self.work.model(), &seen, tolerance);
