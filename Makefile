@@ -31,7 +31,7 @@ test: deps
 KILLS ?= 200
 kills: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" KILLS=$(KILLS) \
-		$(CARGO) test --test kill -- --ignored --nocapture all
+		$(CARGO) test --test kill -- --ignored --nocapture many::all
 
 # The heart under simulated deaths, power cuts, losses and faults: SEEDS seeds from FROM on.
 SEEDS ?= 2000
