@@ -25,6 +25,8 @@ pub enum Bug {
     ListBeforeSwap,
     /// A UID ceiling stays where it was.
     CeilingNotRaised,
+    /// A gc deletes what the store lists and the head does not name.
+    GcBySetDifference,
 }
 
 impl Bug {
