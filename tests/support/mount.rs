@@ -70,6 +70,14 @@ impl Mount {
         self
     }
 
+    /// With its keys to the store in a file, as AWS tools have them, and not in the environment.
+    pub fn keys_in(mut self, file: &Path) -> Mount {
+        self.environment.retain(|(name, _)| !name.contains("_KEY"));
+        let file = file.display().to_string();
+        self.environment.push(("AWS_SHARED_CREDENTIALS_FILE".to_owned(), file));
+        self
+    }
+
     /// As an administrator gets it who does not ask for more.
     pub fn root_may_not_delete(mut self) -> Mount {
         self.root_may_delete = false;
