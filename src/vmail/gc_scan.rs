@@ -20,11 +20,13 @@ use super::publish::blocking;
 use super::recover::{adopt_mails, list_mails};
 use super::session::UserCell;
 use crate::cache::disk::How;
-use crate::format::key::{KeyTail, Piece, bundle_key, file_key};
+use crate::format::head::Head;
+use crate::format::key::{KeyTail, Piece, bundle_key, file_key, mail_key};
 use crate::format::listing::Entry;
 use crate::format::part::{Dropped, DroppedId, read_part_listing};
 use crate::format::{FolderId, ObjectId, Place, Sub};
 use crate::fs::api::Invalidate;
+use crate::sabotage::{self, Bug};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -42,7 +44,8 @@ pub(super) async fn scan(cell: &Arc<UserCell>, look: &Look) -> Result<Found> {
     let head = &look.head;
     let mut late: HashMap<ObjectId, (KeyTail, u64)> = HashMap::new();
     for (tail, size) in list_mails(cell, ObjectId::ZERO, None, WHY).await? {
-        if tail.id() <= head.watermark && look.list.mail(tail.id()).is_none() {
+        let looked_at = tail.id() <= head.watermark || sabotage::is(Bug::GcByDifference);
+        if looked_at && look.list.mail(tail.id()).is_none() {
             late.insert(tail.id(), (tail, size));
         }
     }
@@ -55,14 +58,7 @@ pub(super) async fn scan(cell: &Arc<UserCell>, look: &Look) -> Result<Found> {
     let mut files: HashSet<ObjectId> = list_ids(cell, file_key).await?.into_iter().collect();
     files.retain(|id| closed(*id) && look.list.get(DroppedId::File(*id)).is_none());
     if !late.is_empty() || !files.is_empty() {
-        for folder in head.folders.iter().filter(|f| !f.parts.is_empty()) {
-            for entry in read_listing(cell, &folder.parts).await? {
-                named_by(&entry).for_each(|id| _ = late.remove(&id));
-                if let Entry::Local { object: Some(id), .. } = entry {
-                    files.remove(&id);
-                }
-            }
-        }
+        without_named(cell, head, &mut late, &mut files).await?;
     }
     let mut ids: HashSet<ObjectId> = late.keys().copied().collect();
     cell.open_user(|user| {
@@ -70,6 +66,10 @@ pub(super) async fn scan(cell: &Arc<UserCell>, look: &Look) -> Result<Found> {
         user.dropped.iter().for_each(|tail| _ = ids.remove(&tail.id()));
         Ok(())
     })?;
+    if sabotage::is(Bug::GcByDifference) {
+        let keys: Vec<String> = late.values().map(|(t, _)| mail_key(&cell.name, t)).collect();
+        cell.session.env.store.delete(&keys, WHY).await.unwrap_or_default();
+    }
     late.retain(|id, _| ids.contains(id));
     let mut late: Vec<_> = late.into_values().collect();
     late.sort_by_key(|(tail, _)| tail.id());
@@ -77,6 +77,24 @@ pub(super) async fn scan(cell: &Arc<UserCell>, look: &Look) -> Result<Found> {
     files.sort_unstable();
     let bundles = bundles.into_iter().map(Dropped::Bundle);
     Ok(Found { late, orphans: bundles.chain(files.into_iter().map(Dropped::File)).collect() })
+}
+
+/// Takes out what the head's listings name.
+async fn without_named(
+    cell: &Arc<UserCell>,
+    head: &Head,
+    mails: &mut HashMap<ObjectId, (KeyTail, u64)>,
+    files: &mut HashSet<ObjectId>,
+) -> Result<()> {
+    for folder in head.folders.iter().filter(|f| !f.parts.is_empty()) {
+        for entry in read_listing(cell, &folder.parts).await? {
+            named_by(&entry).for_each(|id| _ = mails.remove(&id));
+            if let Entry::Local { object: Some(id), .. } = entry {
+                files.remove(&id);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The ids of the objects whose keys `key` makes.

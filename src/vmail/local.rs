@@ -334,11 +334,11 @@ impl User {
     }
 
     /// Writes everything anew if somebody removed it: what is in memory needs none of it, but a
-    /// restart would, and nothing could be flushed.
-    pub fn remake_state(&mut self) -> Result<()> {
+    /// restart would, and nothing could be flushed. True if it did; then the head is to be saved.
+    pub fn remake_state(&mut self) -> Result<bool> {
         let path = self.state_dir.join("journal");
         if self.session.disk().exists(&path).map_err(disk_error(&path))? {
-            return Ok(());
+            return Ok(false);
         }
         tracing::error!(
             user = %self.name, dir = %self.state_dir.display(),
@@ -349,9 +349,7 @@ impl User {
             folder.snapshot_stale = true;
         }
         self.checkpoint()?;
-        let bytes = encode_stamped(&self.stamp(self.flushed_seq, false), &self.head)?;
-        let path = self.state_dir.join("head");
-        self.session.disk().replace(&path, &bytes, true).map_err(disk_error(&path))
+        Ok(true)
     }
 
     /// Permission bits of the user's root directory.

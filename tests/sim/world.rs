@@ -21,6 +21,7 @@ use vmailfs::format::key::bundle_key;
 use vmailfs::fs::VmailFs;
 use vmailfs::store::mem::MemStore;
 use vmailfs::vmail::env::{Clock, Env};
+use vmailfs::vmail::gc;
 use vmailfs::vmail::lease::Lease;
 use vmailfs::vmail::lost::LostMails;
 use vmailfs::vmail::schedule;
@@ -349,6 +350,7 @@ pub struct Rules {
     pub fscache_max: u64,
     pub delivery_timeout: Duration,
     pub idle_upload: Duration,
+    pub gc: gc::Limits,
 }
 
 impl Machine {
@@ -393,7 +395,7 @@ impl Machine {
             fscache_dir: "fscache".into(),
             fscache_max: rules.fscache_max,
             ack: vmailfs::vmail::promise::Ack::Store,
-            gc: vmailfs::vmail::gc::Limits::default(),
+            gc: rules.gc,
             staging_dir: "staging".into(),
             staging_max: 64 << 20,
             metacache_max: 64 << 20,
@@ -438,6 +440,7 @@ impl Machine {
         }
         tokio::spawn(Lease::keep(session.clone()));
         tokio::spawn(schedule::run(session.clone()));
+        tokio::spawn(gc::run(session.clone()));
         Some(Arc::new(VmailFs::new(session)))
     }
 }

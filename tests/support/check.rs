@@ -260,9 +260,10 @@ impl<'a> Check<'a> {
             self.bad(Kind::UidReused, format!("uid {uid} was {owner}, is {id}"));
         }
         let Some(known) = folder.mails.get(&id) else {
-            let undone = self.tolerance == Tolerance::LostMachine
-                && (folder.left.contains_key(&id) || self.user.unanswered.contains(&id));
-            if !undone && !unsure {
+            let undone = self.tolerance == Tolerance::LostMachine && folder.left.contains_key(&id);
+            let half = self.user.unanswered.contains(&id)
+                || self.user.half_copied.contains(&(self.folder.to_owned(), id.clone()));
+            if !undone && !unsure && !half {
                 self.bad(Kind::Resurrected, format!("{id}, uid {uid}, should not be here"));
             }
             return;
@@ -275,8 +276,10 @@ impl<'a> Check<'a> {
         {
             self.bad(Kind::UidChanged, format!("{id}: was {was}, is {uid}"));
         }
-        let allowed =
-            known.maybe || known.flags == mail.flags || known.other_flags.contains(&mail.flags);
+        let allowed = known.maybe
+            || known.loose
+            || known.flags == mail.flags
+            || known.other_flags.contains(&mail.flags);
         if !allowed && !self.undone(known) {
             let (want, have) = (&known.flags, &mail.flags);
             self.bad(Kind::Flags, format!("{id}, uid {uid}: want {want:?}, have {have:?}"));
