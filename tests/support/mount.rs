@@ -260,6 +260,14 @@ impl Mount {
         Ok(())
     }
 
+    /// The exit code of another command, what it writes to its standard output, and the rest.
+    pub fn exit_of(&self, arguments: &[&str]) -> Outcome<(Option<i32>, String, String)> {
+        let Some((verb, rest)) = arguments.split_first() else { return fail("no command") };
+        let output = self.command(verb).args(rest).output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
+    }
+
     /// Runs another command of the program, with this mount's environment.
     pub fn vmailfs(&self, arguments: &[&str]) -> Outcome<(bool, String)> {
         let Some((verb, rest)) = arguments.split_first() else { return fail("no command") };
