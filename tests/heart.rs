@@ -13,6 +13,7 @@ mod heart {
     mod ownership;
     mod publish;
     mod random;
+    mod repair;
     mod uids;
     mod world;
 }

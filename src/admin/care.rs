@@ -9,7 +9,7 @@ use std::path::PathBuf;
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Care {
     /// Compare what is in the store with what is named, and repair it if asked to.
-    Fsck { user: String, read: bool, repair: bool, drop_lost: bool },
+    Fsck { user: String, read: bool, repair: bool, drop_lost: bool, owner_gone: bool },
     /// Names of all users of the store.
     Users,
     /// The states that can be gone back to.

@@ -160,7 +160,7 @@ impl Fscache {
         self.dir.join(user_dir(&key.0)).join(key.1.to_string())
     }
 
-    /// The cached copy, if there is a whole one.
+    /// The cached copy, if there is a whole one that is known to be right.
     pub fn get(self: &Arc<Self>, user: &Arc<str>, id: ObjectId, size: u64) -> Option<Arc<Cached>> {
         let key = (user.clone(), id);
         let mut books = self.books.lock();

@@ -15,6 +15,7 @@ use crate::store::{ObjectStore, Reason};
 use crate::vmail::error::Error;
 use crate::vmail::flush::Options;
 use crate::vmail::history::{self, Ends};
+use crate::vmail::repair::{Wanted, repair};
 use crate::vmail::session::{Session, UserCell};
 use crate::vmail::stored::{self, Stored};
 use crate::vmail::undelete::{Back, Which, undelete};
@@ -123,6 +124,11 @@ pub(super) async fn from_mount(
             (Which::Expunged { folder, since }, dry_run)
         }
         Care::Restore { at, dry_run, .. } => (Which::Of { at }, dry_run),
+        Care::Fsck { read, repair, drop_lost, owner_gone, .. } if repair || drop_lost => {
+            let wanted = Wanted { all: repair, drop_lost, owner_gone };
+            let report = repaired(session, mountpoint, &user, read, wanted).await?;
+            return Ok(Cared::Fsck(Box::new(report)));
+        }
         care => {
             // What the store says of a user that is open is what was flushed.
             let options = Options { caches: false, release: false, important_only: false };
@@ -140,6 +146,33 @@ pub(super) async fn from_mount(
         folders: report.folders,
         left: report.left,
     }))
+}
+
+async fn repaired(
+    session: &Arc<Session>,
+    mountpoint: &Path,
+    user: &str,
+    read: bool,
+    wanted: Wanted,
+) -> Result<fsck::Report, AdminError> {
+    let (stored, options) =
+        (Stored::new(session.env.store.clone(), user, Reason("fsck")), fsck::Options { read });
+    // With a damaged head in the store nothing can be flushed.
+    let flush = Options { caches: false, release: false, important_only: false };
+    if let Err(error) = session.flush_user(user, flush).await {
+        tracing::warn!(user, %error, "not flushed before the check");
+    }
+    let report = fsck::check(&stored, options).await.map_err(told)?;
+    if report.findings.is_empty() {
+        return Ok(report);
+    }
+    let none = || AdminError::new(ErrorKind::NoSuchUser, format!("{user}: no such user"));
+    let cell = session.user_by_name(user).ok_or_else(none)?;
+    let logs = ThroughMount { mountpoint: mountpoint.to_path_buf() };
+    let done = repair(&cell, &stored, &report, wanted, &logs).await.map_err(told)?;
+    let mut report = fsck::check(&stored, options).await.map_err(told)?;
+    report.repaired = done;
+    Ok(report)
 }
 
 /// A user that has a head; none is made by asking.
@@ -176,12 +209,18 @@ pub(super) async fn from_store(
             users.sort();
             Ok(Cared::Users(users))
         }
-        Care::Fsck { user, read, repair, drop_lost } => {
-            if repair || drop_lost {
-                return Err(needs_mount("a repair"));
+        Care::Fsck { drop_lost: true, .. } => Err(needs_mount("taking names away")),
+        Care::Fsck { user, read, repair, owner_gone, .. } => {
+            let (stored, options) = (stored(&user, "fsck"), fsck::Options { read });
+            let mut report = fsck::check(&stored, options).await.map_err(told)?;
+            if repair && !report.findings.is_empty() {
+                let random = (rand::random(), rand::random());
+                let how = fsck::rescue::Rescue { random, owner_gone };
+                let done = fsck::rescue::rescue(&stored, &how).await.map_err(told)?;
+                report = fsck::check(&stored, options).await.map_err(told)?;
+                report.repaired = done;
             }
-            let report = fsck::check(&stored(&user, "fsck"), fsck::Options { read }).await;
-            Ok(Cared::Fsck(Box::new(report.map_err(told)?)))
+            Ok(Cared::Fsck(Box::new(report)))
         }
         Care::History { user } => {
             let stored = stored(&user, "history");

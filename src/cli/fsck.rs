@@ -29,6 +29,10 @@ pub(super) struct FsckArgs {
     /// Take the names of mails away whose objects are gone.
     #[arg(long)]
     drop_lost: bool,
+    /// With --repair: the mount that owns the user, or may own it, is certainly not running any
+    /// more. Needed where no mount runs, unless the user was handed over cleanly.
+    #[arg(long, requires = "repair")]
+    owner_gone: bool,
     /// One JSON object a line for each user.
     #[arg(long)]
     json: bool,
@@ -72,7 +76,8 @@ pub(super) fn fsck(args: &FsckArgs) -> Result<(), Failure> {
 }
 
 fn one(args: &FsckArgs, via: &Via, user: String) -> Result<Report, Failure> {
-    let care = Care::Fsck { user, read: args.read, repair: args.repair, drop_lost: args.drop_lost };
+    let FsckArgs { read, repair, drop_lost, owner_gone, .. } = *args;
+    let care = Care::Fsck { user, read, repair, drop_lost, owner_gone };
     match via.ask(care)? {
         Cared::Fsck(report) => Ok(*report),
         _ => Err(super::talk::unexpected()),

@@ -16,7 +16,7 @@ const DEV_LOG: &str = "/dev/log";
 
 /// Sets up logging for the process; `log` records of libraries are included.
 pub(super) fn start(log: &Log, daemon: bool, state_dir: &Path) -> Result<(), Failure> {
-    let filter = EnvFilter::builder().parse(&levels(&log.level)).map_err(|e| {
+    let filter = EnvFilter::builder().parse(levels(&log.level)).map_err(|e| {
         Failure::new(
             Code::Config,
             format!("log.level `{}`: {e}: use error, warn, info, debug or trace", log.level),

@@ -194,8 +194,9 @@ impl User {
             self.link(ix, at, name).map_err(super::recover::unstop)?;
         } else {
             let again = match dropped::again(list, &mail.tail) {
+                _ if mail.late => Vec::new(),
                 Err(Error::Refused(_) | Error::Plain(Plain::NotFound)) => return Ok(false),
-                again => again?,
+                again => vec![again?],
             };
             let found = Found {
                 tail: mail.tail.clone(),
@@ -205,7 +206,7 @@ impl User {
             };
             let node = self.mail_node(&found, Class::Mail);
             let ino = node.ino;
-            let ix = match self.put_name_with(at, name.into(), node, vec![again]) {
+            let ix = match self.put_name_with(at, name.into(), node, again) {
                 Err(Error::Refused(_)) => return Ok(false),
                 ix => ix?,
             };

@@ -262,7 +262,7 @@ impl Target {
             return Ok(());
         }
         if let Some(parent) = path.parent().filter(|p| p.starts_with(&self.root)) {
-            self.directory(&parent.to_path_buf(), None)?;
+            self.directory(parent, None)?;
         }
         std::fs::DirBuilder::new().mode(0o700).create(path).map_err(disk(path))?;
         self.made.insert(path.to_path_buf(), attrs);

@@ -92,6 +92,9 @@ async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     if !wanted? {
         return Ok(Report::default());
     }
+    if cell.open_user(|user| user.remake_state())? {
+        save_head(cell, false).await?;
+    }
     for _ in 0..TRIES {
         for folder in cell.open_user(|user| Ok(user.unloaded_changes()))? {
             load::load(cell, folder).await?;

@@ -6,10 +6,11 @@
 //! again. A store that does not answer ends it with an error; it is never a finding (I4).
 //!
 //! What can be found is listed in [`Kind`]. Findings are facts, told as lines that scripts can
-//! read; what to do about them is the business of [`super::repair`].
+//! read; what to do about them is the business of [`rescue`] and [`super::repair`].
 
 mod kinds;
 mod objects;
+pub mod rescue;
 
 pub use kinds::{Finding, Kind, Report};
 

@@ -20,6 +20,7 @@ use super::publish::blocking;
 use super::recover::{adopt_mails, list_mails};
 use super::session::UserCell;
 use crate::cache::disk::How;
+use crate::format::head::Head;
 use crate::format::key::{KeyTail, Piece, bundle_key, file_key, mail_key};
 use crate::format::listing::Entry;
 use crate::format::part::{Dropped, DroppedId, read_part_listing};
@@ -57,14 +58,7 @@ pub(super) async fn scan(cell: &Arc<UserCell>, look: &Look) -> Result<Found> {
     let mut files: HashSet<ObjectId> = list_ids(cell, file_key).await?.into_iter().collect();
     files.retain(|id| closed(*id) && look.list.get(DroppedId::File(*id)).is_none());
     if !late.is_empty() || !files.is_empty() {
-        for folder in head.folders.iter().filter(|f| !f.parts.is_empty()) {
-            for entry in read_listing(cell, &folder.parts).await? {
-                named_by(&entry).for_each(|id| _ = late.remove(&id));
-                if let Entry::Local { object: Some(id), .. } = entry {
-                    files.remove(&id);
-                }
-            }
-        }
+        without_named(cell, head, &mut late, &mut files).await?;
     }
     let mut ids: HashSet<ObjectId> = late.keys().copied().collect();
     cell.open_user(|user| {
@@ -83,6 +77,24 @@ pub(super) async fn scan(cell: &Arc<UserCell>, look: &Look) -> Result<Found> {
     files.sort_unstable();
     let bundles = bundles.into_iter().map(Dropped::Bundle);
     Ok(Found { late, orphans: bundles.chain(files.into_iter().map(Dropped::File)).collect() })
+}
+
+/// Takes out what the head's listings name.
+async fn without_named(
+    cell: &Arc<UserCell>,
+    head: &Head,
+    mails: &mut HashMap<ObjectId, (KeyTail, u64)>,
+    files: &mut HashSet<ObjectId>,
+) -> Result<()> {
+    for folder in head.folders.iter().filter(|f| !f.parts.is_empty()) {
+        for entry in read_listing(cell, &folder.parts).await? {
+            named_by(&entry).for_each(|id| _ = mails.remove(&id));
+            if let Entry::Local { object: Some(id), .. } = entry {
+                files.remove(&id);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The ids of the objects whose keys `key` makes.

@@ -44,6 +44,10 @@ pub struct Lease {
     watched: Mutex<HashMap<String, (String, Duration)>>,
 }
 
+/// Whom a head names after a repair: no backend can be called that, and nobody has to be waited
+/// for.
+pub const REPAIRED: &str = "(fsck)";
+
 /// Margin for the difference in speed of two clocks.
 const MARGIN: Duration = Duration::from_secs(10);
 
@@ -125,7 +129,7 @@ impl Lease {
 
     /// Whether another backend is certainly over. Looks once; to be called again until it is.
     pub async fn is_over(&self, session: &Session, backend: &str) -> Result<bool> {
-        if self.single {
+        if self.single || backend == REPAIRED {
             return Ok(true);
         }
         let key = backend_key(backend);

@@ -333,6 +333,25 @@ impl User {
         Ok(())
     }
 
+    /// Writes everything anew if somebody removed it: what is in memory needs none of it, but a
+    /// restart would, and nothing could be flushed. True if it did; then the head is to be saved.
+    pub fn remake_state(&mut self) -> Result<bool> {
+        let path = self.state_dir.join("journal");
+        if self.session.disk().exists(&path).map_err(disk_error(&path))? {
+            return Ok(false);
+        }
+        tracing::error!(
+            user = %self.name, dir = %self.state_dir.display(),
+            "the local state was removed; it is written anew"
+        );
+        self.snapshots.clear();
+        for folder in self.tree.folders.values_mut() {
+            folder.snapshot_stale = true;
+        }
+        self.checkpoint()?;
+        Ok(true)
+    }
+
     /// Permission bits of the user's root directory.
     pub fn root_mode(&self) -> u32 {
         self.tree.dir(crate::format::Place::ROOT).map_or(self.head.root_mode, |d| d.mode)

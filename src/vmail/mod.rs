@@ -43,6 +43,7 @@ pub mod recover;
 pub mod recover_mdbox;
 pub mod recover_sdbox;
 pub mod rename;
+pub mod repair;
 pub mod restore;
 pub mod schedule;
 pub mod session;

@@ -12,8 +12,13 @@ use crate::format::key::head_key;
 use crate::store::{Body, ETag, PutMode, Reason, StoreError};
 use bytes::Bytes;
 
-/// What stands in the first bytes of every head, whatever its version.
-const HEAD_MARK: &[u8] = b"\"vmailfs-head\"";
+/// Whether bytes never were a head of any version: some other text, or JSON of somebody else's.
+fn is_no_head(bytes: &[u8]) -> bool {
+    let json = bytes.first().is_none_or(|first| *first == b'{');
+    !json
+        || serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes)
+            .is_ok_and(|fields| !fields.contains_key("version"))
+}
 
 /// The head as the store has it. What does not decode was read more than once.
 pub async fn read_head(cell: &UserCell, why: Reason) -> Result<Option<(Head, ETag)>> {
@@ -40,10 +45,10 @@ async fn read_head_once(cell: &UserCell, why: Reason) -> Result<Option<(Head, ET
             Err(e) => return Err(outage(e)),
         };
     // A page of some proxy on the way, with status 200: that is an outage, and no damage, for
-    // which deliveries would be bounced.
+    // which deliveries would be bounced. What begins as a head does, or is empty, is damage, and
+    // waiting would not mend it.
     let detail = |what: &str| StoreError::Unavailable { detail: what.to_string() };
-    let begin = &bytes[..bytes.len().min(64)];
-    if !begin.windows(HEAD_MARK.len()).any(|w| w == HEAD_MARK) {
+    if is_no_head(&bytes) {
         return Err(outage(detail("what was answered is no head")));
     }
     let head = Head::decode(&bytes).map_err(|e| Error::corrupt(what(), e))?;

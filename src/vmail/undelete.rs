@@ -51,6 +51,8 @@ pub struct Back {
     pub old_name: Vec<u8>,
     /// When it was expunged, seconds since 1970.
     pub expunged: Option<i64>,
+    /// Nothing ever named it, so it is on no list.
+    pub late: bool,
     /// The flags in its name come along.
     pub with_flags: bool,
     /// What it is called now.
@@ -226,6 +228,7 @@ async fn mails_of(stored: &Stored, paths: &Paths<'_>, folder: &HeadFolder) -> Re
                 path: path.clone(),
                 old_name: name.to_vec(),
                 expunged: None,
+                late: false,
                 with_flags: false,
                 name: String::new(),
             })
@@ -274,6 +277,7 @@ async fn delivered(
             path: paths.of(Place::own(folder.id)),
             old_name: name.clone(),
             expunged: None,
+            late: false,
             with_flags: false,
             name: String::new(),
             tail,

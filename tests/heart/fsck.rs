@@ -13,31 +13,31 @@ use vmailfs::vmail::fsck::{self, Kind, Options, Report};
 use vmailfs::vmail::history;
 use vmailfs::vmail::stored::Stored;
 
-const WHY: Reason = Reason("test");
+pub const WHY: Reason = Reason("test");
 
-fn stored(world: &World) -> Stored {
+pub fn stored(world: &World) -> Stored {
     Stored::new(world.store.clone(), "u", Reason("fsck"))
 }
 
-async fn put(world: &World, key: &str, bytes: &[u8]) {
+pub async fn put(world: &World, key: &str, bytes: &[u8]) {
     let body = Body::Bytes(Bytes::copy_from_slice(bytes));
     world.mem.put(key, body, PutMode::Overwrite, &[], WHY).await.unwrap();
 }
 
-async fn delete(world: &World, key: &str) {
+pub async fn delete(world: &World, key: &str) {
     world.mem.delete(&[key.to_owned()], WHY).await.unwrap();
 }
 
-async fn check(world: &World, read: bool) -> Report {
+pub async fn check(world: &World, read: bool) -> Report {
     fsck::check(&stored(world), Options { read }).await.unwrap()
 }
 
-fn kinds(report: &Report) -> Vec<Kind> {
+pub fn kinds(report: &Report) -> Vec<Kind> {
     report.findings.iter().map(|f| f.kind).collect()
 }
 
 /// Two folders with mails, flushed twice.
-async fn some_mail(world: &World) -> Client {
+pub async fn some_mail(world: &World) -> Client {
     let a = world.session(HERE);
     a.maildir(&["u", "u/.Sent"]).await;
     for n in 0..5 {

@@ -230,7 +230,7 @@ async fn i6_no_lease_no_deletion() {
     world.clock.advance(DAY * 8);
     let keys = world.mem.keys();
     let result = gc::collect(&client.cell("u"), ASKED).await;
-    assert!(matches!(result, Err(Error::Lost { .. })), "{result:?}");
+    assert!(matches!(result, Err(Error::Lapsed { .. })), "{result:?}");
     assert_eq!(world.mem.keys(), keys);
     client.session().lease.renew(client.session()).await.unwrap();
     assert!(collect(&client, ASKED).await.mails == 1);

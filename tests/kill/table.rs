@@ -20,8 +20,11 @@ pub struct Row {
     pub flags: usize,
     pub duplicates: usize,
     pub others: usize,
-    /// Operations refused while the daemon was alive.
-    pub refused: usize,
+    /// Differences in mdbox after Dovecot rebuilt a storage, as it does after every crash of its
+    /// own, on any file system.
+    pub rebuilt: usize,
+    /// Operations refused while the daemon was alive, and what Dovecot's log says of that time.
+    pub refused: Vec<String>,
 }
 
 impl Row {
@@ -41,7 +44,8 @@ impl Row {
         self.flags += other.flags;
         self.duplicates += other.duplicates;
         self.others += other.others;
-        self.refused += other.refused;
+        self.rebuilt += other.rebuilt;
+        self.refused.extend(other.refused.iter().cloned());
     }
 }
 
@@ -70,9 +74,7 @@ impl fmt::Display for Table {
             sum.1 += rounds;
         }
         lines.push(sum);
-        writeln!(
-            f,
-            "{:8} {:5} {:6} {:>6} {:>5} {:>6} {:>7} {:>5} {:>5} {:>5} {:>9} {:>5} {:>5} {:>6} {:>7}",
+        let heads = [
             "format",
             "store",
             "state",
@@ -87,33 +89,34 @@ impl fmt::Display for Table {
             "flags",
             "dups",
             "others",
-            "refused"
-        )?;
+            "rebuilt",
+            "refused",
+        ];
+        writeln!(f, "{}", heads.map(|head| format!("{head:>9}")).concat())?;
         for (line, rounds) in &lines {
             let state = match (line.store, line.wiped) {
                 ("", _) => "",
                 (_, true) => "wiped",
                 (_, false) => "kept",
             };
-            writeln!(
-                f,
-                "{:8} {:5} {:6} {:>6} {:>5} {:>6} {:>7} {:>5} {:>5} {:>5} {:>9} {:>5} {:>5} {:>6} {:>7}",
-                line.format,
-                line.store,
-                state,
-                rounds,
-                line.kills,
+            let numbers = [
+                *rounds as u64,
+                line.kills.into(),
                 line.mails,
                 line.changes,
-                line.lost,
-                line.uid_clashes,
-                line.uid_validity,
-                line.corrupted.len(),
-                line.flags,
-                line.duplicates,
-                line.others,
-                line.refused
-            )?;
+                line.lost as u64,
+                line.uid_clashes as u64,
+                line.uid_validity as u64,
+                line.corrupted.len() as u64,
+                line.flags as u64,
+                line.duplicates as u64,
+                line.others as u64,
+                line.rebuilt as u64,
+                line.refused.len() as u64,
+            ];
+            let names = [line.format, line.store, state].map(|name| format!("{name:>9}"));
+            let numbers = numbers.map(|number| format!("{number:>9}"));
+            writeln!(f, "{}{}", names.concat(), numbers.concat())?;
         }
         Ok(())
     }

@@ -256,6 +256,11 @@ service lmtp {{
         String::from_utf8_lossy(&text).into_owned()
     }
 
+    /// Whether the log of all runs has a line with `text`.
+    pub fn ever_said(&self, text: &str) -> bool {
+        self.log_text(0).contains(text)
+    }
+
     /// What was logged up to now is no longer looked at.
     pub fn forget_log(&mut self) {
         self.log_start = self.log_size();

@@ -30,6 +30,9 @@ pub struct Mail {
     /// dbox finds the file without its record, and Maildir's keyword letters come before the
     /// file that says what they mean.
     pub maybe: bool,
+    /// Whether it was brought with flags that are not promised: of a Maildir's keywords Dovecot
+    /// says OK though the file that gives their names could not be written.
+    pub loose: bool,
     /// Folders whose mail this is a copy of, made since the last [`Model::settled`].
     pub origins: BTreeSet<String>,
     /// Whether it came or its flags changed since the last [`Model::settled`].
@@ -65,6 +68,9 @@ pub struct User {
     /// Mails whose bringing was never answered: one that was safe before it had its name, and
     /// that nobody has seen since, may still come back from a store that lost its machine.
     pub unanswered: BTreeSet<MailId>,
+    /// Copies in a folder that were never answered: they may show at any time. sdbox finds a file
+    /// that was saved and not logged when the next mail is to get its number.
+    pub half_copied: BTreeSet<(String, MailId)>,
     /// UIDs that a client was told of two mails.
     pub clashes: Vec<String>,
     /// Mails that an unanswered MOVE may have left in either folder, but must be in one.
@@ -192,7 +198,7 @@ impl Model {
                 let bare = Op::Put { folder: folder.clone(), id: id.clone(), hash, flags, date };
                 self.user(&user).apply(bare, None, ticket.0, u64::MAX);
                 if let Some(mail) = self.folder(&user, &folder).mails.get_mut(&id) {
-                    mail.other_flags.push(Flags::new());
+                    mail.loose = true;
                 }
             }
             (_, op) => self.user(&user).apply(op, uid, ticket.0, step),
@@ -404,6 +410,7 @@ impl User {
     }
 
     fn allow_copy(&mut self, from: &str, to: &str, id: &str, began: u64) {
+        self.half_copied.insert((to.to_owned(), id.to_owned()));
         let Some(source) = self.folder(from).mails.get(id).cloned() else { return };
         let copy =
             Mail { uid: None, maybe: true, fresh: true, began, answered: u64::MAX, ..source };
