@@ -338,6 +338,14 @@ impl Run {
         }
         if self.core.chance.percent(20) {
             let time = Duration::from_millis(self.core.chance.between(50, 20_000));
+            // Mail comes in all the while.
+            let (server, core) = (server.clone(), self.core.clone());
+            clients.spawn(async move {
+                while core.failure().is_none() {
+                    let _ = server.deliver("INBOX").await;
+                    core.time.sleep(Duration::from_millis(core.chance.between(1, 200))).await;
+                }
+            });
             tokio::select! {
                 biased;
                 () = ended(&self.core, &mut clients) => {}

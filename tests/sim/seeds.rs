@@ -44,7 +44,7 @@ fn a_seed_is_one_run() {
 /// I1 to I5 under deaths, power cuts, losses and a bad store.
 #[test]
 fn some_seeds() {
-    let (from, seeds) = (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(100));
+    let (from, seeds) = (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(60));
     let (next, mails, deaths) = (AtomicU64::new(from), AtomicUsize::new(0), AtomicUsize::new(0));
     let failed = Mutex::new(Vec::new());
     let work = || {
