@@ -4,6 +4,7 @@
 # make figures measure requests and memory on a real mount (see docs/BENCHMARKS.md)
 # make soak SEEDS=2000 FROM=0   simulate so many lives and deaths of users
 # make soak-sabotage            show that the simulation notices deliberate mistakes
+# make outage SECONDS=120  take the store away under deliveries and logins, and say what became of them
 # make check   formatting and lints
 # make install PREFIX=/usr/local
 
@@ -14,7 +15,7 @@ SBIN   ?= /sbin
 DESTDIR ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all demo test kills soak soak-sabotage figures check deps install
+.PHONY: all demo test kills soak soak-sabotage figures check deps install outage
 
 all:
 	$(CARGO) build --release
@@ -45,6 +46,11 @@ soak-sabotage:
 
 figures: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) bench --bench figures -- $(FIGURES)
+
+SECONDS ?= 120
+outage: deps
+	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" OUTAGE_SECONDS=$(SECONDS) \
+		$(CARGO) test --test outage -- --nocapture --test-threads 1 i4
 
 check:
 	$(CARGO) fmt --check

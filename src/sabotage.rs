@@ -4,6 +4,7 @@
 //! simulation chooses one of these and must notice it; without the feature nothing of them is
 //! compiled in.
 
+use crate::format::ObjectId;
 #[cfg(not(feature = "sabotage"))]
 use crate::store::StoreError;
 use crate::store::{ETag, StoreResult};
@@ -25,18 +26,19 @@ pub enum Bug {
     ListBeforeSwap,
     /// A UID ceiling stays where it was.
     CeilingNotRaised,
-    /// A gc deletes what the store lists and the head does not name.
-    GcBySetDifference,
+    /// A gc deletes what is in the store and not in the head.
+    GcByDifference,
 }
 
 impl Bug {
-    pub const ALL: [Bug; 6] = [
+    pub const ALL: [Bug; 7] = [
         Bug::AckBeforePut,
         Bug::HeadBeforeBundle,
         Bug::WatermarkAbovePut,
         Bug::HalfMove,
         Bug::ListBeforeSwap,
         Bug::CeilingNotRaised,
+        Bug::GcByDifference,
     ];
 }
 
@@ -52,17 +54,38 @@ pub fn unasked(_request: impl Future<Output = StoreResult<ETag>>) -> StoreResult
     Err(StoreError::Unsupported { detail: "not built to make mistakes".into() })
 }
 
+/// What a listing found that came too early.
+#[cfg(not(feature = "sabotage"))]
+pub fn listed(_ids: Vec<ObjectId>) {}
+
+/// Whether that listing had an object.
+#[cfg(not(feature = "sabotage"))]
+pub const fn was_listed(_id: ObjectId) -> bool {
+    true
+}
+
 #[cfg(feature = "sabotage")]
-pub use chosen::{choose, is, unasked};
+pub use chosen::{choose, is, listed, unasked, was_listed};
 
 #[cfg(feature = "sabotage")]
 mod chosen {
-    use super::{Bug, ETag, StoreResult};
+    use super::{Bug, ETag, ObjectId, StoreResult};
+    use parking_lot::Mutex;
     use std::future::Future;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// One more than the mistake's number; 0: none.
     static CHOSEN: AtomicUsize = AtomicUsize::new(0);
+
+    static LISTED: Mutex<Vec<ObjectId>> = Mutex::new(Vec::new());
+
+    pub fn listed(ids: Vec<ObjectId>) {
+        *LISTED.lock() = ids;
+    }
+
+    pub fn was_listed(id: ObjectId) -> bool {
+        LISTED.lock().contains(&id)
+    }
 
     pub fn choose(bug: Option<Bug>) {
         CHOSEN.store(bug.map_or(0, |bug| bug as usize + 1), Ordering::SeqCst);

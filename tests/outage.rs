@@ -22,7 +22,7 @@ use support::imap::{Imap, flags};
 use support::messages::{Message, message};
 use support::mount::Mount;
 use support::mta::{self, Refusal, Times};
-use support::proxy::Proxy;
+use support::proxy::{Fault, Proxy, Rule};
 use support::{Outcome, weed};
 
 /// Readers whose mail is cached.
@@ -518,4 +518,53 @@ fn i5_after_its_lease_a_backend_reads_only() {
     assert_eq!(world.missing_elsewhere().0, [""; 0]);
     world.dovecot.stop();
     world.mount.umount().unwrap();
+}
+
+/// Answers to swaps of a head that are lost are known as our own writes; keys that run out are
+/// looked for again where they came from. Neither needs a restart, nor is a mail lost.
+#[test]
+fn i4_lost_answers_and_new_keys() {
+    let server = weed::server();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let bucket = runtime.block_on(server.new_bucket());
+    let proxy = Proxy::start(&server.endpoint());
+    let dir = support::scratch("keys");
+    let file = dir.path().join("credentials");
+    let write = |(id, secret): (&str, &str)| {
+        let text =
+            format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
+        std::fs::write(&file, text).unwrap();
+    };
+    let old = (server.access_key_id(), server.secret_access_key());
+    write(old);
+    let limits = "store_limits.delivery_timeout=20s,store_limits.attempt_timeout=2s";
+    let mut mount = Mount::on_s3(&proxy.endpoint(), &bucket, old.0, old.1)
+        .keys_in(&file)
+        .option(&["-o", limits]);
+    mount.mount().unwrap();
+    let maildir = mount.root().join("someone/mail");
+    let deliver = |n: usize| mta::deliver(&maildir, &message(5, &format!("m{n}")), true);
+    let head = |call: &support::proxy::Call| call.method == "PUT" && call.is_head_object();
+    proxy.rule(Rule::when(Fault::LoseAnswer, head).times(3));
+    deliver(1).unwrap();
+    assert!(proxy.calls().iter().any(|call| call.spoilt), "no answer was lost");
+    proxy.clear();
+    // The old keys are refused from now on.
+    let word = format!("Credential={}/", old.0);
+    proxy.rule(Rule::when(Fault::error("403 Forbidden", "ExpiredToken"), move |call| {
+        call.header("authorization").is_some_and(|text| text.contains(&word))
+    }));
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| deliver(2));
+        thread::sleep(Duration::from_secs(1));
+        write(weed::OTHER_KEYS);
+        waiting.join().unwrap().unwrap();
+    });
+    deliver(3).unwrap();
+    assert_eq!(std::fs::read_dir(maildir.join("new")).unwrap().count(), 3);
+    mount.umount().unwrap();
+    mount.wipe_state().unwrap();
+    mount.mount().unwrap();
+    assert_eq!(std::fs::read_dir(maildir.join("new")).unwrap().count(), 3);
+    mount.umount().unwrap();
 }

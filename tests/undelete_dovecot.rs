@@ -265,3 +265,106 @@ fn mdbox_is_told_the_other_way() {
     assert!(back.contains("mail-1"), "{back:?}");
     imap.logout();
 }
+
+/// The only object of the store whose key has this in it.
+fn object(site: &Site, part: &str) -> PathBuf {
+    let root = PathBuf::from(site.mount.store().strip_prefix("file://").unwrap());
+    let keys = files(&root);
+    let mut found = keys.into_keys().filter(|key| key.to_string_lossy().contains(part));
+    root.join(found.next_back().unwrap_or_else(|| panic!("no object {part}")))
+}
+
+/// Kinds of what a check of a store prints, and its exit code.
+fn found(site: &Site, arguments: &[&str]) -> (Option<i32>, Vec<String>) {
+    let store = site.mount.store().to_owned();
+    let all = [&["fsck", &store, "-u", USER], arguments].concat();
+    let (code, out, _) = site.mount.exit_of(&all).unwrap();
+    let lines: Vec<Vec<&str>> = out.lines().map(|line| line.split('\t').collect()).collect();
+    assert!(lines.iter().all(|fields| fields.len() == 6), "{out}");
+    (code, lines.iter().map(|fields| fields[0].to_owned()).collect())
+}
+
+/// Files are changed as a broken disk or a person would: the store knows nothing of it.
+#[test]
+fn fsck_finds_and_repairs_what_happened_to_a_store() {
+    let mut site = Site::new(Format::Maildir);
+    for seed in 0..5 {
+        site.deliver(seed);
+    }
+    let mut imap = site.login();
+    imap.select("INBOX").unwrap();
+    let uids = ids(&imap.fetch_all().unwrap());
+    imap.logout();
+    site.flush();
+    a_moment();
+    site.deliver(5);
+    site.dovecot.stop();
+    site.mount.umount().unwrap();
+    assert_eq!(found(&site, &["--read"]), (Some(0), vec![]));
+    let (code, ..) = site.mount.exit_of(&["fsck", "file:///nowhere/at/all", "-A"]).unwrap();
+    assert!(code.is_some_and(|code| code >= 64), "{code:?}");
+
+    // One mail deleted, another with a flipped byte.
+    let root = PathBuf::from(site.mount.store().strip_prefix("file://").unwrap());
+    let mut mails: Vec<PathBuf> = files(&root)
+        .into_keys()
+        .filter(|key| key.components().any(|c| c.as_os_str() == "mail"))
+        .map(|key| root.join(key))
+        .collect();
+    mails.sort();
+    assert_eq!(mails.len(), 6);
+    let (gone, bent) = (std::fs::read(&mails[0]).unwrap(), std::fs::read(&mails[1]).unwrap());
+    std::fs::remove_file(&mails[0]).unwrap();
+    let mut flipped = bent.clone();
+    flipped[bent.len() / 2] ^= 1;
+    std::fs::write(&mails[1], &flipped).unwrap();
+    assert_eq!(found(&site, &[]), (Some(4), vec!["lost".to_owned()]));
+    let both = vec!["lost".to_owned(), "content".to_owned()];
+    assert_eq!(found(&site, &["--read"]), (Some(4), both));
+    let store = site.mount.store().to_owned();
+    let json = site.mount.exit_of(&["fsck", &store, "-u", USER, "--json"]).unwrap();
+    assert!(json.1.starts_with('{') && json.1.contains("\"kind\":\"lost\""), "{}", json.1);
+    std::fs::write(&mails[0], &gone).unwrap();
+    std::fs::write(&mails[1], &bent).unwrap();
+
+    // A mail that arrived when nobody looked any more: planted, then adopted by the owner.
+    let name = mails[2].file_name().unwrap().to_string_lossy().into_owned();
+    let late = mails[2].with_file_name(name.replacen("-0000000", "-00000ff", 1));
+    assert_ne!(late, mails[2]);
+    std::fs::copy(&mails[2], &late).unwrap();
+    assert_eq!(found(&site, &[]), (Some(4), vec!["late".to_owned()]));
+    std::fs::remove_file(&late).unwrap();
+    assert_eq!(found(&site, &[]), (Some(0), vec![]));
+
+    // The newest bundle cut off, and the head damaged: both at once.
+    let head = object(&site, "/head");
+    let bundle = object(&site, "/bundle/");
+    let (whole_head, whole) = (std::fs::read(&head).unwrap(), std::fs::read(&bundle).unwrap());
+    std::fs::write(&bundle, &whole[..whole.len() / 3]).unwrap();
+    let (code, kinds) = found(&site, &[]);
+    assert!(code == Some(4) && kinds.contains(&"part".to_owned()), "{kinds:?}");
+    let mut bad = whole_head.clone();
+    bad[30] ^= 1;
+    std::fs::write(&head, &bad).unwrap();
+    assert_eq!(found(&site, &[]), (Some(4), vec!["head".to_owned()]));
+    let (code, _) = found(&site, &["--repair"]);
+    assert_eq!(code, Some(77), "nobody can know who owns it");
+    let (code, left) = found(&site, &["--repair", "--owner-gone"]);
+    assert_eq!((code, left), (Some(1), vec![]));
+
+    site.mount.mount().unwrap();
+    site.dovecot.resume(&site.mount.root()).unwrap();
+    let mut imap = site.login();
+    imap.select("INBOX").unwrap();
+    let after = ids(&imap.fetch_all().unwrap());
+    assert_eq!(after.len(), 6, "{after:?}\n{}", site.mount.log());
+    for (id, uid) in &after {
+        let same = uids.get(id) == Some(uid);
+        assert!(same || uids.values().all(|old| old < uid), "{id} has another's UID {uid}");
+    }
+    imap.logout();
+    let text = site.vmailfs(&["fsck", "-u", USER, "--read"]);
+    assert!(text.contains("nothing wrong"), "{text}");
+    site.dovecot.stop();
+    site.mount.umount().unwrap();
+}

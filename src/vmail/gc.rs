@@ -48,7 +48,6 @@ use crate::format::head::{Head, PartKind};
 use crate::format::key::{bundle_key, file_key, mail_key};
 use crate::format::listing::{Entry, Line};
 use crate::format::part::{BundleWriter, Dropped, DroppedId, DroppedList, encode_dropped};
-use crate::sabotage::{self, Bug};
 use crate::store::{Body, ETag, PutMode, Reason};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -207,9 +206,6 @@ pub async fn collect(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let now = cell.session.store_time();
     let over = now.saturating_add(cell.session.settings.gc.retention_secs());
     let look = Look { head, etag, list, now };
-    if sabotage::is(Bug::GcBySetDifference) {
-        return gc_scan::by_set_difference(cell, &look).await;
-    }
     let found = if options.scan { Some(gc_scan::scan(cell, &look).await?) } else { None };
     let due = cell.open_user(|user| user.due(&look, &mut report))?;
     let orphans = found.iter().flat_map(|f| f.orphans.clone()).collect::<Vec<_>>();

@@ -26,6 +26,7 @@ use crate::format::listing::Entry;
 use crate::format::part::{Dropped, DroppedId, read_part_listing};
 use crate::format::{FolderId, ObjectId, Place, Sub};
 use crate::fs::api::Invalidate;
+use crate::sabotage::{self, Bug};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -43,7 +44,8 @@ pub(super) async fn scan(cell: &Arc<UserCell>, look: &Look) -> Result<Found> {
     let head = &look.head;
     let mut late: HashMap<ObjectId, (KeyTail, u64)> = HashMap::new();
     for (tail, size) in list_mails(cell, ObjectId::ZERO, None, WHY).await? {
-        if tail.id() <= head.watermark && look.list.mail(tail.id()).is_none() {
+        let looked_at = tail.id() <= head.watermark || sabotage::is(Bug::GcByDifference);
+        if looked_at && look.list.mail(tail.id()).is_none() {
             late.insert(tail.id(), (tail, size));
         }
     }
@@ -64,6 +66,10 @@ pub(super) async fn scan(cell: &Arc<UserCell>, look: &Look) -> Result<Found> {
         user.dropped.iter().for_each(|tail| _ = ids.remove(&tail.id()));
         Ok(())
     })?;
+    if sabotage::is(Bug::GcByDifference) {
+        let keys: Vec<String> = late.values().map(|(t, _)| mail_key(&cell.name, t)).collect();
+        cell.session.env.store.delete(&keys, WHY).await.unwrap_or_default();
+    }
     late.retain(|id, _| ids.contains(id));
     let mut late: Vec<_> = late.into_values().collect();
     late.sort_by_key(|(tail, _)| tail.id());
@@ -89,17 +95,6 @@ async fn without_named(
         }
     }
     Ok(())
-}
-
-/// [`Bug::GcBySetDifference`](crate::sabotage::Bug::GcBySetDifference).
-pub(super) async fn by_set_difference(cell: &Arc<UserCell>, look: &Look) -> Result<Report> {
-    let listed = list_mails(cell, ObjectId::ZERO, None, WHY).await?;
-    let mut mails: HashMap<_, _> = listed.into_iter().map(|(t, n)| (t.id(), (t, n))).collect();
-    without_named(cell, &look.head, &mut mails, &mut HashSet::new()).await?;
-    let keys: Vec<String> = mails.values().map(|(tail, _)| mail_key(&cell.name, tail)).collect();
-    let failed = |e| Error::store("gc", During::Delivery, e);
-    cell.session.env.store.delete(&keys, WHY).await.map_err(failed)?;
-    Ok(Report { mails: keys.len() as u64, ..Report::default() })
 }
 
 /// The ids of the objects whose keys `key` makes.

@@ -127,7 +127,7 @@ impl User {
             Kind::Mail(mail) => {
                 if closed && mail.dirty && named {
                     // Its close failed and said so; it is tried again behind the scenes.
-                    retry = true;
+                    retry = mail.refused.is_none();
                 } else if closed
                     && !mail.dirty
                     && let (Some(staged), Some(object)) = (mail.staged.take(), &mail.object)
@@ -349,7 +349,11 @@ impl User {
         let node = self.node_mut(ix)?;
         let Kind::Mail(mail) = &mut node.kind else { return Err(Plain::BadHandle.into()) };
         let Some(staged) = mail.staged.clone() else { return Err(Plain::Access.into()) };
-        staged.write(data, offset).map_err(|e| Error::disk("staging", &e))?;
+        if let Err(error) = staged.write(data, offset) {
+            mail.refused = Some(mail.refused.map_or(offset, |first| first.min(offset)));
+            return Err(Error::disk("staging", &error).into());
+        }
+        mail.refused = mail.refused.filter(|first| *first < offset);
         mail.dirty = true;
         mail.writes += 1;
         Ok(())
@@ -418,6 +422,7 @@ impl User {
             Kind::Mail(mail) => match &mail.staged {
                 Some(staged) => {
                     staged.set_len(len).map_err(|e| Error::disk("staging", &e))?;
+                    mail.refused = mail.refused.filter(|first| *first < len);
                     mail.dirty = true;
                     mail.writes += 1;
                 }

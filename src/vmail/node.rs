@@ -162,6 +162,9 @@ pub struct Mail {
     pub dirty: bool,
     /// Counts changes, so that a publish knows whether what it put is still the content.
     pub writes: u64,
+    /// A write from here on was refused: what is there is not what its writer meant, and is
+    /// not published.
+    pub refused: Option<u64>,
     /// The open cached copy.
     pub cached: Weak<Cached>,
     /// A copy that was fetched for an open that has not come back for it yet.

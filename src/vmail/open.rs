@@ -31,6 +31,7 @@ use crate::failpoint;
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
 use crate::format::listing::Owner;
 use crate::format::{Epoch, FolderId, ObjectId, Place};
+use crate::sabotage::{self, Bug};
 use crate::store::Reason;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -154,6 +155,11 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
             let recovering = follows == Follows::Loss;
             let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
             intend(cell, &state_dir, &head, &stamp).await?;
+            if sabotage::is(Bug::ListBeforeSwap) {
+                let start = before.as_ref().map_or(ObjectId::ZERO, |head| head.watermark);
+                let found = recover::list_mails(cell, start, None, Reason("recover")).await?;
+                sabotage::listed(found.iter().map(|(tail, _)| tail.id()).collect());
+            }
             pass(failpoint::OPEN_BEFORE_SWAP)?;
             let swapped = swap_head(cell, &head, tag, Reason("open")).await?;
             pass(failpoint::OPEN_AFTER_SWAP)?;

@@ -173,6 +173,9 @@ impl User {
         let mut job = Job {
             id: ObjectId::ZERO,
             staged: match &found.kind {
+                Kind::Mail(mail) if mail.refused.is_some() => {
+                    return Err(Error::Full("a write to this mail was refused".into()));
+                }
                 Kind::Mail(mail) => match &mail.staged {
                     Some(staged) => staged.clone(),
                     None => return Err(Error::Internal("dirty mail without bytes".into())),

@@ -29,6 +29,7 @@ use crate::format::key::{
 use crate::format::listing::Line;
 use crate::format::{Epoch, FolderId, ObjectId, Place, Sub};
 use crate::fs::api::{Caller, Invalidate};
+use crate::sabotage::{self, Bug};
 use crate::store::{ObjectMeta, Reason};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -103,6 +104,9 @@ pub async fn after_crash(
     finished: &HashSet<ObjectId>,
 ) -> Result<()> {
     let mut found = list_mails(cell, watermark, None, Reason("recover")).await?;
+    if sabotage::is(Bug::ListBeforeSwap) {
+        found.retain(|(tail, _)| sabotage::was_listed(tail.id()));
+    }
     let end = found.iter().map(|(tail, _)| tail.id()).filter(|id| id.epoch < epoch).max();
     cell.if_open(|user| user.closed_end = end);
     found.retain(|(tail, _)| !named.contains(&tail.id()));

@@ -12,8 +12,13 @@ use crate::format::key::head_key;
 use crate::store::{Body, ETag, PutMode, Reason, StoreError};
 use bytes::Bytes;
 
-/// What every head begins with, whatever its version.
-const HEAD_START: u8 = b'{';
+/// Whether bytes never were a head of any version: some other text, or JSON of somebody else's.
+fn is_no_head(bytes: &[u8]) -> bool {
+    let json = bytes.first().is_none_or(|first| *first == b'{');
+    !json
+        || serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes)
+            .is_ok_and(|fields| !fields.contains_key("version"))
+}
 
 /// The head as the store has it. What does not decode was read more than once.
 pub async fn read_head(cell: &UserCell, why: Reason) -> Result<Option<(Head, ETag)>> {
@@ -43,7 +48,7 @@ async fn read_head_once(cell: &UserCell, why: Reason) -> Result<Option<(Head, ET
     // which deliveries would be bounced. What begins as a head does, or is empty, is damage, and
     // waiting would not mend it.
     let detail = |what: &str| StoreError::Unavailable { detail: what.to_string() };
-    if bytes.first().is_some_and(|first| *first != HEAD_START) {
+    if is_no_head(&bytes) {
         return Err(outage(detail("what was answered is no head")));
     }
     let head = Head::decode(&bytes).map_err(|e| Error::corrupt(what(), e))?;

@@ -43,10 +43,15 @@ struct Step {
 #[derive(Debug, Clone, Default)]
 pub struct MailInfo {
     pub body: Vec<u8>,
+    /// The name it was written under.
+    pub name: Option<String>,
     /// The step that first named it, once it was safe.
     pub named: Option<usize>,
     /// The call that makes it safe was answered.
     pub safe: bool,
+    /// A request with it was given up and arrived later. Whoever finds it there gives it a name
+    /// once more, though it may be known, or expunged, since: never lost is worth a duplicate.
+    pub late: bool,
     /// Directories of folders it was published in.
     pub folder: Option<DirNo>,
 }
@@ -66,6 +71,8 @@ pub struct Model {
     pub doubt: bool,
     /// Index of steps at which the puts of bundles were called; none while it was not known.
     pub bundles: BTreeMap<String, Option<usize>>,
+    /// Where this life's steps begin.
+    begun: usize,
     /// What is there after a death was flushed before it was seen.
     pub flushed_unseen: bool,
 }
@@ -177,6 +184,22 @@ impl Model {
         self.apply(vec![(key, Some(Item::Mail(no)))], at);
     }
 
+    /// A mail was given a name while the user was served.
+    ///
+    /// # Errors
+    /// It had been named, or was never sent.
+    pub fn adopted(&mut self, path: &str, body: &[u8], at: Duration) -> Result<(), String> {
+        let no = self.mail_of(body).ok_or_else(|| format!("{path} holds what nobody sent"))?;
+        let info = &self.mails[&no];
+        if info.safe && !info.late {
+            return Err(format!("{path}: mail {no} comes out of nowhere"));
+        }
+        if let Some(key) = self.key(path) {
+            self.apply(vec![(key, Some(Item::Mail(no)))], at);
+        }
+        Ok(())
+    }
+
     /// A mail lost its name in `tmp/`. Without another one, its delivery was given up; should it
     /// come back some day, that is what its sender sends again.
     pub fn abandoned(&mut self, no: MailNo) {
@@ -208,7 +231,7 @@ impl Model {
             };
             !step.seen && step.undo.iter().any(from_cur)
         };
-        self.steps.get(self.flushed..)?.iter().find(important).map(|step| step.at)
+        self.steps.get(self.flushed.max(self.begun)..)?.iter().find(important).map(|step| step.at)
     }
 
     /// Compares what is seen after a death with what may be, and goes on from what is seen.
@@ -326,14 +349,14 @@ impl Model {
         _last: &Seen,
     ) -> Result<(), &'static str> {
         let Some(info) = self.mails.get(&mail) else { return Err("was never sent") };
-        match death {
-            Death::None => return Err("out of nowhere"),
-            // What was under way may have got its name and no more.
-            Death::Process if info.safe => return Err("has another name"),
-            _ => {}
-        }
         if !path.contains("/new/") {
             return Err("came back outside of new/");
+        }
+        if info.late || !info.safe {
+            return Ok(());
+        }
+        if matches!(death, Death::None | Death::Process) {
+            return Err("comes out of nowhere");
         }
         if info.named.is_some_and(|n| n < k) && state.values().all(|i| *i != Item::Mail(mail)) {
             return Err("was expunged long ago");
@@ -386,6 +409,7 @@ impl Model {
         }
         self.doubt = false;
         let end = self.steps.len();
+        self.begun = end;
         if std::mem::take(&mut self.flushed_unseen) {
             self.flushed = end;
         }

@@ -219,10 +219,14 @@ impl Mount {
     }
 
     /// What makes a mail safe was answered (or, with `perhaps`, was asked for).
-    fn safe(&self, file: &Open) {
+    async fn safe(&self, file: &Open) {
         let Some((no, content)) = &file.mail else { return };
         if self.life.is_fenced() {
             // It comes to the store after whoever took the user has looked.
+            return;
+        }
+        // Another client may have deleted the folder meanwhile, or given it another name.
+        if !matches!(self.find(&file.path).await, Ok(Some(found)) if found.attr.ino == file.ino) {
             return;
         }
         let mut model = self.life.core.model.lock();
@@ -248,7 +252,7 @@ impl Mount {
         self.ask(what, |fs| fs.fsync(file.ino, file.fh, false)).await?;
         self.life.log(&format!("fsync {} ok", file.path));
         self.synced(before);
-        self.safe(file);
+        self.safe(file).await;
         Ok(())
     }
 
@@ -274,7 +278,7 @@ impl Mount {
         let done = done.await;
         self.fs.release(file.ino, file.fh);
         if done.is_ok() {
-            self.safe(file);
+            self.safe(file).await;
         }
         done
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use vmailfs::fs::VmailFs;
+use vmailfs::vmail::gc;
 
 /// How a seed ended.
 #[derive(Debug)]
@@ -112,6 +113,12 @@ impl Run {
             fscache_max: [64 << 20, 2000][chance.index(2)],
             delivery_timeout: Duration::from_secs(20),
             idle_upload: Duration::from_secs([60, 3600][chance.index(2)]),
+            gc: gc::Limits {
+                retention: Duration::from_secs([1, 100, 1000][chance.index(3)]),
+                interval: Duration::from_secs([10, 100][chance.index(2)]),
+                full_scan: Duration::from_secs([20, 600][chance.index(2)]),
+                ..gc::Limits::default()
+            },
         };
         let clients = chance.between(1, 4);
         let index = chance.percent(75);
@@ -213,7 +220,10 @@ impl Run {
                 && !life.is_dead()
                 && core.failure().is_none()
             {
-                return self.taken_over(life, clients);
+                let death = self.taken_over(life, clients);
+                // Nobody notices sooner, and no counter that starts from the clock runs ahead of it.
+                core.time.sleep(Duration::from_secs(10)).await;
+                return death;
             }
             if !life.is_dead() && core.failure().is_none() && (last || chance.percent(15)) {
                 self.fine_weather();

@@ -1,6 +1,9 @@
 //! The tests: some seeds each time, one seed by hand, many on demand.
 
 use super::run::{Outcome, run};
+use parking_lot::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -42,17 +45,31 @@ fn a_seed_is_one_run() {
 #[test]
 fn some_seeds() {
     let (from, seeds) = (number("FROM").unwrap_or(0), number("SEEDS").unwrap_or(100));
-    let (mut mails, mut deaths) = (0, 0);
-    let mut failed = Vec::new();
-    for seed in from..from + seeds {
-        let outcome = run(seed, false);
-        mails += outcome.safe_mails;
-        deaths += outcome.deaths;
-        if let Some(what) = &outcome.failure {
-            eprintln!("seed {seed}: {what}");
-            failed.push(outcome);
+    let (next, mails, deaths) = (AtomicU64::new(from), AtomicUsize::new(0), AtomicUsize::new(0));
+    let failed = Mutex::new(Vec::new());
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Relaxed);
+            if seed >= from + seeds {
+                return;
+            }
+            let outcome = run(seed, false);
+            mails.fetch_add(outcome.safe_mails, Relaxed);
+            deaths.fetch_add(outcome.deaths, Relaxed);
+            if let Some(what) = &outcome.failure {
+                eprintln!("seed {seed}: {what}");
+                failed.lock().push(outcome);
+            }
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..number("JOBS").unwrap_or(2) {
+            scope.spawn(work);
+        }
+    });
+    let (mails, deaths, mut failed) =
+        (mails.into_inner(), deaths.into_inner(), failed.into_inner());
+    failed.sort_by_key(|f| f.seed);
     eprintln!("{seeds} seeds from {from}: {mails} mails made safe, {deaths} deaths");
     let seeds: Vec<u64> = failed.iter().map(|f| f.seed).collect();
     if let Some(first) = failed.first() {

@@ -118,6 +118,14 @@ impl Server {
 
     async fn ensure_dir(&self, path: &str) -> Answer<()> {
         if self.mount.find(path).await?.is_some() {
+            let mut model = self.core().model.lock();
+            if model.find(path).is_none()
+                && let Some(key) = model.key(path)
+            {
+                // Made anew for a mail that arrived late.
+                let dir = model.new_dir();
+                model.apply(vec![(key, Some(dir))], self.core().time.now());
+            }
             return Ok(());
         }
         match self.mount.mkdir(path).await {
@@ -364,6 +372,13 @@ impl Server {
         let dir = self.mail_dir(folder);
         let mut list = self.uidlist(folder).await?;
         for (name, _) in self.mount.list(&format!("{dir}/new")).await? {
+            let path = format!("{dir}/new/{name}");
+            if self.core().model.lock().find(&path).is_none() {
+                let body = self.mount.read_all(&path).await?;
+                let now = self.core().time.now();
+                let adopted = self.core().model.lock().adopted(&path, &body, now);
+                adopted.unwrap_or_else(|what| self.core().fail(what));
+            }
             let to = format!("{dir}/cur/{}:2,", base(&name));
             if self.mount.find(&to).await?.is_none() {
                 match self.mount.rename(&format!("{dir}/new/{name}"), &to).await {
@@ -421,6 +436,10 @@ impl Server {
     }
 
     async fn write_mail(&self, path: &str, no: MailNo, body: &[u8], sync: bool) -> Answer<()> {
+        let name = path.rsplit('/').next().unwrap_or(path).to_string();
+        if let Some(info) = self.core().model.lock().mails.get_mut(&no) {
+            info.name = Some(name);
+        }
         let file = self.mount.make(path, Some(no)).await?;
         let written = async {
             let mut at = 0;
@@ -439,6 +458,10 @@ impl Server {
     /// Delivers a mail. An error is one that the sender's server makes of it, and must be one
     /// that it defers on (I4).
     pub async fn deliver(&self, folder: &str) -> Answer<()> {
+        let tmp = format!("{}/tmp", self.mail_dir(folder));
+        if self.core().model.lock().dir(&tmp).is_none() {
+            self.ensure_folder(folder).await?;
+        }
         let (no, body) = self.new_mail();
         let how = self.core().chance.below(4);
         let done = match how {
@@ -591,8 +614,13 @@ impl Server {
     /// CREATE.
     pub async fn create(&self, folder: &str) -> Answer<()> {
         let _held = self.locks.lock("mailboxes").await;
-        self.ensure_folder(folder).await?;
         let dir = self.mail_dir(folder);
+        let index = self.index_dir(folder);
+        if self.mount.find(&dir).await?.is_none() && self.mount.find(&index).await?.is_some() {
+            // Another folder's, left by a deletion or a renaming that failed.
+            self.remove_all(&index).await?;
+        }
+        self.ensure_folder(folder).await?;
         let held = self.lock_uidlist(&dir).await?;
         let made = self.uidlist(folder).await;
         let unlocked = self.unlock_uidlist(&dir).await;

@@ -98,6 +98,7 @@ impl SimStore {
         }
         let arrive = |after: u64, later: Option<F>| {
             let core = life.core.clone();
+            core.arrives_late(&what);
             if let Some(later) = later {
                 let what = what.clone();
                 tokio::spawn(async move {

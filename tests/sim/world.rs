@@ -21,6 +21,7 @@ use vmailfs::format::key::bundle_key;
 use vmailfs::fs::VmailFs;
 use vmailfs::store::mem::MemStore;
 use vmailfs::vmail::env::{Clock, Env};
+use vmailfs::vmail::gc;
 use vmailfs::vmail::lease::Lease;
 use vmailfs::vmail::lost::LostMails;
 use vmailfs::vmail::schedule;
@@ -115,10 +116,20 @@ impl Core {
         }
     }
 
+    /// A request was given up and arrives later.
+    pub fn arrives_late(&self, what: &str) {
+        let mut model = self.model.lock();
+        let name = |name: &String| what.contains(name.as_str());
+        let late = model.mails.values_mut().filter(|mail| mail.name.as_ref().is_some_and(name));
+        late.for_each(|mail| mail.late = true);
+    }
+
     /// A head of a life that opens a user is in the store: all others have lost it.
     pub fn taken_by(&self, name: &str) {
-        for life in self.lives.lock().iter().filter(|l| l.name != name && !l.is_dead()) {
-            if !life.fenced.swap(true, Ordering::SeqCst) {
+        for life in self.lives.lock().iter().filter(|l| !l.is_dead()) {
+            if life.name == name {
+                life.fenced.store(false, Ordering::SeqCst);
+            } else if !life.fenced.swap(true, Ordering::SeqCst) {
                 life.log("is fenced");
             }
         }
@@ -349,6 +360,7 @@ pub struct Rules {
     pub fscache_max: u64,
     pub delivery_timeout: Duration,
     pub idle_upload: Duration,
+    pub gc: gc::Limits,
 }
 
 impl Machine {
@@ -393,7 +405,7 @@ impl Machine {
             fscache_dir: "fscache".into(),
             fscache_max: rules.fscache_max,
             ack: vmailfs::vmail::promise::Ack::Store,
-            gc: vmailfs::vmail::gc::Limits::default(),
+            gc: rules.gc,
             staging_dir: "staging".into(),
             staging_max: 64 << 20,
             metacache_max: 64 << 20,
@@ -438,6 +450,7 @@ impl Machine {
         }
         tokio::spawn(Lease::keep(session.clone()));
         tokio::spawn(schedule::run(session.clone()));
+        tokio::spawn(gc::run(session.clone()));
         Some(Arc::new(VmailFs::new(session)))
     }
 }

@@ -70,6 +70,14 @@ impl Mount {
         self
     }
 
+    /// With its keys to the store in a file, as AWS tools have them, and not in the environment.
+    pub fn keys_in(mut self, file: &Path) -> Mount {
+        self.environment.retain(|(name, _)| !name.contains("_KEY"));
+        let file = file.display().to_string();
+        self.environment.push(("AWS_SHARED_CREDENTIALS_FILE".to_owned(), file));
+        self
+    }
+
     /// As an administrator gets it who does not ask for more.
     pub fn root_may_not_delete(mut self) -> Mount {
         self.root_may_delete = false;
@@ -250,6 +258,14 @@ impl Mount {
             std::fs::remove_dir_all(cache)?;
         }
         Ok(())
+    }
+
+    /// The exit code of another command, what it writes to its standard output, and the rest.
+    pub fn exit_of(&self, arguments: &[&str]) -> Outcome<(Option<i32>, String, String)> {
+        let Some((verb, rest)) = arguments.split_first() else { return fail("no command") };
+        let output = self.command(verb).args(rest).output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
     }
 
     /// Runs another command of the program, with this mount's environment.

@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const DIR_PREFIX: &str = "vmailfs-weed-";
 const ACCESS_KEY: &str = "vmailfs-test";
 const SECRET_KEY: &str = "vmailfs-test-secret";
+/// A second pair, for what changes its keys.
+pub const OTHER_KEYS: (&str, &str) = ("vmailfs-other", "vmailfs-other-secret");
 
 /// The running server.
 #[derive(Debug)]
@@ -152,8 +154,9 @@ fn start(program: &Path) -> Option<u16> {
     let name = format!("{DIR_PREFIX}{}-{s3}", std::process::id());
     let dir = std::env::temp_dir().join(name);
     fs::create_dir_all(dir.join("data")).expect("a temporary directory");
+    let (other, other_secret) = OTHER_KEYS;
     let identity = format!(
-        r#"{{"identities":[{{"name":"test","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}],"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
+        r#"{{"identities":[{{"name":"test","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}},{{"accessKey":"{other}","secretKey":"{other_secret}"}}],"actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
     );
     fs::write(dir.join("s3.json"), identity).expect("s3.json");
     let log = fs::File::create(dir.join("log")).expect("log");

@@ -21,12 +21,16 @@ pub(in super::super) fn checked(report: &Report) -> String {
         0 => String::new(),
         n => format!(", {n} newer than the last flush"),
     };
+    let left = match report.leftovers {
+        0 => String::new(),
+        n => format!(", {} that gc --full takes away", count(n, "leftover")),
+    };
     let read = match report.read {
         0 => String::new(),
         n => format!(", {} of mail read", bytes(n)),
     };
     format!(
-        "{}: {} in {}{newer}, {} on the dropped list, {}{read}{owner}: {}",
+        "{}: {} in {}{newer}, {} on the dropped list{left}, {}{read}{owner}: {}",
         report.user,
         count(report.mails, "mail"),
         count(report.folders, "folder"),

@@ -27,7 +27,7 @@ pub enum Kind {
     Links,
     /// Earlier states cannot be read, though nothing has deleted them.
     History,
-    /// An object that is not ours, or that nothing names and nothing will delete. No mail.
+    /// An object whose key is not one of ours.
     Stray,
 }
 
@@ -90,6 +90,8 @@ pub struct Report {
     pub objects: u64,
     /// Mails that are newer than the last flush: a recovery, or the owner, knows them.
     pub newer: u64,
+    /// Bundles and large files that no head names: a full listing by gc takes them away.
+    pub leftovers: u64,
     /// Objects that wait on the dropped list.
     pub dropped: u64,
     /// States that can be gone back to.

@@ -238,18 +238,12 @@ impl Check<'_> {
         }
         let used = bundles_of(head);
         let mine = |id: ObjectId| head.owner.is_some() && id.epoch >= head.epoch;
-        for id in objects.bundles.keys() {
-            if !used.contains(id) && !bundles.contains(id) && !mine(*id) {
-                let key = bundle_key(&self.stored.user, *id);
-                self.add(Kind::Stray, None, None, Some(key), "a bundle that no head names");
-            }
-        }
-        for id in objects.files.keys() {
-            if !named.files.contains(id) && !files.contains(id) && !mine(*id) {
-                let key = file_key(&self.stored.user, *id);
-                self.add(Kind::Stray, None, None, Some(key), "a file that no listing names");
-            }
-        }
+        let left = |id: &&ObjectId| !mine(**id);
+        let stray_bundle = |id: &&ObjectId| !used.contains(id) && !bundles.contains(*id);
+        let stray_file = |id: &&ObjectId| !named.files.contains(id) && !files.contains(*id);
+        let leftovers = objects.bundles.keys().filter(left).filter(stray_bundle).count()
+            + objects.files.keys().filter(left).filter(stray_file).count();
+        self.report.leftovers = leftovers as u64;
     }
 
     /// Reads every mail that is named and there, and compares its checksum.
