@@ -485,7 +485,7 @@ fn of_death(line: &str) -> bool {
     let said = [
         "Transport endpoint is not connected",
         "Software caused connection abort",
-        "killed with signal 11",
+        "killed with signal ",
         "Panic: ",
     ];
     said.iter().any(|text| line.contains(text))
