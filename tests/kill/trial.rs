@@ -465,9 +465,14 @@ pub fn names_corruption(line: &str) -> bool {
 }
 
 /// Whether Dovecot says it after it was killed itself, whatever the file system: a kill between
-/// two of its writes makes its dbox formats rebuild. `control.rs` shows that.
+/// two of its writes makes its dbox formats rebuild, sdbox rarely. `control.rs` shows that.
 pub fn own_repair(format: Format, line: &str) -> bool {
-    let sdbox = ["already exists, rebuilding index", "Rebuilding index"];
+    let sdbox = [
+        // A mail that was saved and not logged, met by the next save.
+        "already exists, rebuilding index",
+        "Rebuilding index",
+        "reset, view is now inconsistent",
+    ];
     let mdbox = [
         "Inconsistency in map index",
         "rebuilding indexes",
