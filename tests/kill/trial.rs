@@ -150,7 +150,11 @@ impl Trial {
         }
         // What it says over a dead mount, or crashes with there, says nothing of the mailboxes.
         let lines = self.dovecot.complaints().into_iter().take_while(|line| !of_death(line));
-        let under_load = lines.filter(|line| self.is_corruption(line)).collect();
+        let mut under_load: Vec<_> = lines.filter(|line| self.is_corruption(line)).collect();
+        if let Shot::Leaving(_) = round.shot {
+            // `umount` took the mount away from under it first.
+            under_load.clear();
+        }
         let mut kills = 1;
         self.bury(round)?;
         let again: Vec<Shot> = match &round.shot {
