@@ -423,7 +423,7 @@ impl Server {
     fn new_name(&self) -> String {
         let now = self.core().time.tick();
         let secs = super::clock::START as u64 + now.as_secs();
-        format!("{secs}.M{}P{}.sim", now.subsec_nanos() / 1000, self.mount.life.serial())
+        format!("{secs}.M{}P{}.sim", now.subsec_micros(), self.mount.life.serial())
     }
 
     fn new_mail(&self) -> (MailNo, Vec<u8>) {
