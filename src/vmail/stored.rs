@@ -6,6 +6,7 @@
 //! that does not answer ([`Error::Store`]) is no finding about the user.
 
 use super::error::{During, Error, Result};
+use super::fetch::SPOILT_TRIES;
 use super::lines::Final;
 use super::parts::{self, Contents, PART_LIMIT, read_parts};
 use super::publish::blocking;
@@ -56,6 +57,17 @@ impl Stored {
     /// # Errors
     /// Those of a store that does not answer.
     pub async fn head_object(&self) -> Result<Option<HeadObject>> {
+        // What was spoilt on its way is no finding.
+        for _ in 1..SPOILT_TRIES {
+            let found = self.head_object_once().await?;
+            if found.as_ref().is_none_or(|found| found.head.is_ok()) {
+                return Ok(found);
+            }
+        }
+        self.head_object_once().await
+    }
+
+    async fn head_object_once(&self) -> Result<Option<HeadObject>> {
         let key = head_key(&self.user);
         match self.store.get(&key, None, HEAD_LIMIT, self.why).await {
             Ok((meta, bytes)) => {

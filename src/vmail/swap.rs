@@ -12,12 +12,15 @@ use crate::format::key::head_key;
 use crate::store::{Body, ETag, PutMode, Reason, StoreError};
 use bytes::Bytes;
 
+/// The field that every head has, whatever its version.
+const HEAD_FIELD: &str = "vmailfs-head";
+
 /// Whether bytes never were a head of any version: some other text, or JSON of somebody else's.
 fn is_no_head(bytes: &[u8]) -> bool {
     let json = bytes.first().is_none_or(|first| *first == b'{');
     !json
         || serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes)
-            .is_ok_and(|fields| !fields.contains_key("version"))
+            .is_ok_and(|fields| !fields.contains_key(HEAD_FIELD))
 }
 
 /// The head as the store has it. What does not decode was read more than once.

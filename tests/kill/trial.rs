@@ -148,7 +148,9 @@ impl Trial {
         if !refused.is_empty() {
             refused.extend(self.dovecot.complaints().into_iter().filter(|l| !of_death(l)));
         }
-        let under_load = self.corruption();
+        // What it says over a dead mount, or crashes with there, says nothing of the mailboxes.
+        let lines = self.dovecot.complaints().into_iter().take_while(|line| !of_death(line));
+        let under_load = lines.filter(|line| self.is_corruption(line)).collect();
         let mut kills = 1;
         self.bury(round)?;
         let again: Vec<Shot> = match &round.shot {
@@ -334,8 +336,8 @@ impl Trial {
                 _ => &mut row.others,
             } += 1;
         }
-        row.corrupted.extend(self.corruption());
         let complaints = self.dovecot.complaints();
+        row.corrupted.extend(complaints.iter().filter(|l| self.is_corruption(l)).cloned());
         // A rebuild of mdbox brings a mail twice that is being delivered meanwhile, takes flags
         // back, and ends sessions.
         let rebuilds = self.format == Format::Mdbox && self.dovecot.ever_said("rebuilding indexes");
@@ -354,12 +356,10 @@ impl Trial {
         Ok(())
     }
 
-    /// Lines of Dovecot's log that call something corrupted, except those it also writes without
-    /// a mount.
-    fn corruption(&self) -> Vec<String> {
-        let lines = self.dovecot.complaints().into_iter();
-        let bad = lines.filter(|l| names_corruption(l) && !own_repair(self.format, l));
-        bad.filter(|line| !of_death(line)).collect()
+    /// Whether a line of the log calls something corrupted, and is none that Dovecot also writes
+    /// without a mount.
+    fn is_corruption(&self, line: &str) -> bool {
+        names_corruption(line) && !own_repair(self.format, line)
     }
 
     fn report(
@@ -470,10 +470,7 @@ pub fn own_repair(format: Format, line: &str) -> bool {
         "reset, view is now inconsistent",
         "refcount too low",
         "Unexpectedly lost ",
-        // A rebuild that meets what was left of a mail that was being saved.
-        "msg header has bad magic value",
-        "Copy of the broken file saved to",
-        "m.1.broken) failed: File exists",
+        "Deleting corrupted cache: reset_id mismatch",
     ];
     let said: &[&str] = match format {
         Format::Maildir => &[],
@@ -483,9 +480,14 @@ pub fn own_repair(format: Format, line: &str) -> bool {
     said.iter().any(|text| line.contains(text))
 }
 
-/// Whether a line only says that the mount is dead, or that a client of ours was cut off.
+/// Whether a line only says that the mount is dead.
 fn of_death(line: &str) -> bool {
-    let said = ["Transport endpoint is not connected", "Software caused connection abort"];
+    let said = [
+        "Transport endpoint is not connected",
+        "Software caused connection abort",
+        "killed with signal ",
+        "Panic: ",
+    ];
     said.iter().any(|text| line.contains(text))
 }
 
