@@ -20,7 +20,9 @@
 mod sim {
     mod chance;
     mod clock;
+    mod deliver;
     mod disk;
+    mod folders;
     mod maillog;
     mod model;
     mod mount;
@@ -28,5 +30,6 @@ mod sim {
     mod seeds;
     mod server;
     mod store;
+    mod uidlist;
     mod world;
 }

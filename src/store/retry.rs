@@ -207,9 +207,14 @@ mod tests {
         .await;
         assert!(matches!(end, Err(StoreError::Unavailable { .. })));
         assert_eq!(n.load(Ordering::Relaxed), 4);
-        let done = retry(&policy(), "t", |progress| async move {
+        // Moves for longer than an attempt may be silent; never so long at a time, on a busy
+        // machine either.
+        let attempt_timeout = Duration::from_millis(500);
+        let patient =
+            RetryPolicy { attempt_timeout, deadline: Duration::from_secs(60), ..policy() };
+        let done = retry(&patient, "t", |progress| async move {
             for _ in 0..30 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 progress.add(1);
             }
             Ok(7)
@@ -221,7 +226,8 @@ mod tests {
     #[tokio::test]
     async fn the_deadline_ends_a_trickle_and_bytes_prolong_it() {
         let slow = |bytes: u64| async move {
-            retry(&policy(), "t", move |progress| async move {
+            let attempt_timeout = Duration::from_millis(500);
+            retry(&RetryPolicy { attempt_timeout, ..policy() }, "t", move |progress| async move {
                 for _ in 0..60 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     progress.add(bytes);

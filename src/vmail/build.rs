@@ -98,6 +98,7 @@ pub(super) fn build(
         uidvalidity_burnt: head.uidvalidity_burnt,
         recovering: follows == Follows::Loss,
         ceiling_wanted: false,
+        old_names: std::collections::HashMap::new(),
         idle_flush: None,
         head,
         etag,

@@ -413,8 +413,11 @@ impl User {
                     let name = key.name.clone().unwrap_or_else(|| name.to_vec());
                     found.push(Found { tail: tail.clone(), key, size, name });
                 }
-                let line = Line::Unset { sub, name: name.to_vec() };
-                self.commit(vec![Change::Line { folder, line }])?;
+                // On record together with the new name: a death in between must leave one.
+                if let Some(last) = found.last() {
+                    let line = Line::Unset { sub, name: name.to_vec() };
+                    self.old_names.insert(last.key.id, Change::Line { folder, line });
+                }
                 self.tree.detach(at, &name);
                 self.drop_if_unused(ix);
             }
@@ -446,6 +449,8 @@ impl User {
             let line = Line::Set { sub: at.sub, name: name.to_vec(), entry };
             changes.push(Change::Line { folder: at.folder, line });
         }
+        let object = node.object().map(KeyTail::id);
+        changes.extend(object.and_then(|id| self.old_names.remove(&id)));
         changes.extend(self.touch_line(at, now));
         self.commit(changes)?;
         let ix = self.tree.nodes.add(node);

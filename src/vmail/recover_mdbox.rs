@@ -231,6 +231,7 @@ impl User {
         let line = Line::Set { sub: at.sub, name: name.to_vec(), entry };
         changes.push(Change::Line { folder: at.folder, line });
         changes.extend(dropped.into_iter().map(|object| Change::Drop { object }));
+        changes.extend(self.old_names.remove(&object.key.id));
         self.commit(changes)?;
         let file = number(&name, b"m.").unwrap_or(0);
         let bytes = bytes.get(&object.key.id).cloned().unwrap_or_default();

@@ -20,7 +20,7 @@ fn is_no_head(bytes: &[u8]) -> bool {
     let json = bytes.first().is_none_or(|first| *first == b'{');
     !json
         || serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes)
-            .is_ok_and(|fields| !fields.contains_key(HEAD_FIELD))
+            .is_ok_and(|fields| !fields.is_empty() && !fields.contains_key(HEAD_FIELD))
 }
 
 /// The head as the store has it. What does not decode was read more than once.

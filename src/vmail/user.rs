@@ -23,7 +23,7 @@ use crate::format::part::Dropped;
 use crate::format::{Epoch, FolderId, ObjectId, Place, Sub, Timestamp};
 use crate::sabotage::{self, Bug};
 use crate::store::ETag;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -110,6 +110,9 @@ pub struct User {
     pub recovering: bool,
     /// Some ceiling is nearer than half of its room.
     pub ceiling_wanted: bool,
+    /// While a loss is recovered from: what takes the temporary name from an object, to go on
+    /// record with its new one.
+    pub old_names: HashMap<ObjectId, Change>,
 }
 
 impl User {

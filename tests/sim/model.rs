@@ -312,9 +312,10 @@ impl Model {
                         _ = writeln!(wrong, "  {path}: mail {mail} {why}");
                     }
                 }
-                // Files of an index, and folders that lead to mails, may come and go.
-                (Some(Item::File(_)), None) | (None, Some(Item::File(_) | Item::Dir(_)))
-                    if !exact => {}
+                // A folder may have been made anew for a mail that arrived late.
+                (None, Some(Item::Dir(_))) => {}
+                // Files of an index may come and go.
+                (Some(Item::File(_)), None) | (None, Some(Item::File(_))) if !exact => {}
                 (a, b) => {
                     let is_at = |item: &Item| -> Vec<&String> {
                         seen.iter().filter(|(_, i)| *i == item).map(|(p, _)| p).collect()

@@ -228,6 +228,14 @@ impl Run {
             if !life.is_dead() && core.failure().is_none() && (last || chance.percent(15)) {
                 self.fine_weather();
                 life.disk_faults.store(0, std::sync::atomic::Ordering::SeqCst);
+                if !self.rules.single_backend {
+                    // A lease that ran out in bad weather is renewed first.
+                    tokio::select! {
+                        biased;
+                        () = life.end() => {}
+                        () = core.time.sleep(Duration::from_secs(70)) => {}
+                    }
+                }
                 fs.release_all();
                 let failed = tokio::select! {
                     biased;
@@ -239,21 +247,22 @@ impl Run {
                 }
                 if !life.is_dead() {
                     life.die("closed");
-                    let end = core.model.lock().index();
-                    let mut model = core.model.lock();
-                    model.synced = end;
-                    if !self.rules.single_backend {
-                        model.flushed = end;
-                        drop(model);
-                        self.machines.swap(0, 1);
-                        self.bare = true;
-                    } else if chance.percent(50) {
-                        model.flushed = end;
-                        drop(model);
-                        self.machines[0].lose();
-                        self.bare = true;
-                        core.time.sleep(Duration::from_secs(60)).await;
+                    let lost = self.rules.single_backend && chance.percent(50);
+                    {
+                        let mut model = core.model.lock();
+                        let end = model.index();
+                        model.synced = end;
+                        if lost || !self.rules.single_backend {
+                            model.flushed = end;
+                        }
                     }
+                    if lost {
+                        self.machines[0].lose();
+                        core.time.sleep(Duration::from_secs(60)).await;
+                    } else if !self.rules.single_backend {
+                        self.machines.swap(0, 1);
+                    }
+                    self.bare = lost || !self.rules.single_backend;
                     core.look(true);
                     return Death::None;
                 }
