@@ -217,8 +217,9 @@ impl Trial {
             }
             if let Shot::Leaving(_) = round.shot {
                 // Whose paths lead elsewhere half-way takes back a mail of mdbox that its index
-                // has: the mount must not be taken away from under it.
-                dovecot.kill9();
+                // has, and who dies in a rebuild of sdbox leaves an empty index, on any file
+                // system: a mail server is stopped before its mount.
+                dovecot.stop();
             }
             let shot = kill(mount, plan, &round.shot);
             work.model().settled_until(Instant::now() - INTERVAL - SLACK);
