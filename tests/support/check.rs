@@ -262,7 +262,7 @@ impl<'a> Check<'a> {
         let Some(known) = folder.mails.get(&id) else {
             let undone = self.tolerance == Tolerance::LostMachine && folder.left.contains_key(&id);
             let half = self.user.unanswered.contains(&id)
-                || self.user.half_copied.contains(&(self.folder.to_owned(), id.clone()));
+                || self.user.half_done.contains(&(self.folder.to_owned(), id.clone()));
             if !undone && !unsure && !half {
                 self.bad(Kind::Resurrected, format!("{id}, uid {uid}, should not be here"));
             }

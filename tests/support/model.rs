@@ -68,9 +68,9 @@ pub struct User {
     /// Mails whose bringing was never answered: one that was safe before it had its name, and
     /// that nobody has seen since, may still come back from a store that lost its machine.
     pub unanswered: BTreeSet<MailId>,
-    /// Copies in a folder that were never answered: they may show at any time. sdbox finds a file
-    /// that was saved and not logged when the next mail is to get its number.
-    pub half_copied: BTreeSet<(String, MailId)>,
+    /// Mails in a folder whose copying or expunging was never answered: they may show at any time.
+    /// sdbox finds a file without a record when the next mail is to get its number, or at a resync.
+    pub half_done: BTreeSet<(String, MailId)>,
     /// UIDs that a client was told of two mails.
     pub clashes: Vec<String>,
     /// Mails that an unanswered MOVE may have left in either folder, but must be in one.
@@ -410,7 +410,7 @@ impl User {
     }
 
     fn allow_copy(&mut self, from: &str, to: &str, id: &str, began: u64) {
-        self.half_copied.insert((to.to_owned(), id.to_owned()));
+        self.half_done.insert((to.to_owned(), id.to_owned()));
         let Some(source) = self.folder(from).mails.get(id).cloned() else { return };
         let copy =
             Mail { uid: None, maybe: true, fresh: true, began, answered: u64::MAX, ..source };
@@ -418,6 +418,7 @@ impl User {
     }
 
     fn allow_expunge(&mut self, folder: &str, id: &str) {
+        self.half_done.insert((folder.to_owned(), id.to_owned()));
         if let Some(mail) = self.folder(folder).mails.get_mut(id) {
             mail.maybe = true;
             mail.fresh = true;
