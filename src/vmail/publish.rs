@@ -54,7 +54,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 /// Earlier attempts of one file that an object tells of.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = 8;
 
 /// One attempt to publish, taken under the user's lock.
 struct Job {
