@@ -46,6 +46,10 @@ pub struct MailKey {
 pub const META_FOLDER: &str = "vmailfs-folder";
 /// Metadata of a mail object: the file's name, by [`escape_key`], where the key has no room.
 pub const META_NAME: &str = "vmailfs-name";
+/// Metadata of a mail object: ids, separated by spaces, under which the same file was put, or may
+/// have been put, before. One file published twice is one mail; two files that had one name after
+/// another are two.
+pub const META_REPLACES: &str = "vmailfs-replaces";
 /// Metadata: the user's name, by [`escape_key`], where the directory holds only its hash.
 pub const META_USER: &str = "vmailfs-user";
 

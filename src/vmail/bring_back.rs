@@ -203,6 +203,7 @@ impl User {
                 key: mail.tail.decode(),
                 size: mail.size,
                 name: name.to_vec(),
+                replaces: Vec::new(),
             };
             let node = self.mail_node(&found, Class::Mail);
             let ino = node.ino;

@@ -462,12 +462,19 @@ pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
     }
     let _one = cell.flushing.lock().await;
     let options = Options { caches: true, release: true, important_only: false };
-    flush_alone(cell, options).await?;
-    let more = cell.open_user(|user| {
-        user.checkpoint()?;
-        Ok(user.has_unflushed())
-    })?;
-    save_head(cell, !more).await?;
+    let mut more = true;
+    // What was begun before the last call ended may still change something.
+    for _ in 0..TRIES {
+        flush_alone(cell, options).await?;
+        more = cell.open_user(|user| {
+            user.checkpoint()?;
+            Ok(user.has_unflushed())
+        })?;
+        save_head(cell, !more).await?;
+        if !more {
+            break;
+        }
+    }
     if more {
         return Err(Error::Internal(format!("user {} changed while it was closed", cell.name)));
     }

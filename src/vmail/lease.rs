@@ -140,7 +140,7 @@ impl Lease {
             Err(e) => return Err(Error::store(format!("lease of {backend}"), During::Delivery, e)),
         };
         let lease = serde_json::from_str::<Sign>(&said)
-            .map_or(self.time, |sign| Duration::from_secs(sign.lease_seconds.max(1)));
+            .map_or(self.time, |sign| Duration::from_secs(sign.lease_seconds.clamp(1, LONGEST)));
         let now = session.env.clock.boot();
         let mut watched = self.watched.lock();
         let seen = watched.entry(backend.to_string()).or_insert_with(|| (said.clone(), now));
@@ -150,6 +150,9 @@ impl Lease {
         Ok(now.saturating_sub(seen.1) > lease + MARGIN)
     }
 }
+
+/// No backend is waited for longer, whatever its sign says; seconds.
+const LONGEST: u64 = 24 * 3600;
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)

@@ -156,6 +156,8 @@ pub struct Mail {
     /// The published object; absent until the first publish.
     pub object: Option<KeyTail>,
     pub published_size: u64,
+    /// Ids under which it was put, or may have been put; the latest last.
+    pub attempts: Vec<ObjectId>,
     /// The bytes while they are written, and until they become the cached copy.
     pub staged: Option<Arc<Staged>>,
     /// Written since the last publish.

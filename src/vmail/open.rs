@@ -179,7 +179,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let named = user.named_above.clone();
     *cell.state.lock() = CellState::Open(Box::new(user.user));
     cell.root.lock().exists = Exists::Yes;
-    let finished = finish(cell, follows, before, named).await;
+    let finished = finish(cell, follows, before, named, begun).await;
     if finished.is_err() {
         // Not ready to be served: the next call starts again, and finds our own epoch.
         *cell.state.lock() = CellState::Closed;
@@ -192,6 +192,7 @@ async fn finish(
     follows: Follows,
     before: Option<Head>,
     named: HashSet<ObjectId>,
+    begun: bool,
 ) -> Result<()> {
     promise::resume(cell, &named).await?;
     load_links(cell).await?;
@@ -203,7 +204,7 @@ async fn finish(
         let adopt = follows == Follows::Loss;
         // What is known to be a file published before it was whole.
         let finished = match adopt {
-            true => recover::finish_names(cell).await?,
+            true => recover::finish_names(cell, begun).await?,
             false => HashSet::new(),
         };
         recover::after_crash(cell, head.watermark, epoch, &named, adopt, &finished).await?;

@@ -43,7 +43,8 @@ use crate::dovecot::classes::Class;
 use crate::failpoint;
 use crate::format::journal::Change;
 use crate::format::key::{
-    KeyTail, META_FOLDER, META_NAME, META_USER, MailKey, Piece, mail_key, meta_folder,
+    KeyTail, META_FOLDER, META_NAME, META_REPLACES, META_USER, MailKey, Piece, mail_key,
+    meta_folder,
 };
 use crate::format::listing::Extent;
 use crate::format::{ObjectId, Timestamp};
@@ -51,6 +52,9 @@ use crate::sabotage::{self, Bug};
 use crate::store::{Body, PutMode, Reason, StoreError};
 use bytes::Bytes;
 use std::sync::Arc;
+
+/// Earlier attempts of one file that an object tells of.
+const ATTEMPTS: usize = 8;
 
 /// One attempt to publish, taken under the user's lock.
 struct Job {
@@ -69,6 +73,8 @@ struct Job {
     maildir: bool,
     mtime: Timestamp,
     mode: u32,
+    /// Ids under which the same file was put before.
+    replaces: Vec<ObjectId>,
     /// It is safe once it is on this machine's disk.
     promise: bool,
 }
@@ -200,6 +206,7 @@ impl User {
                 && matches!(found.class, Class::Mail | Class::MailTemp),
             mtime: found.mtime,
             mode: found.mode,
+            replaces: Vec::new(),
             promise: false,
         };
         match &found.kind {
@@ -217,6 +224,14 @@ impl User {
         job.promise =
             self.session.settings.ack == Ack::Journal && (1..=promise::LARGEST).contains(&job.len);
         job.id = self.new_id();
+        if let Some(Node { kind: Kind::Mail(mail), .. }) = self.tree.nodes.get_mut(node.ix) {
+            let object = mail.object.as_ref().map(KeyTail::id);
+            mail.attempts.extend(object.filter(|id| !mail.attempts.contains(id)));
+            let excess = mail.attempts.len().saturating_sub(ATTEMPTS);
+            mail.attempts.drain(..excess);
+            job.replaces = mail.attempts.clone();
+            mail.attempts.push(job.id);
+        }
         Ok(Some(job))
     }
 
@@ -366,6 +381,10 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     if name_apart {
         let name = crate::format::escape::escape_key(&job.name);
         metadata.push((META_NAME.to_string(), name));
+    }
+    if !job.replaces.is_empty() {
+        let ids: Vec<String> = job.replaces.iter().map(ObjectId::to_string).collect();
+        metadata.push((META_REPLACES.to_string(), ids.join(" ")));
     }
     let body = match &found.bytes {
         Some(bytes) => Body::Bytes(bytes.clone()),

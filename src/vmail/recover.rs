@@ -24,7 +24,8 @@ use crate::failpoint;
 use crate::format::head::Head;
 use crate::format::journal::Change;
 use crate::format::key::{
-    KeyTail, META_FOLDER, META_NAME, MailKey, Piece, mail_dir, mail_key, parse_meta_folder,
+    KeyTail, META_FOLDER, META_NAME, META_REPLACES, MailKey, Piece, mail_dir, mail_key,
+    parse_meta_folder,
 };
 use crate::format::listing::Line;
 use crate::format::{Epoch, FolderId, ObjectId, Place, Sub};
@@ -52,10 +53,14 @@ pub fn unfinished(node: &Node) -> bool {
 
 /// Mails that were safe and not yet named when the last flush was cut get their names: their
 /// servers may have said since that they are delivered. Gives their objects.
-pub async fn finish_names(cell: &Arc<UserCell>) -> Result<HashSet<ObjectId>> {
+///
+/// If the recovery was `begun` before, it may have ended between a file of dbox and the record that
+/// makes Dovecot show it: every folder of dbox is looked through.
+pub async fn finish_names(cell: &Arc<UserCell>, begun: bool) -> Result<HashSet<ObjectId>> {
     let mut finished = HashSet::new();
     let folders: Vec<FolderId> = cell.open_user(|user| {
-        let waits = |f: &&super::tree::Folder| f.unfinished;
+        let dbox = |name: &[u8]| name == b"dbox-Mails" || name == b"storage";
+        let waits = |f: &&super::tree::Folder| f.unfinished || begun && dbox(&f.name);
         Ok(user.tree.folders.values().filter(waits).map(|f| f.id).collect())
     })?;
     for folder in folders {
@@ -92,6 +97,8 @@ pub(super) struct Found {
     pub key: MailKey,
     pub size: u64,
     pub name: Vec<u8>,
+    /// Ids of the same file, where that was asked for.
+    pub replaces: Vec<ObjectId>,
 }
 
 /// Looks at what lies above the watermark and adopts or drops it. `epoch` is the new one.
@@ -191,7 +198,12 @@ async fn adopt_over(
     found: Vec<(KeyTail, u64)>,
     finished: &HashSet<ObjectId>,
 ) -> Result<()> {
-    let (found, doubles) = sort_out(cell, found).await?;
+    let (mut found, doubles) = sort_out(cell, found).await?;
+    if !finished.is_empty() {
+        for object in &mut found {
+            object.replaces = replaced(cell, object).await?;
+        }
+    }
     let mut by_folder: BTreeMap<FolderId, Vec<Found>> = BTreeMap::new();
     for object in found {
         by_folder.entry(object.key.folder).or_default().push(object);
@@ -235,7 +247,9 @@ fn tail_of(object: &ObjectMeta) -> Option<KeyTail> {
     KeyTail::parse(object.key.rsplit_once('/')?.1).ok()
 }
 
-/// Names from metadata where they did not fit the key, and of one name the newest object only.
+/// Names from metadata where they did not fit the key, and of one file the newest object only.
+/// A name alone does not tell: Postfix gives it to the next mail of the same second, once the
+/// first has left `tmp/`.
 async fn sort_out(
     cell: &Arc<UserCell>,
     all: Vec<(KeyTail, u64)>,
@@ -252,7 +266,7 @@ async fn sort_out(
                 .and_then(|text| crate::format::escape::unescape_key(&text).ok())
                 .unwrap_or_else(|| format!("recovered.{}", key.id).into_bytes()),
         };
-        let found = Found { tail, key, size, name: name.clone() };
+        let found = Found { tail, key, size, name: name.clone(), replaces: Vec::new() };
         if matches!(found.key.piece, Piece::Extent { .. }) {
             out.push(found);
             continue;
@@ -261,23 +275,24 @@ async fn sort_out(
         // before it was whole.
         let name = base_name(&name).to_vec();
         match seen.get(&(found.key.folder, name.clone())) {
-            Some(i) => {
-                let old = &mut out[*i];
-                let (newer, older) = if old.key.id < found.key.id {
-                    (found, old.tail.clone())
-                } else {
-                    (old.clone(), found.tail)
-                };
-                doubles.push(older);
-                *old = newer;
+            // Listings are sorted by id.
+            Some(i) if replaced(cell, &found).await?.contains(&out[*i].key.id) => {
+                let older = std::mem::replace(&mut out[*i], found);
+                doubles.push(older.tail);
             }
-            None => {
+            _ => {
                 seen.insert((found.key.folder, name), out.len());
                 out.push(found);
             }
         }
     }
     Ok((out, doubles))
+}
+
+/// The ids under which the file of an object was put before.
+async fn replaced(cell: &Arc<UserCell>, object: &Found) -> Result<Vec<ObjectId>> {
+    let text = metadata(cell, &object.tail, META_REPLACES).await?.unwrap_or_default();
+    Ok(text.split(' ').filter_map(|id| id.parse().ok()).collect())
 }
 
 async fn metadata(cell: &Arc<UserCell>, tail: &KeyTail, which: &str) -> Result<Option<String>> {
@@ -411,7 +426,7 @@ impl User {
                 for (tail, size) in node.objects().into_iter().zip(sizes) {
                     let key = tail.decode();
                     let name = key.name.clone().unwrap_or_else(|| name.to_vec());
-                    found.push(Found { tail: tail.clone(), key, size, name });
+                    found.push(Found { tail: tail.clone(), key, size, name, replaces: Vec::new() });
                 }
                 // On record together with the new name: a death in between must leave one.
                 if let Some(last) = found.last() {
@@ -504,12 +519,11 @@ impl User {
         let Some(dir) = self.tree.dir(at).filter(|_| !finished.is_empty()) else {
             return Ok(false);
         };
-        let base = base_name(&object.name);
         let old = dir.entries.after(0).find_map(|(_, name, target)| {
             let Target::Node(ix) = target else { return None };
             let tail = self.tree.nodes.get(ix)?.object()?;
-            let older = finished.contains(&tail.id()) && tail.id() < object.key.id;
-            (older && base_name(name) == base).then(|| (name.clone(), ix, tail.clone()))
+            let older = finished.contains(&tail.id()) && object.replaces.contains(&tail.id());
+            older.then(|| (name.clone(), ix, tail.clone()))
         });
         let Some((name, ix, tail)) = old else { return Ok(false) };
         let line = Line::Unset { sub: at.sub, name: name.to_vec() };

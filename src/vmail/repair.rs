@@ -57,8 +57,9 @@ pub async fn repair(
     open::open(cell).await?;
     flush::flush(cell, Options::default()).await?;
     if wanted.all {
-        done.extend(take_in_late(cell, stored, logs).await?);
+        // First, or the gc that looks for late mails would take what is named after all.
         done.extend(take_off_list(cell, stored).await?);
+        done.extend(take_in_late(cell, stored, logs).await?);
     }
     if wanted.drop_lost && has(Kind::Lost) {
         done.extend(drop_lost(cell, stored, report).await?);

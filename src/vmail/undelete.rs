@@ -80,6 +80,8 @@ pub async fn undelete(
     dry_run: bool,
     logs: &dyn LogWriter,
 ) -> Result<Report> {
+    // Neither a gc nor a second undelete may name or delete what this one looks at.
+    let _one = cell.collecting.lock().await;
     open::open(cell).await?;
     // What was expunged a moment ago is then on the list, too.
     flush::flush(cell, Options::default()).await?;

@@ -265,3 +265,30 @@ async fn i1_a_full_disk_defers() {
     let again = world.session(HERE);
     assert_eq!(again.list("u/new").await.unwrap(), ["1", "3"]);
 }
+
+/// I1: Postfix names a mail in `tmp/` after its process and the second; the next mail of that
+/// second has the same name. Both were acknowledged, and both come back.
+#[tokio::test]
+async fn i1_two_mails_that_had_one_name_in_turn_are_two() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    for body in [&b"the first"[..], b"the second"] {
+        let file = client.create("u/tmp/1700000000.P7.host").await.unwrap();
+        client.write(file, 0, body).await.unwrap();
+        client.fsync(file).await.unwrap();
+        client.close_file(file).await.unwrap();
+        let name = format!("u/new/1700000000.V1I{}M1.host", body.len());
+        client.link("u/tmp/1700000000.P7.host", &name).await.unwrap();
+        client.unlink("u/tmp/1700000000.P7.host").await.unwrap();
+    }
+    drop(client);
+    let fresh = world.session(FRESH);
+    let mut found = Vec::new();
+    for name in fresh.list("u/new").await.unwrap() {
+        found.push(fresh.read(&format!("u/new/{name}")).await.unwrap());
+    }
+    found.sort();
+    assert_eq!(found, [b"the first".to_vec(), b"the second".to_vec()]);
+}
