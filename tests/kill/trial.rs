@@ -27,8 +27,10 @@ use std::time::{Duration, Instant};
 
 /// Important changes are in the store after this.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How much longer that may take on a busy machine: the scheduler's tick, the flush itself.
+/// How much longer that may take: the scheduler's tick, and so many times what a flush of
+/// everything took before the load.
 const SLACK: Duration = Duration::from_secs(3);
+const SLOWER: u32 = 8;
 /// How long clients may work until something is acknowledged or a failpoint is reached.
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -67,6 +69,8 @@ pub struct Trial {
     rng: StdRng,
     plan: PathBuf,
     rounds: u32,
+    /// Changes older than this are in the store when the daemon dies.
+    window: Duration,
 }
 
 impl Trial {
@@ -87,14 +91,14 @@ impl Trial {
         let witness = Witness(Arc::new(move || answers(&root)));
         work.model().witness = Some(witness);
         let rng = StdRng::seed_from_u64(seed);
-        Trial { format, store, mount, dovecot, work, users, rng, plan, rounds: 0 }
+        Trial { format, store, mount, dovecot, work, users, rng, plan, rounds: 0, window: INTERVAL }
     }
 
     /// A round as chance will have it.
     pub fn any_round(&mut self) -> Round {
         let rng = &mut self.rng;
         let mut soon = |most| Duration::from_millis(rng.random_range(0..most));
-        let time = soon(4000);
+        let time = soon(if self.rounds % 8 == 3 { 12_000 } else { 4000 });
         let shot = match self.rng.random_range(0..10) {
             0..3 => Shot::After(time),
             3 => Shot::Again(time, vec![Duration::from_millis(self.rng.random_range(0..800))]),
@@ -140,7 +144,9 @@ impl Trial {
     }
 
     fn try_round(&mut self, round: &Round) -> Outcome<Row> {
+        let begun = Instant::now();
         self.flush_all()?;
+        self.window = INTERVAL + SLACK + begun.elapsed() * SLOWER;
         self.work.model().settled();
         let before = self.work.model().acknowledged;
         self.dovecot.forget_log();
@@ -207,7 +213,7 @@ impl Trial {
             clients: AtomicUsize::new(0),
         };
         let (mount, plan, work) = (&mut self.mount, &self.plan, &self.work);
-        let dovecot = &mut self.dovecot;
+        let (dovecot, window) = (&mut self.dovecot, self.window);
         let outcome = thread::scope(|scope| {
             let before = work.model().acknowledged.0;
             traffic.start(scope);
@@ -222,7 +228,7 @@ impl Trial {
                 dovecot.stop();
             }
             let shot = kill(mount, plan, &round.shot);
-            work.model().settled_until(Instant::now() - INTERVAL - SLACK);
+            work.model().settled_until(Instant::now() - window);
             if shot.is_err() {
                 // Ends the clients, too.
                 mount.kill9();
