@@ -198,7 +198,7 @@ impl S3Store {
         let mut token: Option<String> = None;
         loop {
             let mut page = self.page(dir, prefix, start_after, token.as_deref()).await?;
-            let more = page.is_truncated().unwrap_or(false);
+            let more = page.is_truncated().unwrap_or(page.next_continuation_token().is_some());
             let next = page.next_continuation_token.take();
             if !take(page) || !more {
                 return Ok(());
