@@ -79,6 +79,9 @@ pub enum Error {
     /// Space is reserved for others, or a bound is reached.
     #[error("{0}")]
     Full(String),
+    /// A cache is full and nothing of it can go at present.
+    #[error("{0}")]
+    Crowded(String),
     /// The session is ending.
     #[error("the mount is going away")]
     Closing,
@@ -148,7 +151,9 @@ impl Error {
             Error::Disk { full: true, .. } | Error::Full(_) => libc::ENOSPC,
             Error::Disk { full: false, .. } => libc::EAGAIN,
             Error::Lost { .. } | Error::Lapsed { .. } => libc::ESTALE,
-            Error::Foreign { .. } | Error::Closing | Error::Vanished { .. } => libc::EAGAIN,
+            Error::Foreign { .. } | Error::Closing | Error::Crowded(_) | Error::Vanished { .. } => {
+                libc::EAGAIN
+            }
         }
     }
 

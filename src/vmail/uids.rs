@@ -130,6 +130,7 @@ impl User {
                 local.file = None;
             }
         }
+        self.recharge(ix);
         let lines = self.node_lines(ix);
         self.commit(lines)?;
         self.important();
@@ -175,6 +176,7 @@ impl User {
             local.tracker = tracker;
             local.file = None;
         }
+        self.recharge(ix);
         if let Some(folder) = self.tree.folders.get_mut(&name.at.folder) {
             folder.next_uid = folder.next_uid.max(next);
         }
