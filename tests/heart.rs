@@ -5,11 +5,14 @@
 mod heart {
     mod ack;
     mod caches;
+    mod close;
     mod crash;
+    mod evict;
     mod flush;
     mod fsck;
     mod full_disk;
     mod gc;
+    mod idle;
     mod metacache;
     mod ownership;
     mod publish;

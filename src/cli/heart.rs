@@ -18,8 +18,10 @@ use crate::store::counted::CountedStore;
 use crate::vmail::admin::Waiting;
 use crate::vmail::env::{Env, SystemClock, SystemRandom};
 use crate::vmail::error::Error;
+use crate::vmail::evict;
 use crate::vmail::flush::Options;
 use crate::vmail::gc;
+use crate::vmail::idle;
 use crate::vmail::lease::Lease;
 use crate::vmail::schedule;
 use crate::vmail::session::{self, Session};
@@ -28,9 +30,6 @@ use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Flushes that run at once; a directory or a bucket takes them easily, and deliveries keep the
-/// rest of the request slots.
-const FLUSHES: usize = 8;
 /// Users that a status names at most.
 const NAMED: usize = 1000;
 
@@ -69,6 +68,8 @@ pub(super) async fn start(
     }
     tokio::spawn(Lease::keep(session.clone()));
     tokio::spawn(schedule::run(session.clone()));
+    tokio::spawn(evict::run(session.clone()));
+    tokio::spawn(idle::run(session.clone()));
     tokio::spawn(gc::run(session.clone()));
     let fs = Arc::new(VmailFs::new(session.clone()));
     Ok((fs.clone(), LiveHeart { session, fs, mountpoint: settings.mountpoint.clone() }))
@@ -97,6 +98,9 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
             limits: Limits { max_space: s.metacache.max_space, max_grace: s.metacache.max_grace },
             weights: s.metacache.weights.clone(),
             soon: s.metacache.priority2_names.clone(),
+            close_idle: s.metacache.close_idle,
+            max_open_users: s.metacache.max_open_users as usize,
+            idle_uploads: s.metacache.idle_uploads,
         },
         layout,
         backend: s.backend.clone(),
@@ -114,7 +118,7 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         delivery_timeout: s.delivery_timeout,
         ack: s.ack,
         lost_mails: s.lost_mails.clone(),
-        max_flushes: FLUSHES,
+        max_flushes: s.metacache.max_parallel_requests as usize,
         boot_id: boot_id(),
         gc: gc::Limits {
             retention: s.gc.retention,
@@ -144,7 +148,10 @@ pub(super) fn told(error: &Error) -> AdminError {
         | Error::Foreign { .. }
         | Error::Full(_)
         | Error::Crowded(_)
-        | Error::Closing => ErrorKind::TempFail,
+        | Error::Closing
+        | Error::HandingOver { .. }
+        | Error::Doubt { .. }
+        | Error::Deferred { .. } => ErrorKind::TempFail,
         Error::Lost { .. } | Error::Lapsed { .. } | Error::Disk { .. } | Error::Vanished { .. } => {
             ErrorKind::TempFail
         }
@@ -230,7 +237,7 @@ impl Heart for LiveHeart {
         let mut next = all.into_iter();
         let mut done = 0;
         loop {
-            while running.len() < FLUSHES {
+            while running.len() < self.session.settings.max_flushes.max(1) {
                 let Some(cell) = next.next() else { break };
                 running.spawn(async move {
                     let result = crate::vmail::flush::flush(&cell, options).await;

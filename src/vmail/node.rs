@@ -148,6 +148,8 @@ pub struct Local {
     pub tracker: Tracker,
     /// The object that held its bytes at the last cut, if they were too many for a part.
     pub object: Option<ObjectId>,
+    /// Not on the disk: the parts hold it as it is, and the next open brings it back.
+    pub evicted: bool,
     /// What the books of the metacache have for it, and under which priority.
     pub charged: u64,
     pub charged_to: usize,
@@ -192,6 +194,8 @@ pub struct Growing {
     pub published: u64,
     pub dirty: bool,
     pub writes: u64,
+    /// The last of those whose bytes are safe, with all before it.
+    pub safe_writes: u64,
     /// Made under a temporary name, and not renamed yet.
     pub temporary: bool,
     /// Where the earliest write since the last publish began lies.

@@ -76,6 +76,12 @@ pub struct Metacache {
     pub weights: Weights,
     /// Folders whose index files have priority 2, as clients write them.
     pub soon: Vec<Vec<u8>>,
+    /// A user that nobody uses is closed after so long,
+    pub close_idle: Duration,
+    /// or as soon as more are open.
+    pub max_open_users: usize,
+    /// Flushes of unimportant changes that are begun in a minute.
+    pub idle_uploads: u32,
 }
 
 impl Default for Metacache {
@@ -84,6 +90,9 @@ impl Default for Metacache {
             limits: Limits { max_space: 10 << 30, max_grace: 1 << 30 },
             weights: Weights::default(),
             soon: vec![b"INBOX".to_vec(), b"Junk".to_vec()],
+            close_idle: Duration::from_secs(3600),
+            max_open_users: 10_000,
+            idle_uploads: 600,
         }
     }
 }
@@ -113,6 +122,8 @@ pub struct RootInfo {
     /// Who made the directory here, for a user that has no head yet.
     pub maker: Option<(Owner, u32)>,
     pub lookups: u64,
+    /// The directory above, as the kernel knows it.
+    pub parent: Option<Ino>,
 }
 
 #[derive(Debug, Default)]
@@ -141,6 +152,10 @@ pub struct UserCell {
     pub uploader: AtomicBool,
     /// One gc at a time; taken before `flushing`.
     pub collecting: tokio::sync::Mutex<()>,
+    /// How many evictions of it are under way.
+    pub makes_room: std::sync::atomic::AtomicUsize,
+    /// Publishes that have not written their record.
+    pub publishing: super::close::UnderWay,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
     under_way: Mutex<HashMap<Ino, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -164,6 +179,10 @@ impl UserCell {
             CellState::Open(user) if user.ready => match f(user) {
                 Err(Stop::Error(Error::Vanished { folder, .. })) => {
                     Err(Stop::Wait(Need::Restore(self.clone(), folder)))
+                }
+                // Made again once it is known whose the user is then.
+                Err(Stop::Error(Error::HandingOver { .. })) if !self.session.is_closing() => {
+                    Err(Stop::Wait(Need::Open(self.clone())))
                 }
                 done => done,
             },
@@ -206,6 +225,8 @@ pub struct Session {
     pub inos: RwLock<HashMap<Ino, InoTarget>>,
     pub(super) users: Mutex<HashMap<Arc<str>, Arc<UserCell>>>,
     pub wake: tokio::sync::Notify,
+    /// More users are open than may be.
+    pub too_many: tokio::sync::Notify,
     pub retries: Mutex<Vec<Retry>>,
     invalidate: OnceLock<InvalidateFn>,
     pub closing: std::sync::atomic::AtomicBool,
@@ -254,6 +275,7 @@ impl Session {
             inos: RwLock::new(HashMap::new()),
             users: Mutex::new(HashMap::new()),
             wake: tokio::sync::Notify::new(),
+            too_many: tokio::sync::Notify::new(),
             retries: Mutex::new(Vec::new()),
             invalidate: OnceLock::new(),
             closing: std::sync::atomic::AtomicBool::new(false),
@@ -318,6 +340,8 @@ impl Session {
             uploading: tokio::sync::Mutex::new(()),
             uploader: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::new(()),
+            makes_room: std::sync::atomic::AtomicUsize::new(0),
+            publishing: super::close::UnderWay::default(),
             under_way: Mutex::default(),
         });
         users.insert(name, cell.clone());
@@ -340,6 +364,11 @@ impl Session {
         let mut all: Vec<_> = self.users.lock().values().cloned().collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+
+    /// The whole mount ends: nobody is opened any more.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     pub fn wake_scheduler(&self) {
