@@ -9,6 +9,7 @@ use crate::admin::{
     StopReport, UserStatus,
 };
 use crate::cache::disk::RealDisk;
+use crate::cache::metacache::Limits;
 use crate::config::{self, Settings};
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
@@ -92,7 +93,11 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         fscache_max: s.fscache.max_size,
         staging_dir: s.staging.path.clone(),
         staging_max: s.staging.max_size,
-        metacache_max: s.metacache.max_space,
+        metacache: session::Metacache {
+            limits: Limits { max_space: s.metacache.max_space, max_grace: s.metacache.max_grace },
+            weights: s.metacache.weights.clone(),
+            soon: s.metacache.priority2_names.clone(),
+        },
         layout,
         backend: s.backend.clone(),
         single_backend: s.single_backend,
@@ -138,6 +143,7 @@ pub(super) fn told(error: &Error) -> AdminError {
         Error::Store { .. }
         | Error::Foreign { .. }
         | Error::Full(_)
+        | Error::Crowded(_)
         | Error::Closing
         | Error::HandingOver { .. }
         | Error::Doubt { .. }
@@ -278,9 +284,9 @@ impl Heart for LiveHeart {
         status.caches.fscache =
             place(&settings.fscache_dir, fscache.used, fscache.max, Some(fscache.files));
         status.caches.staging = place(&settings.staging_dir, staged, staging_max, None);
-        let used = session.metacache_bytes();
+        let used = session.metacache.used();
         status.caches.metacache =
-            place(&settings.metacache_dir, used, settings.metacache_max, None);
+            place(&settings.metacache_dir, used, settings.metacache.limits.max_space, None);
     }
 
     async fn care(&self, what: Care, _progress: &Progress) -> Result<Cared, AdminError> {

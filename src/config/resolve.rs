@@ -1,6 +1,7 @@
 //! From the file to plain values: defaults that depend on others, accounts, contradictions.
 
 use super::{Checksums, Config, ConfigError, Log};
+use crate::cache::weight::{WeightError, Weights};
 use crate::store::RetryPolicy;
 use nix::unistd::{Group, User};
 use std::path::{Component, Path, PathBuf};
@@ -26,6 +27,8 @@ pub struct MetacacheSettings {
     pub path: PathBuf,
     pub max_space: u64,
     pub max_grace: u64,
+    pub weights: Weights,
+    pub priority2_names: Vec<Vec<u8>>,
     pub upload_interval: Duration,
     pub max_rescan_mail_count: u32,
     pub folder_change_quiet: Duration,
@@ -112,6 +115,12 @@ fn err<T>(text: String) -> Result<T, ConfigError> {
     Err(ConfigError(text))
 }
 
+/// Names separated by commas.
+fn names(text: &str) -> Vec<Vec<u8>> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.map(|name| name.as_bytes().to_vec()).collect()
+}
+
 impl Config {
     /// Fills in what depends on other keys, and refuses contradictions. Needs the mount point
     /// to exist; changes nothing on disk.
@@ -189,6 +198,8 @@ impl Config {
                 path: metacache,
                 max_space: m.max_space.0,
                 max_grace: m.max_grace.0,
+                weights: self.weights()?,
+                priority2_names: names(&m.priority2_names),
                 upload_interval: m.upload_interval.0,
                 max_rescan_mail_count: m.max_rescan_mail_count,
                 folder_change_quiet: m.folder_change_quiet.0,
@@ -257,11 +268,21 @@ impl Config {
         }
     }
 
+    fn weights(&self) -> Result<Weights, ConfigError> {
+        let m = &self.metacache;
+        let failed = |key: &str, e: WeightError| ConfigError(format!("metacache.{key}: {e}"));
+        Ok(Weights {
+            priority: m.priority_weights.parse().map_err(|e| failed("priority_weights", e))?,
+            size: m.size_weights.parse().map_err(|e| failed("size_weights", e))?,
+        })
+    }
+
     fn check_values(&self) -> Result<(), ConfigError> {
         for (key, size) in [
             ("fscache.max_size", self.fscache.max_size),
             ("staging.max_size", self.staging.max_size),
             ("metacache.max_space", self.metacache.max_space),
+            ("metacache.max_grace", self.metacache.max_grace),
         ] {
             if size.0 < MIN_CACHE {
                 return err(format!("{key} = {size} is too small: at least 1M"));

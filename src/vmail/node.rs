@@ -148,6 +148,9 @@ pub struct Local {
     pub tracker: Tracker,
     /// The object that held its bytes at the last cut, if they were too many for a part.
     pub object: Option<ObjectId>,
+    /// What the books of the metacache have for it, and under which priority.
+    pub charged: u64,
+    pub charged_to: usize,
 }
 
 /// A mail: immutable once published, a staged file before that.

@@ -10,7 +10,9 @@ use super::promise::Ack;
 use super::user::User;
 use crate::cache::disk::Disk;
 use crate::cache::fscache::Fscache;
+use crate::cache::metacache::{Books, Limits};
 use crate::cache::staging::Staging;
+use crate::cache::weight::Weights;
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
 use crate::format::{FolderId, Place};
@@ -32,7 +34,7 @@ pub struct Settings {
     pub fscache_max: u64,
     pub staging_dir: PathBuf,
     pub staging_max: u64,
-    pub metacache_max: u64,
+    pub metacache: Metacache,
     pub layout: Layout,
     pub backend: String,
     pub single_backend: bool,
@@ -65,6 +67,25 @@ pub struct Settings {
     pub gc: super::gc::Limits,
     /// How an absent user looks: asked for, or always there.
     pub ask_for_users: bool,
+}
+
+/// How the metacache is kept within its bounds.
+#[derive(Debug, Clone)]
+pub struct Metacache {
+    pub limits: Limits,
+    pub weights: Weights,
+    /// Folders whose index files have priority 2, as clients write them.
+    pub soon: Vec<Vec<u8>>,
+}
+
+impl Default for Metacache {
+    fn default() -> Metacache {
+        Metacache {
+            limits: Limits { max_space: 10 << 30, max_grace: 1 << 30 },
+            weights: Weights::default(),
+            soon: vec![b"INBOX".to_vec(), b"Junk".to_vec()],
+        }
+    }
 }
 
 /// What an inode number stands for.
@@ -181,6 +202,7 @@ pub struct Session {
     pub settings: Settings,
     pub staging: Arc<Staging>,
     pub fscache: Arc<Fscache>,
+    pub metacache: Books,
     pub lease: Lease,
     pub lost_mails: lost::Met,
     /// Random name of this session.
@@ -222,7 +244,9 @@ impl Session {
         let base = u64::try_from(env.clock.wall().secs).unwrap_or(1) << 20;
         let id = format!("{:016x}", env.random.u64());
         let flushes = settings.max_flushes.max(1);
-        Ok(Arc::new(Session {
+        let metacache = Books::new(settings.metacache.limits, settings.metacache.weights.clone());
+        let session = Arc::new(Session {
+            metacache,
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
             started: env.clock.boot(),
@@ -242,7 +266,9 @@ impl Session {
             flushes: tokio::sync::Semaphore::new(flushes),
             user_list: Mutex::new(None),
             heads: super::heads::Heads::default(),
-        }))
+        });
+        session.count_all()?;
+        Ok(session)
     }
 
     /// Seconds since 1970 by the store's clock, by which retention counts; by the machine's if the

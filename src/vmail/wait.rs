@@ -4,7 +4,7 @@ use super::env::Clock;
 use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
-use super::{fetch, flush, load, open, publish, restore};
+use super::{fetch, flush, load, open, publish, restore, space};
 use crate::format::key::parse_user_dir;
 use crate::store::Reason;
 use std::sync::Arc;
@@ -26,6 +26,11 @@ impl Patience {
         let clock = session.env.clock.clone();
         let end = clock.boot() + session.settings.delivery_timeout;
         Patience { clock, end, pause: FIRST_PAUSE }
+    }
+
+    /// By [`Clock::boot`].
+    pub fn end(&self) -> Duration {
+        self.end
     }
 
     /// Pauses before one more try; false when there is no time for it.
@@ -63,6 +68,7 @@ fn is_delivery(need: &Need) -> bool {
         | Need::SyncLocal(_)
         | Need::SyncJournal(_)
         | Need::Stage(..)
+        | Need::Room(..)
         | Need::Ceiling(..)
         | Need::UidValidity(..) => true,
         Need::Open(_)
@@ -93,6 +99,7 @@ async fn satisfy_once(session: &Arc<Session>, need: Need) -> Result<()> {
         Need::FetchExtent(node, index) => fetch::fetch_extent(&node, index).await,
         Need::Through(node, offset) => fetch::through(&node, offset).await,
         Need::Stage(node, offset) => fetch::stage(&node, offset).await,
+        Need::Room(bytes, purpose) => space::reserve(session, bytes, purpose).await.map(drop),
         need @ (Need::Ceiling(..) | Need::UidValidity(..)) => flush::await_ceiling(need).await,
     }
 }
