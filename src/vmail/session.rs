@@ -177,6 +177,7 @@ pub struct Session {
     pub fscache: Arc<Fscache>,
     pub lease: Lease,
     pub lost_mails: lost::Met,
+    pub counts: super::counts::Counts,
     /// Random name of this session.
     pub id: String,
     pub started: Duration,
@@ -219,6 +220,7 @@ impl Session {
         Ok(Arc::new(Session {
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
+            counts: super::counts::Counts::default(),
             started: env.clock.boot(),
             env,
             runtime: tokio::runtime::Handle::current(),
