@@ -5,6 +5,7 @@
 mod heart {
     mod ack;
     mod caches;
+    mod close;
     mod crash;
     mod flush;
     mod fsck;

@@ -502,10 +502,16 @@ impl User {
 
     // ---- what close and fsync wait for
 
-    /// A descriptor was closed: a mail that nobody synced is made safe now.
-    pub fn close(&mut self, ix: NodeIx, wrote: bool) -> Op<()> {
+    /// A descriptor was closed: a mail that nobody synced is made safe now. Of a growing file
+    /// only what was `written` through this descriptor is promised: what lies at its end may be a
+    /// mail that another server process is in the middle of, and half a mail in the store is one
+    /// that Dovecot calls corrupted after a crash.
+    pub fn close(&mut self, ix: NodeIx, wrote: bool, written: u64) -> Op<()> {
         let reference = self.node_ref(ix)?;
         let node = self.node(ix)?;
+        if matches!(&node.kind, Kind::Growing(grow) if written <= grow.safe_writes) {
+            return Ok(());
+        }
         // A file that nothing was written to holds no mail: a shell closes a copy of its
         // descriptor before it writes. It is published behind its last close.
         let untouched = matches!(&node.kind, Kind::Mail(mail) if mail.writes == 0);
@@ -513,6 +519,14 @@ impl User {
             return Err(Stop::Wait(Need::Publish(reference)));
         }
         Ok(())
+    }
+
+    /// How often the growing file was written to; 0 for others.
+    pub fn writes_to_growing(&self, ix: NodeIx) -> u64 {
+        match self.tree.nodes.get(ix).map(|node| &node.kind) {
+            Some(Kind::Growing(grow)) => grow.writes,
+            _ => 0,
+        }
     }
 
     pub fn fsync(&mut self, ix: NodeIx) -> Op<()> {

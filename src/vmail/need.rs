@@ -51,6 +51,26 @@ pub enum Need {
 }
 
 impl Need {
+    /// The user whose call waits.
+    pub fn cell(&self) -> Option<&Arc<UserCell>> {
+        match self {
+            Need::Users => None,
+            Need::Open(cell)
+            | Need::Exists(cell)
+            | Need::Load(cell, _)
+            | Need::Restore(cell, _)
+            | Need::SyncJournal(cell)
+            | Need::Ceiling(cell, ..)
+            | Need::UidValidity(cell, _) => Some(cell),
+            Need::Publish(node)
+            | Need::SyncLocal(node)
+            | Need::Fetch(node)
+            | Need::FetchExtent(node, _)
+            | Need::Through(node, _)
+            | Need::Stage(node, _) => Some(&node.cell),
+        }
+    }
+
     pub fn load(user: &User, folder: FolderId) -> Need {
         Need::Load(user.cell(), folder)
     }
