@@ -266,6 +266,12 @@ pub const KEYS: &[Key] = &[
         "Path of the socket. Default: <state_dir>/admin.sock.",
     ),
     text(
+        "metrics.listen",
+        "127.0.0.1:9154",
+        "Address and port where numbers for Prometheus are served over HTTP, at /metrics, to\n\
+         anybody who can reach them. No user is named in them. Default: nowhere.",
+    ),
+    text(
         "log.level",
         "",
         "error, warn, info, debug or trace; also per module, as in \"info,vmailfs::store=debug\".",

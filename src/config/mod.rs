@@ -58,6 +58,7 @@ pub struct Config {
     pub gc: Gc,
     pub fuse: Fuse,
     pub admin: Admin,
+    pub metrics: Metrics,
     pub log: Log,
 }
 
@@ -88,6 +89,7 @@ impl Default for Config {
             gc: Gc::default(),
             fuse: Fuse::default(),
             admin: Admin::default(),
+            metrics: Metrics::default(),
             log: Log::default(),
         }
     }
@@ -286,6 +288,13 @@ impl Default for Fuse {
 pub struct Admin {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

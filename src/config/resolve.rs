@@ -4,6 +4,7 @@ use super::{Checksums, Config, ConfigError, Log};
 use crate::cache::weight::{WeightError, Weights};
 use crate::store::RetryPolicy;
 use nix::unistd::{Group, User};
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -103,6 +104,7 @@ pub struct Settings {
     pub fuse_threads: usize,
     pub passthrough: bool,
     pub admin_socket: PathBuf,
+    pub metrics_listen: Option<SocketAddr>,
     pub log: Log,
 }
 
@@ -219,6 +221,7 @@ impl Config {
             fuse_threads: self.fuse.threads as usize,
             passthrough: self.fuse.passthrough,
             admin_socket,
+            metrics_listen: self.metrics_listen()?,
             log: self.log.clone(),
         })
     }
@@ -347,6 +350,15 @@ impl Config {
             return err(format!("s3.endpoint `{endpoint}` must begin with https:// or http://"));
         }
         Ok(())
+    }
+
+    fn metrics_listen(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let Some(text) = &self.metrics.listen else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| {
+            ConfigError(format!(
+                "metrics.listen `{text}`: write it like 127.0.0.1:9154 or [::1]:9154"
+            ))
+        })
     }
 
     fn backend_name(&self) -> Result<String, ConfigError> {

@@ -19,6 +19,8 @@ pub struct Waiting {
     pub unimportant: bool,
     pub oldest: Option<Duration>,
     pub new_mails: u32,
+    /// Bytes of index files that changed since the last flush, caches left out.
+    pub changed_bytes: u64,
     /// Mails written here that no server was told are safe.
     pub unpublished: u64,
     pub unpublished_bytes: u64,
@@ -45,7 +47,16 @@ impl Waiting {
             lost: user.lost,
             ..Waiting::default()
         };
-        for (_, node) in user.tree.nodes.iter().filter(|(_, n)| n.nlink > 0 && is_dirty(&n.kind)) {
+        for (_, node) in user.tree.nodes.iter().filter(|(_, n)| n.nlink > 0) {
+            if let Kind::Local(local) = &node.kind
+                && !node.class.is_local_only()
+                && !node.class.is_cache()
+            {
+                waiting.changed_bytes += local.since.bytes_of(node.size);
+            }
+            if !is_dirty(&node.kind) {
+                continue;
+            }
             waiting.unpublished += 1;
             waiting.unpublished_bytes += match &node.kind {
                 Kind::Growing(grow) => node.size.saturating_sub(grow.published),

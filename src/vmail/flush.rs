@@ -78,6 +78,14 @@ pub async fn flush(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
 }
 
 pub(super) async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
+    let session = &cell.session;
+    let begun = session.env.clock.boot();
+    let done = flush_changes(cell, options).await;
+    session.counts.flushed(session.env.clock.boot().saturating_sub(begun), &done);
+    done
+}
+
+async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let Some(wanted) = cell.if_open(|user| {
         if user.lost {
             return Err(Error::Lost { user: user.name.to_string() });

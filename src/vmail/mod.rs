@@ -10,6 +10,7 @@ pub mod build;
 pub mod ceilings;
 pub mod chain;
 pub mod close;
+pub mod counts;
 pub mod cut;
 pub mod dropped;
 pub mod entries;

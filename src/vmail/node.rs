@@ -110,6 +110,15 @@ impl Since {
         }
     }
 
+    /// How much of a file of this size changed.
+    pub fn bytes_of(&self, size: u64) -> u64 {
+        if self.whole {
+            return size;
+        }
+        let blocks = self.blocks.len() as u64 * Since::BLOCK;
+        size.saturating_sub(self.base_len).saturating_add(blocks).min(size)
+    }
+
     /// Puts the changes of an earlier time before these.
     pub fn merge_older(&mut self, older: &Since) {
         if older.whole || self.whole {

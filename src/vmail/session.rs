@@ -205,6 +205,7 @@ pub struct Session {
     pub metacache: Books,
     pub lease: Lease,
     pub lost_mails: lost::Met,
+    pub counts: super::counts::Counts,
     /// Random name of this session.
     pub id: String,
     pub started: Duration,
@@ -249,6 +250,7 @@ impl Session {
             metacache,
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
+            counts: super::counts::Counts::default(),
             started: env.clock.boot(),
             env,
             runtime: tokio::runtime::Handle::current(),
