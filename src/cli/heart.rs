@@ -9,6 +9,7 @@ use crate::admin::{
     StopReport, UserStatus,
 };
 use crate::cache::disk::RealDisk;
+use crate::cache::fscache::Place;
 use crate::config::{self, Settings};
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
@@ -88,8 +89,12 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
     session::Settings {
         state_dir: s.state_dir.clone(),
         metacache_dir: s.metacache.path.clone(),
-        fscache_dir: s.fscache.path.clone(),
-        fscache_max: s.fscache.max_size,
+        fscache: s
+            .fscache
+            .iter()
+            .map(|c| Place { path: c.path.clone(), max: c.max_size })
+            .collect(),
+        stream_memory: s.stream_memory,
         staging_dir: s.staging.path.clone(),
         staging_max: s.staging.max_size,
         metacache_max: s.metacache.max_space,
@@ -262,7 +267,6 @@ impl Heart for LiveHeart {
             held: session.lease.holds(),
             seconds_left: session.lease.seconds_left(),
         });
-        let fscache = session.fscache.usage();
         let (staged, staging_max) = session.staging.usage();
         let settings = &session.settings;
         let place = |path: &std::path::Path, used, max, files| CacheUse {
@@ -271,8 +275,13 @@ impl Heart for LiveHeart {
             max,
             files,
         };
-        status.caches.fscache =
-            place(&settings.fscache_dir, fscache.used, fscache.max, Some(fscache.files));
+        for one in session.fscache.usage() {
+            let all = &mut status.caches.fscache;
+            let path = one.path.display().to_string();
+            all.path = if all.path.is_empty() { path } else { format!("{} {path}", all.path) };
+            (all.used, all.max) = (all.used + one.used, all.max + one.max);
+            all.files = Some(all.files.unwrap_or(0) + one.files);
+        }
         status.caches.staging = place(&settings.staging_dir, staged, staging_max, None);
         let used = session.metacache_bytes();
         status.caches.metacache =

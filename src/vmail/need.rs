@@ -3,6 +3,7 @@
 use super::error::{Error, Plain};
 use super::node::NodeIx;
 use super::session::UserCell;
+use super::stream::Piece;
 use super::user::User;
 use crate::format::FolderId;
 use crate::fs::api::Ino;
@@ -39,8 +40,10 @@ pub enum Need {
     Fetch(NodeRef),
     /// One object of a growing file must be here.
     FetchExtent(NodeRef, usize),
-    /// Bytes of a mail that does not fit the cache.
-    Through(NodeRef, u64),
+    /// A piece of an object that fscache has no room for.
+    Through(NodeRef, Piece),
+    /// Room in staging for so many bytes.
+    Staging(Arc<UserCell>, u64),
     /// A published file that may still be written must be in staging again; a growing one from
     /// this offset on.
     Stage(NodeRef, u64),

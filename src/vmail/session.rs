@@ -7,13 +7,15 @@ use super::lost::{self, LostMails};
 use super::need::{Need, Op, Stop};
 use super::node::NodeIx;
 use super::promise::Ack;
+use super::stream::Streams;
+use super::turns::Turns;
 use super::user::User;
 use crate::cache::disk::Disk;
-use crate::cache::fscache::Fscache;
+use crate::cache::fscache::{self, Fscache};
 use crate::cache::staging::Staging;
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
-use crate::format::{FolderId, Place};
+use crate::format::{FolderId, ObjectId, Place};
 use crate::fs::api::{Ino, Invalidate};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -28,8 +30,10 @@ use std::time::Duration;
 pub struct Settings {
     pub state_dir: PathBuf,
     pub metacache_dir: PathBuf,
-    pub fscache_dir: PathBuf,
-    pub fscache_max: u64,
+    /// At least one.
+    pub fscache: Vec<fscache::Place>,
+    /// Memory for mails that fscache has no room for.
+    pub stream_memory: u64,
     pub staging_dir: PathBuf,
     pub staging_max: u64,
     pub metacache_max: u64,
@@ -121,20 +125,14 @@ pub struct UserCell {
     /// One gc at a time; taken before `flushing`.
     pub collecting: tokio::sync::Mutex<()>,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
-    under_way: Mutex<HashMap<Ino, Arc<tokio::sync::Mutex<()>>>>,
+    under_way: Turns<Ino>,
 }
 
 impl UserCell {
     /// The right to move a file's bytes. Two publishes of one file at a time would each think
     /// that theirs is the content.
     pub async fn one_at_a_time(&self, ino: Ino) -> tokio::sync::OwnedMutexGuard<()> {
-        let lock = {
-            let mut all = self.under_way.lock();
-            // Those that nobody holds or waits for are done.
-            all.retain(|_, lock| Arc::strong_count(lock) > 1);
-            all.entry(ino).or_default().clone()
-        };
-        lock.lock_owned().await
+        self.under_way.take(ino).await
     }
 
     /// Calls `f` with the open user, or says that it must be opened first.
@@ -175,6 +173,9 @@ pub struct Session {
     pub settings: Settings,
     pub staging: Arc<Staging>,
     pub fscache: Arc<Fscache>,
+    pub streams: Streams,
+    /// Objects that are being brought to fscache.
+    pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
     pub lost_mails: lost::Met,
     /// Random name of this session.
@@ -209,8 +210,8 @@ impl Session {
         }
         let staging = Staging::open(env.disk.clone(), &settings.staging_dir, settings.staging_max)
             .map_err(|e| disk("staging", e))?;
-        let fscache = Fscache::open(env.disk.clone(), &settings.fscache_dir, settings.fscache_max)
-            .map_err(|e| disk("fscache", e))?;
+        let fscache =
+            Fscache::open(&env.disk, &settings.fscache).map_err(|e| disk("fscache", e))?;
         // Inode numbers are not given twice within a run, nor, by starting from the clock, in
         // the next one: Postfix writes them into the names of mails.
         let base = u64::try_from(env.clock.wall().secs).unwrap_or(1) << 20;
@@ -219,6 +220,8 @@ impl Session {
         Ok(Arc::new(Session {
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
+            streams: Streams::new(settings.stream_memory),
+            fetching: Turns::default(),
             started: env.clock.boot(),
             env,
             runtime: tokio::runtime::Handle::current(),
@@ -292,7 +295,7 @@ impl Session {
             uploading: tokio::sync::Mutex::new(()),
             uploader: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::new(()),
-            under_way: Mutex::default(),
+            under_way: Turns::default(),
         });
         users.insert(name, cell.clone());
         cell
