@@ -6,6 +6,7 @@ use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{AdminError, ErrorKind, FlushReport, Progress, Status, StopReport, UserStatus};
 use crate::cache::disk::RealDisk;
+use crate::cache::fscache::Place;
 use crate::cache::metacache::Limits;
 use crate::config::{self, Settings};
 use crate::dovecot::template::Layout;
@@ -88,8 +89,12 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
     session::Settings {
         state_dir: s.state_dir.clone(),
         metacache_dir: s.metacache.path.clone(),
-        fscache_dir: s.fscache.path.clone(),
-        fscache_max: s.fscache.max_size,
+        fscache: s
+            .fscache
+            .iter()
+            .map(|c| Place { path: c.path.clone(), max: c.max_size })
+            .collect(),
+        stream_memory: s.stream_memory,
         staging_dir: s.staging.path.clone(),
         staging_max: s.staging.max_size,
         metacache: session::Metacache {
