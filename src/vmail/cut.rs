@@ -413,6 +413,7 @@ impl User {
 
     /// The flush failed: everything counts as unflushed again.
     pub fn undo_cut(&mut self, cut: Cut) {
+        self.cut_out = false;
         for folder in cut.folders {
             self.give_back(folder);
         }
@@ -437,6 +438,7 @@ impl User {
 
     /// The flush succeeded: what it carried is what the parts hold.
     pub fn settle_cut(&mut self, cut: Cut, parts: &HashMap<FolderId, PartRef>) {
+        self.cut_out = false;
         for folder in cut.folders {
             for file in &folder.files {
                 if let Some(node) = self.tree.nodes.get_mut(file.ix)
