@@ -9,6 +9,7 @@ use crate::vmail::node::{Kind, NodeIx};
 use crate::vmail::session::{InoTarget, UserCell};
 use crate::vmail::user::User;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 fn for_delivery(stop: Stop) -> Stop {
     match stop {
@@ -28,7 +29,8 @@ impl VmailFs {
         let copy = user.open(ix, how)?;
         let ino = user.node(ix)?.ino;
         let backing = copy.as_ref().and_then(|copy| copy.file.real());
-        let handle = Handle { cell: cell.clone(), ix, ino, write: how.write, copy };
+        let written = AtomicU64::new(0);
+        let handle = Handle { cell: cell.clone(), ix, ino, write: how.write, copy, written };
         // What stands in for a lost mail must not stay in the kernel.
         let blank = matches!(&user.node(ix)?.kind, Kind::Mail(mail) if mail.blank.is_some());
         let fh = self.handles.add(handle);
@@ -80,13 +82,16 @@ impl VmailFs {
             if !handle.write {
                 return Err(Plain::BadHandle.into());
             }
-            user.write(handle.ix, offset, data).map(|()| len).map_err(for_delivery)
+            user.write(handle.ix, offset, data).map_err(for_delivery)?;
+            handle.written.store(user.writes_to_growing(handle.ix), Ordering::Relaxed);
+            Ok(len)
         })
     }
 
     pub(super) fn close_file(&self, fh: Fh) -> Step<()> {
         self.with_handle(fh, |user, handle| {
-            user.close(handle.ix, handle.write).map_err(for_delivery)
+            let written = handle.written.load(Ordering::Relaxed);
+            user.close(handle.ix, handle.write, written).map_err(for_delivery)
         })
     }
 

@@ -326,6 +326,7 @@ impl User {
                 let again = grow.lowest < published_size;
                 grow.published = if again { job.offset } else { published_size };
                 grow.dirty = grow.writes != job.writes;
+                grow.safe_writes = job.writes;
                 if !grow.dirty {
                     grow.tail = None;
                 }
