@@ -7,6 +7,8 @@ use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{AdminError, ErrorKind, FlushReport, Progress, Status, StopReport, UserStatus};
 use crate::cache::disk::RealDisk;
+use crate::cache::fscache::Place;
+use crate::cache::metacache::Limits;
 use crate::config::{self, Settings};
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
@@ -90,11 +92,19 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
     session::Settings {
         state_dir: s.state_dir.clone(),
         metacache_dir: s.metacache.path.clone(),
-        fscache_dir: s.fscache.path.clone(),
-        fscache_max: s.fscache.max_size,
+        fscache: s
+            .fscache
+            .iter()
+            .map(|c| Place { path: c.path.clone(), max: c.max_size })
+            .collect(),
+        stream_memory: s.stream_memory,
         staging_dir: s.staging.path.clone(),
         staging_max: s.staging.max_size,
-        metacache_max: s.metacache.max_space,
+        metacache: session::Metacache {
+            limits: Limits { max_space: s.metacache.max_space, max_grace: s.metacache.max_grace },
+            weights: s.metacache.weights.clone(),
+            soon: s.metacache.priority2_names.clone(),
+        },
         layout,
         backend: s.backend.clone(),
         single_backend: s.single_backend,
@@ -140,6 +150,7 @@ pub(super) fn told(error: &Error) -> AdminError {
         Error::Store { .. }
         | Error::Foreign { .. }
         | Error::Full(_)
+        | Error::Crowded(_)
         | Error::Closing
         | Error::HandingOver { .. }
         | Error::Doubt { .. }

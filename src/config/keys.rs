@@ -147,25 +147,52 @@ pub const KEYS: &[Key] = &[
          (\"a@example.com/.Archive*\"); masks with * and ?, separated by spaces. A file system does\n\
          not know which client is reading, so it cannot be set for one client's address.",
     ),
-    text("fscache.path", "/var/cache/vmailfs", "Directory. Default: <state_dir>/fscache."),
-    text("fscache.max_size", "", "Size that is never exceeded; the least recently used go first."),
+    text(
+        "fscache.path",
+        "/var/cache/vmailfs",
+        "Directory. Default: <state_dir>/fscache. With %4Nu in it, four directories share the users by\n\
+         Dovecot's hash, each with max_size. Several sections [[fscache]] do the same with directories of\n\
+         any names and sizes; each needs a path.",
+    ),
+    text(
+        "fscache.max_size",
+        "",
+        "Size that is never exceeded, as du shows it. Mails read once go first, then those delivered,\n\
+         then those read again. What finds no room is streamed from the store.",
+    ),
     text("staging.path", "/var/lib/vmailfs/staging", "Directory. Default: <state_dir>/staging."),
     text(
         "staging.max_size",
         "",
-        "Size that is never exceeded; when it is reached, deliveries wait, then are deferred.",
+        "Size that is never exceeded; when it is reached, deliveries wait, then are deferred. A mail\n\
+         larger than this cannot be delivered.",
     ),
     text("metacache.path", "/ssd/metacache", "Directory. Default: <state_dir>/metacache."),
     text(
         "metacache.max_space",
         "",
-        "Size that `vmailfs status` shows the metacache against. Nothing is dropped from it yet: see\n\
-         that the disk has room, 2M for each user as a rule of thumb.",
+        "Size that the index files, listings and journals of all users may have; above it some are\n\
+         evicted. 2M for each user seen in the last quarter of an hour is a good start, 90% of the\n\
+         disk the most.",
+    ),
+    text("metacache.max_grace", "", "Size above max_space that may be used while room is made."),
+    text(
+        "metacache.priority_weights",
+        "",
+        "How much longer than their last use says files are kept, by priority (0 a user's root,\n\
+         1 full-text search, 2 INBOX and the like, 3 other folders): four pairs of a share of\n\
+         max_space up to which it holds, and a time. Empty: not at all.",
     ),
     text(
-        "metacache.max_grace",
+        "metacache.size_weights",
         "",
-        "Size above max_space that may be used while room is made. Without effect yet.",
+        "How much longer small and large ones are kept: two pairs of a size and a time.\n\
+         Empty: not at all.",
+    ),
+    text(
+        "metacache.priority2_names",
+        "",
+        "Folders that have priority 2, as clients name them, separated by commas.",
     ),
     text(
         "metacache.upload_interval",
@@ -214,6 +241,11 @@ pub const KEYS: &[Key] = &[
         "Time that a delivery may wait for the store before the mail server is told to try later.",
     ),
     number("store_limits.max_requests", "Number of requests in flight at most."),
+    text(
+        "store_limits.stream_memory",
+        "",
+        "Memory for mails that are streamed because fscache has no room for them; at least 8M.",
+    ),
     text(
         "store_limits.lease",
         "",

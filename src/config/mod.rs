@@ -19,7 +19,7 @@ pub use resolve::{
 };
 pub use types::{Mode, ParseError, Size, Span};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -50,7 +50,7 @@ pub struct Config {
     pub lost_mails: LostMails,
     /// Masks, separated by spaces.
     pub lost_mails_for: String,
-    pub fscache: Fscache,
+    pub fscache: Fscaches,
     pub staging: Staging,
     pub metacache: Metacache,
     pub s3: S3,
@@ -81,7 +81,7 @@ impl Default for Config {
             retention: Span::secs(7 * DAY),
             lost_mails: LostMails::Error,
             lost_mails_for: "*".into(),
-            fscache: Fscache::default(),
+            fscache: Fscaches::default(),
             staging: Staging::default(),
             metacache: Metacache::default(),
             s3: S3::default(),
@@ -109,6 +109,52 @@ impl Default for Fscache {
     }
 }
 
+/// One `[fscache]`, or several `[[fscache]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fscaches(pub Vec<Fscache>);
+
+impl Default for Fscaches {
+    fn default() -> Self {
+        Fscaches(vec![Fscache::default()])
+    }
+}
+
+impl Serialize for Fscaches {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [one] => one.serialize(s),
+            several => several.serialize(s),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Fscaches {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> de::Visitor<'de> for Visit {
+            type Value = Fscaches;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table [fscache], or several [[fscache]]")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Fscaches, A::Error> {
+                let one = Fscache::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Fscaches(vec![one]))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Fscaches, A::Error> {
+                let mut all = Vec::new();
+                while let Some(one) = seq.next_element()? {
+                    all.push(one);
+                }
+                match all.is_empty() {
+                    true => Err(de::Error::invalid_length(0, &self)),
+                    false => Ok(Fscaches(all)),
+                }
+            }
+        }
+        d.deserialize_any(Visit)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Staging {
@@ -130,6 +176,10 @@ pub struct Metacache {
     pub path: Option<PathBuf>,
     pub max_space: Size,
     pub max_grace: Size,
+    pub priority_weights: String,
+    pub size_weights: String,
+    /// Folders, separated by commas.
+    pub priority2_names: String,
     pub upload_interval: Span,
     pub max_rescan_mail_count: u32,
     pub folder_change_quiet: Span,
@@ -143,6 +193,9 @@ impl Default for Metacache {
             path: None,
             max_space: Size::gib(10),
             max_grace: Size::gib(1),
+            priority_weights: crate::cache::weight::PRIORITY_DEFAULT.to_owned(),
+            size_weights: crate::cache::weight::SIZE_DEFAULT.to_owned(),
+            priority2_names: "INBOX, Junk, Spam, Junk E-mail, Junk Email".to_owned(),
             upload_interval: Span::secs(300),
             max_rescan_mail_count: 10,
             folder_change_quiet: Span::secs(1),
@@ -222,6 +275,7 @@ pub struct StoreLimits {
     pub attempts: u32,
     pub delivery_timeout: Span,
     pub max_requests: u32,
+    pub stream_memory: Size,
     pub lease: Span,
     pub unmount_timeout: Span,
 }
@@ -234,6 +288,7 @@ impl Default for StoreLimits {
             attempts: 5,
             delivery_timeout: Span::secs(60),
             max_requests: 64,
+            stream_memory: Size(64 << 20),
             lease: Span::secs(180),
             unmount_timeout: Span::secs(60),
         }

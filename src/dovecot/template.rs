@@ -392,6 +392,11 @@ fn md5_hash(value: &[u8]) -> u64 {
     Md5::digest(value).iter().take(8).fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
+/// Dovecot's `%<range>Nu`: which of so many places a user belongs to.
+pub fn place_of(user: &str, range: u64) -> u64 {
+    md5_hash(user.as_bytes()).checked_rem(range).unwrap_or(0)
+}
+
 /// The hash of P. J. Weinberger (`%H`).
 fn str_hash(value: &[u8]) -> u32 {
     value.iter().fold(0u32, |hash, byte| {

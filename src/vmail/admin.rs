@@ -87,20 +87,6 @@ impl Session {
         (open, all)
     }
 
-    /// Bytes that the metacache's files have.
-    pub fn metacache_bytes(&self) -> u64 {
-        let mut sum = 0;
-        for cell in self.users_snapshot() {
-            sum += cell
-                .if_open(|user| {
-                    let local = |n: &super::node::Node| matches!(n.kind, Kind::Local(_));
-                    user.tree.nodes.iter().filter(|(_, n)| local(n)).map(|(_, n)| n.size).sum()
-                })
-                .unwrap_or(0);
-        }
-        sum
-    }
-
     /// Flushes a user by name; one that is not open has nothing to flush.
     pub async fn flush_user(
         self: &Arc<Self>,
@@ -164,9 +150,5 @@ impl Session {
             }
         }
         failed
-    }
-
-    fn users_snapshot(&self) -> Vec<Arc<UserCell>> {
-        self.users.lock().values().cloned().collect()
     }
 }

@@ -29,6 +29,7 @@ use super::session::{CellState, UserCell};
 use super::swap::swap_head;
 use super::wait::Patience;
 use super::{close, dropped, load, need, restore};
+use crate::cache::metacache::Purpose;
 use crate::failpoint;
 use crate::format::head::{Head, PartKind, PartRef};
 use crate::format::key::{bundle_key, file_key};
@@ -109,7 +110,7 @@ async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report>
     }
     for _ in 0..TRIES {
         for folder in cell.open_user(|user| Ok(user.unloaded_changes()))? {
-            load::load(cell, folder).await?;
+            load::load_for(cell, folder, Purpose::Flush).await?;
         }
         match attempt(cell, options).await {
             Ok(Some(report)) => return Ok(report),
@@ -445,7 +446,9 @@ pub async fn raise_ceilings(
 pub(super) async fn save_head(cell: &Arc<UserCell>, clean: bool) -> Result<()> {
     let (bytes, path) = cell.open_user(|user| {
         let stamp = user.stamp(user.flushed_seq, clean);
-        Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
+        let bytes = encode_stamped(&stamp, &user.head)?;
+        user.head_is(bytes.len() as u64);
+        Ok((bytes, user.state_dir.join("head")))
     })?;
     let disk = cell.session.env.disk.clone();
     let written =

@@ -3,7 +3,9 @@
 use super::error::{Error, Plain};
 use super::node::NodeIx;
 use super::session::UserCell;
+use super::stream::Piece;
 use super::user::User;
+use crate::cache::metacache::Purpose;
 use crate::format::FolderId;
 use crate::fs::api::Ino;
 use std::sync::Arc;
@@ -39,8 +41,12 @@ pub enum Need {
     Fetch(NodeRef),
     /// One object of a growing file must be here.
     FetchExtent(NodeRef, usize),
-    /// Bytes of a mail that does not fit the cache.
-    Through(NodeRef, u64),
+    /// So many bytes of the metacache must be free.
+    Room(u64, Purpose),
+    /// A piece of an object that fscache has no room for.
+    Through(NodeRef, Piece),
+    /// Room in staging for so many bytes.
+    Staging(Arc<UserCell>, u64),
     /// A published file that may still be written must be in staging again; a growing one from
     /// this offset on.
     Stage(NodeRef, u64),
@@ -54,12 +60,13 @@ impl Need {
     /// The user whose call waits.
     pub fn cell(&self) -> Option<&Arc<UserCell>> {
         match self {
-            Need::Users => None,
+            Need::Users | Need::Room(..) => None,
             Need::Open(cell)
             | Need::Exists(cell)
             | Need::Load(cell, _)
             | Need::Restore(cell, _)
             | Need::SyncJournal(cell)
+            | Need::Staging(cell, _)
             | Need::Ceiling(cell, ..)
             | Need::UidValidity(cell, _) => Some(cell),
             Need::Publish(node)

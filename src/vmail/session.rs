@@ -7,13 +7,17 @@ use super::lost::{self, LostMails};
 use super::need::{Need, Op, Stop};
 use super::node::NodeIx;
 use super::promise::Ack;
+use super::stream::Streams;
+use super::turns::Turns;
 use super::user::User;
 use crate::cache::disk::Disk;
-use crate::cache::fscache::Fscache;
+use crate::cache::fscache::{self, Fscache};
+use crate::cache::metacache::{Books, Limits};
 use crate::cache::staging::Staging;
+use crate::cache::weight::Weights;
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
-use crate::format::{FolderId, Place};
+use crate::format::{FolderId, ObjectId, Place};
 use crate::fs::api::{Ino, Invalidate};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -28,11 +32,13 @@ use std::time::Duration;
 pub struct Settings {
     pub state_dir: PathBuf,
     pub metacache_dir: PathBuf,
-    pub fscache_dir: PathBuf,
-    pub fscache_max: u64,
+    /// At least one.
+    pub fscache: Vec<fscache::Place>,
+    /// Memory for mails that fscache has no room for.
+    pub stream_memory: u64,
     pub staging_dir: PathBuf,
     pub staging_max: u64,
-    pub metacache_max: u64,
+    pub metacache: Metacache,
     pub layout: Layout,
     pub backend: String,
     pub single_backend: bool,
@@ -65,6 +71,25 @@ pub struct Settings {
     pub gc: super::gc::Limits,
     /// How an absent user looks: asked for, or always there.
     pub ask_for_users: bool,
+}
+
+/// How the metacache is kept within its bounds.
+#[derive(Debug, Clone)]
+pub struct Metacache {
+    pub limits: Limits,
+    pub weights: Weights,
+    /// Folders whose index files have priority 2, as clients write them.
+    pub soon: Vec<Vec<u8>>,
+}
+
+impl Default for Metacache {
+    fn default() -> Metacache {
+        Metacache {
+            limits: Limits { max_space: 10 << 30, max_grace: 1 << 30 },
+            weights: Weights::default(),
+            soon: vec![b"INBOX".to_vec(), b"Junk".to_vec()],
+        }
+    }
 }
 
 /// What an inode number stands for.
@@ -123,20 +148,14 @@ pub struct UserCell {
     /// Publishes that have not written their record.
     pub publishing: super::close::UnderWay,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
-    under_way: Mutex<HashMap<Ino, Arc<tokio::sync::Mutex<()>>>>,
+    under_way: Turns<Ino>,
 }
 
 impl UserCell {
     /// The right to move a file's bytes. Two publishes of one file at a time would each think
     /// that theirs is the content.
     pub async fn one_at_a_time(&self, ino: Ino) -> tokio::sync::OwnedMutexGuard<()> {
-        let lock = {
-            let mut all = self.under_way.lock();
-            // Those that nobody holds or waits for are done.
-            all.retain(|_, lock| Arc::strong_count(lock) > 1);
-            all.entry(ino).or_default().clone()
-        };
-        lock.lock_owned().await
+        self.under_way.take(ino).await
     }
 
     /// Calls `f` with the open user, or says that it must be opened first.
@@ -181,6 +200,10 @@ pub struct Session {
     pub settings: Settings,
     pub staging: Arc<Staging>,
     pub fscache: Arc<Fscache>,
+    pub metacache: Books,
+    pub streams: Streams,
+    /// Objects that are being brought to fscache.
+    pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
     pub lost_mails: lost::Met,
     pub counts: super::counts::Counts,
@@ -216,17 +239,21 @@ impl Session {
         }
         let staging = Staging::open(env.disk.clone(), &settings.staging_dir, settings.staging_max)
             .map_err(|e| disk("staging", e))?;
-        let fscache = Fscache::open(env.disk.clone(), &settings.fscache_dir, settings.fscache_max)
-            .map_err(|e| disk("fscache", e))?;
+        let fscache =
+            Fscache::open(&env.disk, &settings.fscache).map_err(|e| disk("fscache", e))?;
         // Inode numbers are not given twice within a run, nor, by starting from the clock, in
         // the next one: Postfix writes them into the names of mails.
         let base = u64::try_from(env.clock.wall().secs).unwrap_or(1) << 20;
         let id = format!("{:016x}", env.random.u64());
         let flushes = settings.max_flushes.max(1);
-        Ok(Arc::new(Session {
+        let metacache = Books::new(settings.metacache.limits, settings.metacache.weights.clone());
+        let session = Arc::new(Session {
+            metacache,
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
             counts: super::counts::Counts::default(),
+            streams: Streams::new(settings.stream_memory),
+            fetching: Turns::default(),
             started: env.clock.boot(),
             env,
             runtime: tokio::runtime::Handle::current(),
@@ -244,7 +271,9 @@ impl Session {
             flushes: tokio::sync::Semaphore::new(flushes),
             user_list: Mutex::new(None),
             heads: super::heads::Heads::default(),
-        }))
+        });
+        session.count_all()?;
+        Ok(session)
     }
 
     /// Seconds since 1970 by the store's clock, by which retention counts; by the machine's if the
@@ -301,7 +330,7 @@ impl Session {
             uploader: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::new(()),
             publishing: super::close::UnderWay::default(),
-            under_way: Mutex::default(),
+            under_way: Turns::default(),
         });
         users.insert(name, cell.clone());
         cell

@@ -4,7 +4,7 @@ use super::env::Clock;
 use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
-use super::{fetch, flush, load, open, publish, restore};
+use super::{fetch, flush, load, open, publish, restore, space, stage, stream};
 use crate::format::key::parse_user_dir;
 use crate::store::Reason;
 use std::sync::Arc;
@@ -28,6 +28,11 @@ impl Patience {
         Patience { clock, end, pause: FIRST_PAUSE }
     }
 
+    /// By [`Clock::boot`].
+    pub fn end(&self) -> Duration {
+        self.end
+    }
+
     /// Pauses before one more try; false when there is no time for it.
     pub async fn again(&mut self) -> bool {
         if self.clock.boot() + self.pause >= self.end {
@@ -36,6 +41,28 @@ impl Patience {
         self.clock.sleep(self.pause).await;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         true
+    }
+}
+
+/// How often a delivery looks whether staging has room.
+const ROOM_PAUSE: Duration = Duration::from_millis(50);
+
+/// Waits for room in staging, for as long as a delivery may wait.
+pub async fn staging_room(session: &Session, bytes: u64) -> Result<()> {
+    let clock = &session.env.clock;
+    let end = clock.boot() + session.settings.delivery_timeout;
+    let full = |what: &str| Error::Full(format!("staging {what}: {bytes} bytes more"));
+    if !session.staging.ever_fits(bytes) {
+        return Err(full("is too small"));
+    }
+    loop {
+        clock.sleep(ROOM_PAUSE).await;
+        if session.staging.may_fit(bytes) {
+            return Ok(());
+        }
+        if clock.boot() >= end {
+            return Err(full("is full"));
+        }
     }
 }
 
@@ -63,6 +90,8 @@ fn is_delivery(need: &Need) -> bool {
         | Need::SyncLocal(_)
         | Need::SyncJournal(_)
         | Need::Stage(..)
+        | Need::Room(..)
+        | Need::Staging(..)
         | Need::Ceiling(..)
         | Need::UidValidity(..) => true,
         Need::Open(_)
@@ -91,8 +120,10 @@ async fn satisfy_once(session: &Arc<Session>, need: Need) -> Result<()> {
         Need::SyncJournal(cell) => publish::sync_user(&cell).await,
         Need::Fetch(node) => fetch::fetch(&node).await,
         Need::FetchExtent(node, index) => fetch::fetch_extent(&node, index).await,
-        Need::Through(node, offset) => fetch::through(&node, offset).await,
-        Need::Stage(node, offset) => fetch::stage(&node, offset).await,
+        Need::Through(node, piece) => stream::through(&node, &piece).await,
+        Need::Room(bytes, purpose) => space::reserve(session, bytes, purpose).await.map(drop),
+        Need::Staging(cell, bytes) => staging_room(&cell.session, bytes).await,
+        Need::Stage(node, offset) => stage::stage(&node, offset).await,
         need @ (Need::Ceiling(..) | Need::UidValidity(..)) => flush::await_ceiling(need).await,
     }
 }

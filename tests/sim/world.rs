@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use vmailfs::cache::fscache::Place;
 use vmailfs::dovecot::template::Layout;
 use vmailfs::format::Timestamp;
 use vmailfs::format::head::Head;
@@ -402,13 +403,13 @@ impl Machine {
         Settings {
             state_dir: "state".into(),
             metacache_dir: "meta".into(),
-            fscache_dir: "fscache".into(),
-            fscache_max: rules.fscache_max,
+            fscache: vec![Place { path: "fscache".into(), max: rules.fscache_max }],
+            stream_memory: 8 << 20,
             ack: vmailfs::vmail::promise::Ack::Store,
             gc: rules.gc,
             staging_dir: "staging".into(),
             staging_max: 64 << 20,
-            metacache_max: 64 << 20,
+            metacache: vmailfs::vmail::session::Metacache::default(),
             layout: Layout::parse("%u").unwrap(),
             backend: self.backend.clone(),
             single_backend: rules.single_backend,
