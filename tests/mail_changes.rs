@@ -42,8 +42,7 @@ impl Site {
             mount = mount.option(&["--set", option]);
         }
         mount.mount()?;
-        let layout = Layout::usual(format)
-            .setting("mail_attachment_detection_options = add-flags");
+        let layout = Layout::usual(format).setting("mail_attachment_detection_options = add-flags");
         let dovecot = Dovecot::start(&mount.root(), &layout, &[USER.into()])?;
         Ok(Site { mount, dovecot, format })
     }
@@ -102,8 +101,10 @@ fn changes_of(format: Format) -> Outcome<()> {
     site.after("another delivery", UNIMPORTANT, || site.deliver("five"));
     site.after("a write to the cache", &["none", "unimportant"], || {
         imap.select("INBOX")?;
-        imap.command("UID FETCH 1:* (ENVELOPE BODYSTRUCTURE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (X-Y)])")
-            .map(drop)
+        imap.command(
+            "UID FETCH 1:* (ENVELOPE BODYSTRUCTURE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (X-Y)])",
+        )
+        .map(drop)
     });
     let has = |imap: &mut Imap| -> Outcome<bool> {
         Ok(imap.fetch_all()?.iter().any(|mail| mail.flags.contains("$HasAttachment")))

@@ -2,24 +2,22 @@
 
 use super::exit::{Code, Failure};
 use super::live::Heart;
+use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest};
 use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
-use crate::admin::{
-    AdminError, AtRisk, CacheUse, Changes, ErrorKind, FlushReport, LeaseStatus, Progress, Status,
-    StopReport, UserStatus,
-};
+use crate::admin::{AdminError, ErrorKind, FlushReport, Progress, Status, StopReport, UserStatus};
 use crate::cache::disk::RealDisk;
+use crate::cache::fscache::Place;
 use crate::cache::metacache::Limits;
 use crate::config::{self, Settings};
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
 use crate::fs::VmailFs;
 use crate::store::counted::CountedStore;
-use crate::vmail::admin::Waiting;
+use crate::vmail::counts::CountsNow;
 use crate::vmail::env::{Env, SystemClock, SystemRandom};
 use crate::vmail::error::Error;
 use crate::vmail::evict;
-use crate::vmail::flush::Options;
 use crate::vmail::gc;
 use crate::vmail::idle;
 use crate::vmail::lease::Lease;
@@ -30,8 +28,12 @@ use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Users that a status names at most.
-const NAMED: usize = 1000;
+mod aliases;
+mod caches;
+mod status;
+mod whom;
+
+use status::{at_risk, user_status};
 
 /// See the module.
 #[derive(Debug)]
@@ -90,8 +92,12 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
     session::Settings {
         state_dir: s.state_dir.clone(),
         metacache_dir: s.metacache.path.clone(),
-        fscache_dir: s.fscache.path.clone(),
-        fscache_max: s.fscache.max_size,
+        fscache: s
+            .fscache
+            .iter()
+            .map(|c| Place { path: c.path.clone(), max: c.max_size })
+            .collect(),
+        stream_memory: s.stream_memory,
         staging_dir: s.staging.path.clone(),
         staging_max: s.staging.max_size,
         metacache: session::Metacache {
@@ -166,99 +172,22 @@ pub(super) fn told(error: &Error) -> AdminError {
     AdminError::new(kind, error.to_string())
 }
 
-fn user_status(waiting: &Waiting) -> UserStatus {
-    UserStatus {
-        user: waiting.user.clone(),
-        changes: match (waiting.important, waiting.unimportant) {
-            (true, _) => Changes::Important,
-            (false, true) => Changes::Unimportant,
-            (false, false) => Changes::None,
-        },
-        oldest_age: waiting.oldest.map(|age| age.as_secs()),
-        mails_newer_than_bundle: u64::from(waiting.new_mails),
-        error: waiting.lost.then(|| "another session writes this user now".to_string()),
-    }
-}
-
-fn at_risk(all: &[Waiting]) -> AtRisk {
-    let important = all.iter().filter(|w| w.important);
-    AtRisk {
-        users: important.clone().count() as u64,
-        oldest_age: important.filter_map(|w| w.oldest).max().map(|age| age.as_secs()),
-        promised_mails: all.iter().map(|w| w.promised).sum(),
-        promised_bytes: all.iter().map(|w| w.promised_bytes).sum(),
-        unpublished_mails: all.iter().map(|w| w.unpublished).sum(),
-        unpublished_bytes: all.iter().map(|w| w.unpublished_bytes).sum(),
-    }
-}
-
 #[async_trait]
 impl Heart for LiveHeart {
     async fn flush(
         &self,
-        user: &str,
-        important_only: bool,
-        _progress: &Progress,
-    ) -> Result<FlushReport, AdminError> {
-        if self.session.settings.layout.path_of(user).is_none() {
-            let text = format!("{user}: not a user's name in this layout");
-            return Err(AdminError::new(ErrorKind::NoSuchUser, text));
-        }
-        let options = Options { caches: !important_only, release: false, important_only };
-        let done = self.session.flush_user(user, options).await.map_err(|e| told(&e))?;
-        Ok(match done {
-            Some(report) if report.flushed => {
-                FlushReport { flushed: 1, bytes: report.bytes, ..FlushReport::default() }
-            }
-            _ => FlushReport { unchanged: 1, ..FlushReport::default() },
-        })
-    }
-
-    async fn flush_all(
-        &self,
-        mask: Option<&str>,
-        important_only: bool,
+        what: FlushRequest,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError> {
-        let options = Options { caches: !important_only, release: false, important_only };
-        let mut report = FlushReport::default();
-        let all: Vec<_> = self
-            .session
-            .all_users()
-            .into_iter()
-            .filter(|cell| {
-                mask.is_none_or(|mask| {
-                    crate::dovecot::mask::matches(mask.as_bytes(), cell.name.as_bytes())
-                })
-            })
-            .collect();
-        let total = all.len();
-        let mut running = tokio::task::JoinSet::new();
-        let mut next = all.into_iter();
-        let mut done = 0;
-        loop {
-            while running.len() < self.session.settings.max_flushes.max(1) {
-                let Some(cell) = next.next() else { break };
-                running.spawn(async move {
-                    let result = crate::vmail::flush::flush(&cell, options).await;
-                    (cell.name.to_string(), result)
-                });
-            }
-            match running.join_next().await {
-                None => return Ok(report),
-                Some(Ok((_, Ok(one)))) if one.flushed => {
-                    report.flushed += 1;
-                    report.bytes += one.bytes;
-                }
-                Some(Ok((_, Ok(_)))) => report.unchanged += 1,
-                Some(Ok((name, Err(error)))) => report.failed.push((name, error.to_string())),
-                Some(Err(error)) => {
-                    return Err(AdminError::new(ErrorKind::Internal, error.to_string()));
-                }
-            }
-            done += 1;
-            progress.say(format!("{done} of {total} users"));
-        }
+        caches::flush(&self.session, what, progress).await
+    }
+
+    async fn caches(
+        &self,
+        what: CacheRequest,
+        progress: &Progress,
+    ) -> Result<CacheAnswer, AdminError> {
+        caches::serve(&self.session, what, progress).await
     }
 
     async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
@@ -266,31 +195,11 @@ impl Heart for LiveHeart {
     }
 
     async fn status(&self, status: &mut Status) {
-        let session = &self.session;
-        let (open, waiting) = session.waiting();
-        status.users_open = open;
-        status.lost_mails = session.lost_mails.count();
-        status.at_risk = at_risk(&waiting);
-        status.users = waiting.iter().take(NAMED).map(user_status).collect();
-        status.lease = (!session.settings.single_backend).then(|| LeaseStatus {
-            held: session.lease.holds(),
-            seconds_left: session.lease.seconds_left(),
-        });
-        let fscache = session.fscache.usage();
-        let (staged, staging_max) = session.staging.usage();
-        let settings = &session.settings;
-        let place = |path: &std::path::Path, used, max, files| CacheUse {
-            path: path.display().to_string(),
-            used,
-            max,
-            files,
-        };
-        status.caches.fscache =
-            place(&settings.fscache_dir, fscache.used, fscache.max, Some(fscache.files));
-        status.caches.staging = place(&settings.staging_dir, staged, staging_max, None);
-        let used = session.metacache.used();
-        status.caches.metacache =
-            place(&settings.metacache_dir, used, settings.metacache.limits.max_space, None);
+        status::fill(&self.session, status);
+    }
+
+    fn counts(&self) -> CountsNow {
+        self.session.counts.now()
     }
 
     async fn care(&self, what: Care, _progress: &Progress) -> Result<Cared, AdminError> {

@@ -4,14 +4,16 @@ use super::exit::{Code, Failure};
 use super::heart;
 use super::live::{self, Heart, LiveMount};
 use super::mount::Claim;
-use super::show;
+use super::{show, shown};
+use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest};
 use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
+use crate::admin::http;
 use crate::admin::place::{self, Registration};
 use crate::admin::server::Server;
 use crate::admin::{AdminApi, AdminError, FlushReport, Progress, Status, StopReport};
 use crate::config::Settings;
-use crate::fs::api::MailFs;
+use crate::fs::VmailFs;
 use crate::fuse::daemon::{Background, daemonize};
 use crate::store::counted::CountedStore;
 use async_trait::async_trait;
@@ -106,15 +108,19 @@ impl Signals {
 async fn bring_up(settings: &Settings) -> Result<Live, Failure> {
     let store = live::open(settings).await?;
     let (fs, heart) = start_heart(settings, store.clone()).await?;
-    let (live, gone) = LiveMount::start(settings, store, fs, heart)?;
-    Ok(Live { api: Arc::new(live), gone: Box::pin(gone) })
+    let (live, gone) = LiveMount::start(settings, store, fs.clone(), heart)?;
+    let api: Arc<dyn AdminApi> = Arc::new(live);
+    if settings.admin_directory {
+        shown::show(&fs, &api);
+    }
+    Ok(Live { api, gone: Box::pin(gone) })
 }
 
 /// The one place that makes the file system and its heart.
 async fn start_heart(
     settings: &Settings,
     store: Arc<CountedStore>,
-) -> Result<(Arc<dyn MailFs>, Arc<dyn Heart>), Failure> {
+) -> Result<(Arc<VmailFs>, Arc<dyn Heart>), Failure> {
     let (fs, heart) = heart::start(settings, store).await?;
     Ok((fs, Arc::new(heart)))
 }
@@ -136,8 +142,15 @@ async fn attend(
             Ok((server, link))
         },
     );
-    let (server, link) = match set_up {
-        Ok(both) => both,
+    let metrics = match settings.metrics_listen {
+        None => Ok(None),
+        Some(address) => http::Server::bind(address)
+            .await
+            .map(Some)
+            .map_err(|e| Failure::new(Code::Config, format!("metrics.listen {address}: {e}"))),
+    };
+    let (server, link, metrics) = match set_up.and_then(|(s, l)| Ok((s, l, metrics?))) {
+        Ok(all) => all,
         Err(failure) => {
             // Nothing half-mounted.
             let _ = api.stop(&Progress::none()).await;
@@ -146,6 +159,15 @@ async fn attend(
     };
     let drain = server.drain();
     let serving = tokio::spawn(server.serve(Arc::clone(&api) as Arc<dyn AdminApi>));
+    let scraping = metrics.map(|server| {
+        api.metrics_served(server.address());
+        tracing::info!(address = %server.address(), "metrics are served");
+        let api = Arc::clone(&api);
+        tokio::spawn(server.serve(Arc::new(move || {
+            let api = Arc::clone(&api);
+            Box::pin(async move { api.metrics().await })
+        })))
+    });
     notify(&[NotifyState::Ready, NotifyState::Status("mounted")]);
     tracing::info!(store = %settings.store.url, mountpoint = %settings.mountpoint.display(), "mounted");
 
@@ -171,6 +193,7 @@ async fn attend(
     let result = api.stop(&Progress::none()).await;
     drop(link);
     drain.wait(Duration::from_secs(2)).await;
+    scraping.inspect(|task| task.abort());
     serving.abort();
     // The socket goes away with the task, which ends only now.
     let _ = serving.await;
@@ -207,20 +230,18 @@ impl fmt::Debug for StopOnce {
 impl AdminApi for StopOnce {
     async fn flush(
         &self,
-        user: &str,
-        important_only: bool,
+        what: FlushRequest,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError> {
-        self.inner.flush(user, important_only, progress).await
+        self.inner.flush(what, progress).await
     }
 
-    async fn flush_all(
+    async fn caches(
         &self,
-        mask: Option<&str>,
-        important_only: bool,
+        what: CacheRequest,
         progress: &Progress,
-    ) -> Result<FlushReport, AdminError> {
-        self.inner.flush_all(mask, important_only, progress).await
+    ) -> Result<CacheAnswer, AdminError> {
+        self.inner.caches(what, progress).await
     }
 
     async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {
@@ -229,6 +250,14 @@ impl AdminApi for StopOnce {
 
     async fn status(&self) -> Status {
         self.inner.status().await
+    }
+
+    async fn metrics(&self) -> String {
+        self.inner.metrics().await
+    }
+
+    fn metrics_served(&self, at: std::net::SocketAddr) {
+        self.inner.metrics_served(at);
     }
 
     async fn care(&self, what: Care, progress: &Progress) -> Result<Cared, AdminError> {

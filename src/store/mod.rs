@@ -4,6 +4,8 @@
 //! is counted and logged with it. A store that fails is told apart from an object that is
 //! absent (I4): only [`StoreError::NotFound`] means that the store itself said "not there".
 
+pub use health::HealthNow;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::fmt;
@@ -17,6 +19,7 @@ pub mod dir;
 mod dir_io;
 mod dir_put;
 pub mod faulty;
+mod health;
 mod key;
 pub mod mem;
 pub mod probe;
@@ -174,6 +177,21 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     ) -> StoreResult<Vec<ObjectMeta>> {
         let mut found = self.list(dir, start_after, why).await?;
         found.retain(|object| object.key.as_str() < before);
+        Ok(found)
+    }
+
+    /// The first of these objects: `most` of them, or all if there are not so many. For who goes
+    /// through a directory of any size without holding all of it; the next call starts after the
+    /// last key of this one.
+    async fn list_some(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+        why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let mut found = self.list(dir, start_after, why).await?;
+        found.truncate(most);
         Ok(found)
     }
 

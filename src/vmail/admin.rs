@@ -5,8 +5,13 @@ use super::error::{Error, Result};
 use super::flush::{self, Options, Report};
 use super::io::is_dirty;
 use super::node::Kind;
+use super::open;
 use super::session::{CellState, Session, UserCell};
+use super::swap::read_head;
 use super::user::User;
+use super::wait::is_known_here;
+use crate::cache::metacache::Purpose;
+use crate::store::Reason;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,6 +24,8 @@ pub struct Waiting {
     pub unimportant: bool,
     pub oldest: Option<Duration>,
     pub new_mails: u32,
+    /// Bytes of index files that changed since the last flush, caches left out.
+    pub changed_bytes: u64,
     /// Mails written here that no server was told are safe.
     pub unpublished: u64,
     pub unpublished_bytes: u64,
@@ -45,7 +52,16 @@ impl Waiting {
             lost: user.lost,
             ..Waiting::default()
         };
-        for (_, node) in user.tree.nodes.iter().filter(|(_, n)| n.nlink > 0 && is_dirty(&n.kind)) {
+        for (_, node) in user.tree.nodes.iter().filter(|(_, n)| n.nlink > 0) {
+            if let Kind::Local(local) = &node.kind
+                && !node.class.is_local_only()
+                && !node.class.is_cache()
+            {
+                waiting.changed_bytes += local.since.bytes_of(node.size);
+            }
+            if !is_dirty(&node.kind) {
+                continue;
+            }
             waiting.unpublished += 1;
             waiting.unpublished_bytes += match &node.kind {
                 Kind::Growing(grow) => node.size.saturating_sub(grow.published),
@@ -76,16 +92,28 @@ impl Session {
         (open, all)
     }
 
-    /// Flushes a user by name; one that is not open has nothing to flush.
+    /// Flushes a user by name. One that is not open has nothing to flush, unless an earlier session
+    /// left something here.
+    ///
+    /// # Errors
+    /// [`Error::NoUser`] if neither this machine nor the store knows the user.
     pub async fn flush_user(
         self: &Arc<Self>,
         name: &str,
         options: Options,
     ) -> Result<Option<Report>> {
-        match self.known_user(name) {
-            Some(cell) => flush::flush(&cell, options).await.map(Some),
-            None => Ok(None),
+        let no_user = || Error::NoUser { user: name.to_string() };
+        let cell = self.user_by_name(name).ok_or_else(no_user)?;
+        if cell.if_open(|_| ()).is_none() {
+            if !is_known_here(self, &cell) {
+                return match read_head(&cell, Reason("flush")).await? {
+                    Some(_) => Ok(None),
+                    None => Err(no_user()),
+                };
+            }
+            open::open_now(&cell, Purpose::Load).await?;
         }
+        flush::flush(&cell, options).await.map(Some)
     }
 
     /// After the kernel is gone: hands over every user. Gives those that could not be, and why.

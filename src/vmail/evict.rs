@@ -184,7 +184,11 @@ impl User {
         let in_parts = local.shipped && local.since == Since::nothing(node.size);
         let flushed = !folder.unflushed.names.contains(&(name.at.sub, bytes.clone()));
         let idle = node.handles == 0 && local.file.is_none() && node.nlink == 1;
-        idle && in_parts && flushed && !local.evicted && node.size > 0 && !node.class.is_local_only()
+        idle && in_parts
+            && flushed
+            && !local.evicted
+            && node.size > 0
+            && !node.class.is_local_only()
     }
 
     /// Evicts the files of one priority. What is not flushed, or open, stays.
@@ -226,16 +230,17 @@ impl User {
 
     fn evict_loaded(&mut self, id: FolderId) -> Result<()> {
         let Some(folder) = self.tree.folders.get(&id) else { return Ok(()) };
-        let can_go = |ix: &NodeIx| {
-            self.tree.nodes.get(*ix).is_some_and(|node| self.can_go(folder, node))
-        };
+        let can_go =
+            |ix: &NodeIx| self.tree.nodes.get(*ix).is_some_and(|node| self.can_go(folder, node));
         let going: Vec<NodeIx> = self.nodes_of(id).into_iter().filter(can_go).collect();
         if going.is_empty() {
             return Ok(());
         }
         self.drop_snapshot(id)?;
         for ix in going {
-            let Some(name) = self.tree.nodes.get(ix).and_then(|n| n.names.first()) else { continue };
+            let Some(name) = self.tree.nodes.get(ix).and_then(|n| n.names.first()) else {
+                continue;
+            };
             let Some(bytes) = self.tree.name_bytes(name).cloned() else { continue };
             let path = self.file_path(name.at, &bytes);
             let gone = remove(&self.name, &path, self.session.disk().remove_file(&path));
@@ -418,9 +423,9 @@ impl Left {
         ids.sort_by_key(|id| std::cmp::Reverse(tree.depth(Place::own(*id))));
         for id in ids {
             let path = tree.path(Place::own(id));
-            let dir = path.iter().fold(self.cache.clone(), |dir, name| {
-                dir.join(std::ffi::OsStr::from_bytes(name))
-            });
+            let dir = path
+                .iter()
+                .fold(self.cache.clone(), |dir, name| dir.join(std::ffi::OsStr::from_bytes(name)));
             let found = disk.list(&dir).map_err(|e| Error::disk("evicting", &e))?;
             let dirs: Vec<&[u8]> = path.iter().map(|n| &**n).collect();
             let names = found.iter().map(|e| e.name.as_bytes());

@@ -17,7 +17,7 @@
 //!
 //! A flush costs two requests, and one more for each large file.
 
-use super::ceilings::{self, UID_ROOM, VALIDITY_ROOM};
+use super::ceilings::{self, VALIDITY_ROOM};
 use super::close::Leaving;
 use super::cut::{Cut, Extent, copy};
 use super::error::{During, Error, Result, pass};
@@ -78,6 +78,14 @@ pub async fn flush(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
 }
 
 pub(super) async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
+    let session = &cell.session;
+    let begun = session.env.clock.boot();
+    let done = flush_changes(cell, options).await;
+    session.counts.flushed(session.env.clock.boot().saturating_sub(begun), &done);
+    done
+}
+
+async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let Some(wanted) = cell.if_open(|user| {
         if user.lost {
             return Err(Error::Lost { user: user.name.to_string() });
@@ -109,7 +117,7 @@ pub(super) async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Resul
             Ok(None) => {}
             Err(Error::Vanished { folder, .. }) => {
                 restore::restore_for(cell, folder, Purpose::Flush).await?;
-            },
+            }
             Err(error) => return Err(error),
         }
     }
@@ -123,7 +131,9 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
     let extent = Extent { caches: options.caches };
     let cut = cell.open_user(|user| {
         user.may_finish()?;
+        user.mend_journal()?;
         let cut = user.cut(extent)?;
+        user.cut_out = true;
         if options.release {
             user.leaving = Leaving::Sealed;
         }
@@ -381,7 +391,7 @@ pub(super) fn no_longer_named(old: &Head, new: &Head, bundle: ObjectId) -> Vec<D
 fn raise(head: &mut Head, next: &HashMap<FolderId, u32>, uidvalidity: Option<u32>) {
     for folder in &mut head.folders {
         if let Some(next) = next.get(&folder.id) {
-            folder.uid_ceiling = ceilings::raised(folder.uid_ceiling, *next, UID_ROOM);
+            folder.uid_ceiling = ceilings::raised_uids(folder.uid_ceiling, *next);
         }
     }
     if let Some(value) = uidvalidity {

@@ -34,7 +34,8 @@ impl User {
     /// Whether anybody holds something of it that would not be there after it was closed.
     pub(super) fn is_used(&self) -> bool {
         let now = self.now().secs;
-        let dirs = self.tree.folders.values().flat_map(|f| f.dirs().map(move |(s, d)| (f.id, s, d)));
+        let dirs =
+            self.tree.folders.values().flat_map(|f| f.dirs().map(move |(s, d)| (f.id, s, d)));
         let root = crate::format::Place::ROOT;
         let known = dirs
             .filter(|(id, sub, _)| (*id, *sub) != (root.folder, root.sub))
@@ -53,11 +54,6 @@ impl User {
                 };
                 node.lookups > 0 || node.handles > 0 || under_way
             })
-    }
-
-    /// The same, as far as the kernel cannot be asked to change it.
-    fn is_busy(&self) -> bool {
-        self.tree.nodes.iter().any(|(_, node)| node.handles > 0)
     }
 }
 
@@ -121,9 +117,10 @@ pub async fn look(session: &Arc<Session>) {
         .collect();
     open.sort_by_key(|(used, _)| *used);
     let excess = open.len().saturating_sub(settings.max_open_users);
-    let due = open.into_iter().enumerate().filter(|(n, (used, _))| {
-        *n < excess || now.saturating_sub(*used) >= settings.close_idle
-    });
+    let due = open
+        .into_iter()
+        .enumerate()
+        .filter(|(n, (used, _))| *n < excess || now.saturating_sub(*used) >= settings.close_idle);
     let mut running = tokio::task::JoinSet::new();
     for (_, (_, cell)) in due {
         if session.is_closing() {

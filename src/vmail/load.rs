@@ -76,7 +76,9 @@ async fn load_once(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> 
             None => fetch.push(want),
         }
     }
+    let known_here = sources.len();
     sources.extend(fetch_parts(cell, &fetch).await?);
+    cell.session.counts.loaded(known_here, sources.len() - known_here);
     // Parents before children, so that paths are known.
     let mut names = 0;
     for (id, source) in sources {

@@ -1,8 +1,8 @@
 //! What an administrator asks of the metacache.
 
 use super::error::{Error, Result};
-use super::publish::blocking;
 use super::flush::{self, Options};
+use super::publish::blocking;
 use super::session::{Session, UserCell};
 use super::swap::read_head;
 use super::user::User;

@@ -48,11 +48,7 @@ pub async fn restore(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
 }
 
 /// The same for somebody who may go further into the metacache's grace.
-pub async fn restore_for(
-    cell: &Arc<UserCell>,
-    folder: FolderId,
-    purpose: Purpose,
-) -> Result<()> {
+pub async fn restore_for(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
     let mut patience = Patience::new(&cell.session);
     let _one = cell.loading.lock().await;
     loop {

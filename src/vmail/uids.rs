@@ -11,7 +11,7 @@ use crate::dovecot::index_snapshot::SnapshotHeader;
 use crate::dovecot::records::whole_records_len;
 use crate::dovecot::{recover, uidlist, uidvalidity};
 use crate::format::journal::Change;
-use crate::format::{FolderId, Place};
+use crate::format::{FolderId, Place, Sub};
 
 /// What the whole transactions of an index log say of next-UID.
 fn whole_next_uid(log: &[u8]) -> u32 {
@@ -147,8 +147,19 @@ impl User {
             }
         }
         self.recharge(ix);
-        let lines = self.node_lines(ix);
+        let mut lines = self.node_lines(ix);
+        let (now, mut looked_at) = (self.now(), None);
+        if class == Class::Index(IndexKind::UidList) {
+            // Makes Dovecot read the list again and take its next-UID into the index: clients
+            // were told a higher one than the index of the last flush has.
+            let cur = Place { folder: at.folder, sub: Sub::Cur };
+            looked_at = self.touch_line(cur, now).map(|line| (cur, line));
+            lines.extend(looked_at.iter().map(|(_, line)| line.clone()));
+        }
         self.commit(lines)?;
+        if let Some((cur, _)) = looked_at {
+            self.touch(cur, now);
+        }
         self.important();
         Ok(())
     }

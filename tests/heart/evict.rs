@@ -106,9 +106,9 @@ async fn an_eviction_survives_the_process() {
     assert_eq!(client.read("u/index/.INBOX/dovecot.index.cache").await.unwrap(), noise(30_000));
     let other = client.read("u/index/.Old/dovecot.index.log").await.unwrap();
     assert_eq!(other, [noise(9000), b"unflushed".to_vec()].concat());
-    let burnt = client.cell("u").if_open(|user| {
-        user.tree.folders.values().filter_map(|f| f.burnt_below).count()
-    });
+    let burnt = client
+        .cell("u")
+        .if_open(|user| user.tree.folders.values().filter_map(|f| f.burnt_below).count());
     assert_eq!(burnt, Some(0));
     exact(&client).await;
 }
@@ -171,8 +171,18 @@ async fn the_order_is_that_of_the_weights() {
         .collect();
     // FTS is kept a day longer, as roots are; an INBOX an hour.
     let want = [
-        ("a", 3), ("b", 3), ("c", 3), ("a", 2), ("b", 2), ("c", 2),
-        ("a", 1), ("a", 0), ("b", 1), ("b", 0), ("c", 1), ("c", 0),
+        ("a", 3),
+        ("b", 3),
+        ("c", 3),
+        ("a", 2),
+        ("b", 2),
+        ("c", 2),
+        ("a", 1),
+        ("a", 0),
+        ("b", 1),
+        ("b", 0),
+        ("c", 1),
+        ("c", 0),
     ];
     assert_eq!(order, want.map(|(user, p)| (user.to_string(), p)));
 }
@@ -197,7 +207,9 @@ async fn a_full_metacache_evicts_in_that_order() {
     assert_eq!(client.session().metacache.excess(), 0);
     assert!(client.session().metacache.used() <= 900 << 10);
     let list = client.session().metacache_list();
-    let fts = |n: usize| list.iter().find(|u| u.user == ["a", "b", "c", "d", "e"][n]).map_or(0, |u| u.bytes[1]);
+    let fts = |n: usize| {
+        list.iter().find(|u| u.user == ["a", "b", "c", "d", "e"][n]).map_or(0, |u| u.bytes[1])
+    };
     // What was used longest ago is gone, what was used last is whole.
     assert!(fts(0) < 20_000 && fts(4) > 70_000, "{list:?}");
     exact(&client).await;

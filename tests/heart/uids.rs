@@ -114,11 +114,14 @@ async fn i2_a_loss_burns_what_may_have_been_given() {
     drop(client);
     client = world.session(HERE);
     assert_eq!(next_uid(&client.read("u/dovecot-uidlist").await.unwrap()), 200);
+    let cur = client.stat("u/cur").await.unwrap();
     drop(client);
     let fresh = world.session(FRESH);
     let next = next_uid(&fresh.read("u/dovecot-uidlist").await.unwrap());
     assert_eq!(next, 1010);
     assert!(ceiling(&world) > Some(1010));
+    // Dovecot looks at the list again only if the directory of mails looks changed.
+    assert!(fresh.stat("u/cur").await.unwrap().mtime > cur.mtime);
     // Said no more once the raised list is in the store.
     fresh.flush("u").await;
     assert!(world.head("u").folders.iter().all(|f| f.burnt_below.is_none()));
