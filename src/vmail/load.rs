@@ -424,6 +424,8 @@ impl User {
         for (ix, before) in here {
             self.charged_already(ix, before);
         }
+        // What was fetched for somebody must not be what goes first.
+        self.used_folder(id);
         Ok(())
     }
 
