@@ -17,7 +17,7 @@
 //!
 //! A flush costs two requests, and one more for each large file.
 
-use super::ceilings::{self, UID_ROOM, VALIDITY_ROOM};
+use super::ceilings::{self, VALIDITY_ROOM};
 use super::close::Leaving;
 use super::cut::{Cut, Extent, copy};
 use super::error::{During, Error, Result, pass};
@@ -129,7 +129,9 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
     let extent = Extent { caches: options.caches };
     let cut = cell.open_user(|user| {
         user.may_finish()?;
+        user.mend_journal()?;
         let cut = user.cut(extent)?;
+        user.cut_out = true;
         if options.release {
             user.leaving = Leaving::Sealed;
         }
@@ -387,7 +389,7 @@ pub(super) fn no_longer_named(old: &Head, new: &Head, bundle: ObjectId) -> Vec<D
 fn raise(head: &mut Head, next: &HashMap<FolderId, u32>, uidvalidity: Option<u32>) {
     for folder in &mut head.folders {
         if let Some(next) = next.get(&folder.id) {
-            folder.uid_ceiling = ceilings::raised(folder.uid_ceiling, *next, UID_ROOM);
+            folder.uid_ceiling = ceilings::raised_uids(folder.uid_ceiling, *next);
         }
     }
     if let Some(value) = uidvalidity {

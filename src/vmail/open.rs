@@ -379,8 +379,7 @@ fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
         for folder in &mut head.folders {
             if let Some(ceiling) = folder.uid_ceiling {
                 folder.burnt_below = folder.burnt_below.max(Some(ceiling));
-                folder.uid_ceiling =
-                    ceilings::raised(folder.uid_ceiling, ceiling, ceilings::UID_ROOM);
+                folder.uid_ceiling = ceilings::raised_uids(folder.uid_ceiling, ceiling);
             }
         }
         if let Some(ceiling) = head.uidvalidity_ceiling {

@@ -15,10 +15,11 @@ use super::need::Stop;
 use super::node::{Kind, Names, Node, NodeIx};
 use super::promise;
 use super::recover_mdbox::{map_unmapped, put_back_growing};
-use super::recover_sdbox::{index_folder, put_back_numbered};
+use super::recover_sdbox::{INDEX_LOG, index_folder, put_back_numbered};
 use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::user::User;
+use super::{dropped, gc_scan};
 use crate::dovecot::classes::Class;
 use crate::failpoint;
 use crate::format::head::Head;
@@ -55,12 +56,15 @@ pub fn unfinished(node: &Node) -> bool {
 /// servers may have said since that they are delivered. Gives their objects.
 ///
 /// If the recovery was `begun` before, it may have ended between a file of dbox and the record that
-/// makes Dovecot show it: every folder of dbox is looked through.
+/// makes Dovecot show it: every folder of dbox is looked through. And after a power cut each one
+/// with changes: the names in the journal were synced, the records in Dovecot's log perhaps not.
 pub async fn finish_names(cell: &Arc<UserCell>, begun: bool) -> Result<HashSet<ObjectId>> {
     let mut finished = HashSet::new();
     let folders: Vec<FolderId> = cell.open_user(|user| {
         let dbox = |name: &[u8]| name == b"dbox-Mails" || name == b"storage";
-        let waits = |f: &&super::tree::Folder| f.unfinished || begun && dbox(&f.name);
+        let waits = |f: &&super::tree::Folder| {
+            f.unfinished || dbox(&f.name) && (begun || !f.unflushed.is_empty())
+        };
         Ok(user.tree.folders.values().filter(waits).map(|f| f.id).collect())
     })?;
     for folder in folders {
@@ -75,7 +79,7 @@ pub async fn finish_names(cell: &Arc<UserCell>, begun: bool) -> Result<HashSet<O
             cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
         match name.as_deref() {
             Some(b"dbox-Mails") => {
-                let index = index_folder(cell, folder, b"dovecot.index.log").await?;
+                let index = index_folder(cell, folder, INDEX_LOG).await?;
                 cell.open_user(|user| user.show_unindexed(folder, index))?;
             }
             Some(b"storage") => map_unmapped(cell, folder).await?,
@@ -148,6 +152,19 @@ pub async fn late_arrivals(
     let before = ObjectId { epoch: flushed, counter: 0 };
     let mut found = list_mails(cell, closed.end, Some(before), Reason("recover")).await?;
     found.retain(|(tail, _)| !named.contains(&tail.id()));
+    if found.is_empty() {
+        return Ok(());
+    }
+    // One that was adopted before has a name, or was expunged since.
+    let head = cell.open_user(|user| Ok(user.head.clone()))?;
+    let list = dropped::read(cell, &head.dropped, Reason("recover")).await?;
+    found.retain(|(tail, _)| list.mail(tail.id()).is_none());
+    let mut ids: HashSet<ObjectId> = found.iter().map(|(tail, _)| tail.id()).collect();
+    cell.if_open(|user| user.without_named(&mut ids));
+    for id in gc_scan::named_among(cell, &head, ids.clone()).await? {
+        ids.remove(&id);
+    }
+    found.retain(|(tail, _)| ids.contains(&tail.id()));
     if found.is_empty() {
         return Ok(());
     }
@@ -243,7 +260,7 @@ pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
     Ok(())
 }
 
-fn tail_of(object: &ObjectMeta) -> Option<KeyTail> {
+pub(super) fn tail_of(object: &ObjectMeta) -> Option<KeyTail> {
     KeyTail::parse(object.key.rsplit_once('/')?.1).ok()
 }
 
@@ -295,7 +312,11 @@ async fn replaced(cell: &Arc<UserCell>, object: &Found) -> Result<Vec<ObjectId>>
     Ok(text.split(' ').filter_map(|id| id.parse().ok()).collect())
 }
 
-async fn metadata(cell: &Arc<UserCell>, tail: &KeyTail, which: &str) -> Result<Option<String>> {
+pub(super) async fn metadata(
+    cell: &Arc<UserCell>,
+    tail: &KeyTail,
+    which: &str,
+) -> Result<Option<String>> {
     let head = cell.session.env.store.head(&mail_key(&cell.name, tail), Reason("recover")).await;
     let meta = head.map_err(|e| {
         Error::store(format!("object {tail} of {}", cell.name), During::Delivery, e)

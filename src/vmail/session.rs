@@ -359,6 +359,15 @@ impl Session {
         self.closing.load(Ordering::Acquire)
     }
 
+    /// Lets go of all users. They and their session hold each other, which is no matter for a
+    /// process that ends with its session, and would fill the memory of one that goes on.
+    pub fn forget_users(&self) {
+        let users = std::mem::take(&mut *self.users.lock());
+        let inos = std::mem::take(&mut *self.inos.write());
+        // Not under the locks: a user that goes may take things from the session's books.
+        drop((users, inos));
+    }
+
     pub fn wake_scheduler(&self) {
         self.wake.notify_one();
     }
