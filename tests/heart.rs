@@ -5,8 +5,10 @@
 mod heart {
     mod ack;
     mod caches;
+    mod close;
     mod crash;
     mod flush;
+    mod fscache;
     mod fsck;
     mod full_disk;
     mod gc;

@@ -140,9 +140,13 @@ fn boot_id() -> String {
 
 pub(super) fn told(error: &Error) -> AdminError {
     let kind = match error {
-        Error::Store { .. } | Error::Foreign { .. } | Error::Full(_) | Error::Closing => {
-            ErrorKind::TempFail
-        }
+        Error::Store { .. }
+        | Error::Foreign { .. }
+        | Error::Full(_)
+        | Error::Closing
+        | Error::HandingOver { .. }
+        | Error::Doubt { .. }
+        | Error::Deferred { .. } => ErrorKind::TempFail,
         Error::Lost { .. } | Error::Lapsed { .. } | Error::Disk { .. } | Error::Vanished { .. } => {
             ErrorKind::TempFail
         }

@@ -1,5 +1,6 @@
 //! What an administrator asks of the heart: what is at risk, flush now, close.
 
+use super::close;
 use super::error::{Error, Result};
 use super::flush::{self, Options, Report};
 use super::io::is_dirty;
@@ -109,7 +110,10 @@ impl Session {
         let cells: Vec<Arc<UserCell>> = self
             .all_users()
             .into_iter()
-            .filter(|cell| matches!(*cell.state.lock(), CellState::Open(_)))
+            // One that is just being opened, too.
+            .filter(|cell| {
+                matches!(*cell.state.lock(), CellState::Open(_)) || cell.opening.try_lock().is_err()
+            })
             .collect();
         let give_up = self.env.clock.sleep(patience);
         tokio::pin!(give_up);
@@ -120,7 +124,7 @@ impl Session {
         loop {
             while running.len() < self.settings.max_flushes.max(1) {
                 let Some(cell) = next.next().cloned() else { break };
-                running.spawn(async move { (cell.name.to_string(), flush::close(&cell).await) });
+                running.spawn(async move { (cell.name.to_string(), close::close(&cell).await) });
             }
             tokio::select! {
                 done = running.join_next() => match done {

@@ -1,6 +1,7 @@
 //! A user in memory from its head and what the local disk knows: the folders, and what the
 //! journal says since the last flush. Lines of the journal wait until their folder is loaded.
 
+use super::close::Leaving;
 use super::error::{Error, Result};
 use super::journal::Journal;
 use super::load;
@@ -88,6 +89,8 @@ pub(super) fn build(
         cache_dir,
         state_dir: state_dir.clone(),
         lost: false,
+        leaving: Leaving::No,
+        handed_over: None,
         ready: false,
         renamed_from: None,
         unclean: follows == Follows::Loss && resumed,

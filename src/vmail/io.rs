@@ -373,10 +373,11 @@ impl User {
         let node = self.node_mut(ix)?;
         let Kind::Mail(mail) = &mut node.kind else { return Err(Plain::BadHandle.into()) };
         let Some(staged) = mail.staged.clone() else { return Err(Plain::Access.into()) };
-        if !staged.reserve(offset + data.len() as u64) {
+        let end = offset + data.len() as u64;
+        if !staged.reserve(end) {
             // For as long as it waits, and if it waits in vain.
             mail.refused = Some(mail.refused.map_or(offset, |first| first.min(offset)));
-            return Err(Stop::Wait(Need::Staging(cell, data.len() as u64)));
+            return Err(Stop::Wait(Need::Staging(cell, staged, end)));
         }
         if let Err(error) = staged.write(data, offset) {
             mail.refused = Some(mail.refused.map_or(offset, |first| first.min(offset)));
@@ -404,9 +405,9 @@ impl User {
                 tail
             }
         };
-        let end = offset + data.len() as u64;
-        if !tail.reserve(end.saturating_sub(grow.published)) {
-            return Err(Stop::Wait(Need::Staging(reference.cell, data.len() as u64)));
+        let held = (offset + data.len() as u64).saturating_sub(grow.published);
+        if !tail.reserve(held) {
+            return Err(Stop::Wait(Need::Staging(reference.cell, tail, held)));
         }
         tail.write_sparse(data, offset, grow.published).map_err(|e| Error::disk("staging", &e))?;
         grow.dirty = true;
@@ -455,7 +456,8 @@ impl User {
             Kind::Mail(mail) => match &mail.staged {
                 Some(staged) => {
                     if !staged.reserve(len) {
-                        return Err(Stop::Wait(Need::Staging(reference.cell, len)));
+                        let staged = staged.clone();
+                        return Err(Stop::Wait(Need::Staging(reference.cell, staged, len)));
                     }
                     staged.set_len(len).map_err(|e| Error::disk("staging", &e))?;
                     mail.refused = mail.refused.filter(|first| *first < len);
@@ -478,7 +480,8 @@ impl User {
                 if let Some(tail) = &grow.tail {
                     let held = len.saturating_sub(grow.published);
                     if !tail.reserve(held) {
-                        return Err(Stop::Wait(Need::Staging(reference.cell, held)));
+                        let tail = tail.clone();
+                        return Err(Stop::Wait(Need::Staging(reference.cell, tail, held)));
                     }
                     tail.set_len_sparse(len, grow.published)
                         .map_err(|e| Error::disk("staging", &e))?;
@@ -542,10 +545,16 @@ impl User {
 
     // ---- what close and fsync wait for
 
-    /// A descriptor was closed: a mail that nobody synced is made safe now.
-    pub fn close(&mut self, ix: NodeIx, wrote: bool) -> Op<()> {
+    /// A descriptor was closed: a mail that nobody synced is made safe now. Of a growing file
+    /// only what was `written` through this descriptor is promised: what lies at its end may be a
+    /// mail that another server process is in the middle of, and half a mail in the store is one
+    /// that Dovecot calls corrupted after a crash.
+    pub fn close(&mut self, ix: NodeIx, wrote: bool, written: u64) -> Op<()> {
         let reference = self.node_ref(ix)?;
         let node = self.node(ix)?;
+        if matches!(&node.kind, Kind::Growing(grow) if written <= grow.safe_writes) {
+            return Ok(());
+        }
         // A file that nothing was written to holds no mail: a shell closes a copy of its
         // descriptor before it writes. It is published behind its last close.
         let untouched = matches!(&node.kind, Kind::Mail(mail) if mail.writes == 0);
@@ -553,6 +562,14 @@ impl User {
             return Err(Stop::Wait(Need::Publish(reference)));
         }
         Ok(())
+    }
+
+    /// How often the growing file was written to; 0 for others.
+    pub fn writes_to_growing(&self, ix: NodeIx) -> u64 {
+        match self.tree.nodes.get(ix).map(|node| &node.kind) {
+            Some(Kind::Growing(grow)) => grow.writes,
+            _ => 0,
+        }
     }
 
     pub fn fsync(&mut self, ix: NodeIx) -> Op<()> {

@@ -9,6 +9,7 @@ pub mod bring_back;
 pub mod build;
 pub mod ceilings;
 pub mod chain;
+pub mod close;
 pub mod cut;
 pub mod dropped;
 pub mod entries;

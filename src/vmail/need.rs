@@ -5,6 +5,7 @@ use super::node::NodeIx;
 use super::session::UserCell;
 use super::stream::Piece;
 use super::user::User;
+use crate::cache::staging::Staged;
 use crate::format::FolderId;
 use crate::fs::api::Ino;
 use std::sync::Arc;
@@ -42,8 +43,8 @@ pub enum Need {
     FetchExtent(NodeRef, usize),
     /// A piece of an object that fscache has no room for.
     Through(NodeRef, Piece),
-    /// Room in staging for so many bytes.
-    Staging(Arc<UserCell>, u64),
+    /// Room in staging for a file to become so long.
+    Staging(Arc<UserCell>, Arc<Staged>, u64),
     /// A published file that may still be written must be in staging again; a growing one from
     /// this offset on.
     Stage(NodeRef, u64),
@@ -54,6 +55,27 @@ pub enum Need {
 }
 
 impl Need {
+    /// The user whose call waits.
+    pub fn cell(&self) -> Option<&Arc<UserCell>> {
+        match self {
+            Need::Users => None,
+            Need::Open(cell)
+            | Need::Exists(cell)
+            | Need::Load(cell, _)
+            | Need::Restore(cell, _)
+            | Need::SyncJournal(cell)
+            | Need::Ceiling(cell, ..)
+            | Need::UidValidity(cell, _)
+            | Need::Staging(cell, ..) => Some(cell),
+            Need::Publish(node)
+            | Need::SyncLocal(node)
+            | Need::Fetch(node)
+            | Need::FetchExtent(node, _)
+            | Need::Through(node, _)
+            | Need::Stage(node, _) => Some(&node.cell),
+        }
+    }
+
     pub fn load(user: &User, folder: FolderId) -> Need {
         Need::Load(user.cell(), folder)
     }

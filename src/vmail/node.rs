@@ -186,6 +186,8 @@ pub struct Growing {
     pub published: u64,
     pub dirty: bool,
     pub writes: u64,
+    /// The last of those whose bytes are safe, with all before it.
+    pub safe_writes: u64,
     /// Made under a temporary name, and not renamed yet.
     pub temporary: bool,
     /// Where the earliest write since the last publish began lies.

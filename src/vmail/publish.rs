@@ -31,6 +31,7 @@
 //! Rejected: publishing at link or rename (the kernel holds a mutex of the whole mount across
 //! cross-directory renames, so one slow PUT would stop everybody's deliveries).
 
+use super::close::Begun;
 use super::error::{During, Error, Result, pass};
 use super::flush;
 use super::need::NodeRef;
@@ -77,6 +78,8 @@ struct Job {
     replaces: Vec<ObjectId>,
     /// It is safe once it is on this machine's disk.
     promise: bool,
+    /// Until its record is written.
+    begun: Option<Begun>,
 }
 
 /// What was found out about the bytes.
@@ -208,6 +211,7 @@ impl User {
             mode: found.mode,
             replaces: Vec::new(),
             promise: false,
+            begun: Some(Begun::new(&node.cell)),
         };
         match &found.kind {
             Kind::Mail(mail) => job.writes = mail.writes,
@@ -322,6 +326,7 @@ impl User {
                 let again = grow.lowest < published_size;
                 grow.published = if again { job.offset } else { published_size };
                 grow.dirty = grow.writes != job.writes;
+                grow.safe_writes = job.writes;
                 if !grow.dirty {
                     grow.tail = None;
                 }
@@ -360,7 +365,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     let Some(job) = node.cell.open_user(|user| user.begin_publish(node))? else {
         return settle(node).await;
     };
-    let (job, found) = blocking(move || {
+    let (mut job, found) = blocking(move || {
         let found = digest(&job);
         (job, found)
     })
@@ -429,7 +434,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     }
     let ended = node.cell.open_user(|user| {
         let ended = user.end_publish(node, &job, &key);
-        if ended.is_err() && user.may_write().is_ok() {
+        if ended.is_err() && user.may_finish().is_ok() {
             // No record could be written: the object is nobody's. The next flush says so; until
             // then a restart finds it unnamed above the watermark, which says the same.
             user.dropped.push(key.clone());
@@ -437,6 +442,8 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         }
         ended
     });
+    // What follows may wait for a flush, and a hand-over waits for this.
+    drop(job.begun.take());
     if job.promise {
         let kept = node.cell.if_open(|user| user.promised.contains_key(&job.id.counter));
         if kept != Some(true) {

@@ -124,6 +124,8 @@ pub struct UserCell {
     pub uploader: AtomicBool,
     /// One gc at a time; taken before `flushing`.
     pub collecting: tokio::sync::Mutex<()>,
+    /// Publishes that have not written their record.
+    pub publishing: super::close::UnderWay,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
     under_way: Turns<Ino>,
 }
@@ -141,6 +143,10 @@ impl UserCell {
             CellState::Open(user) if user.ready => match f(user) {
                 Err(Stop::Error(Error::Vanished { folder, .. })) => {
                     Err(Stop::Wait(Need::Restore(self.clone(), folder)))
+                }
+                // Made again once it is known whose the user is then.
+                Err(Stop::Error(Error::HandingOver { .. })) if !self.session.is_closing() => {
+                    Err(Stop::Wait(Need::Open(self.clone())))
                 }
                 done => done,
             },
@@ -295,6 +301,7 @@ impl Session {
             uploading: tokio::sync::Mutex::new(()),
             uploader: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::new(()),
+            publishing: super::close::UnderWay::default(),
             under_way: Turns::default(),
         });
         users.insert(name, cell.clone());
@@ -317,6 +324,11 @@ impl Session {
         let mut all: Vec<_> = self.users.lock().values().cloned().collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+
+    /// The whole mount ends: nobody is opened any more.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     pub fn wake_scheduler(&self) {

@@ -11,7 +11,7 @@ use crate::dovecot::index_snapshot::SnapshotHeader;
 use crate::dovecot::records::whole_records_len;
 use crate::dovecot::{recover, uidlist, uidvalidity};
 use crate::format::journal::Change;
-use crate::format::{FolderId, Place};
+use crate::format::{FolderId, Place, Sub};
 
 /// What the whole transactions of an index log say of next-UID.
 fn whole_next_uid(log: &[u8]) -> u32 {
@@ -44,6 +44,7 @@ impl User {
             })
             .collect();
         let burnt = self.tree.folders.get(&id).and_then(|f| f.burnt_below);
+        let maildir = burnt.is_some() && self.index_of_maildir(id)?;
         let mut next = None;
         for (name, ix) in files {
             if !self.tree.kind_is_local(ix) {
@@ -52,7 +53,8 @@ impl User {
             let class = self.node(ix)?.class;
             match class {
                 Class::Index(IndexKind::UidList | IndexKind::Log) => {
-                    if let Some(burnt) = burnt {
+                    let log_of_maildir = maildir && class == Class::Index(IndexKind::Log);
+                    if let Some(burnt) = burnt.filter(|_| !log_of_maildir) {
                         self.burn(ix, at, &name, class, burnt)?;
                     }
                     let content = self.content_of(ix)?;
@@ -75,6 +77,20 @@ impl User {
             folder.next_uid = folder.next_uid.max(next);
         }
         Ok(())
+    }
+
+    /// Whether the folder's index is of a Maildir. There `dovecot-uidlist` gives UIDs, and the index
+    /// follows: a next-UID raised in the index makes Dovecot take the mails that are in the uidlist
+    /// and not yet in the index for expunged ones, so that they are missing once and then get new
+    /// UIDs.
+    fn index_of_maildir(&self, id: FolderId) -> Result<bool> {
+        let state = self.index_state(id, b"dovecot.index")?;
+        let extensions = state.map(|s| s.extensions).unwrap_or_default();
+        if extensions.iter().any(|e| e.name == "maildir") {
+            return Ok(true);
+        }
+        let dbox = |name: &[u8]| name == b"dbox-Mails" || name == b"storage";
+        Ok(extensions.is_empty() && !self.tree.folders.values().any(|f| dbox(&f.name)))
     }
 
     /// Raises next-UID in a file of Dovecot's.
@@ -130,8 +146,19 @@ impl User {
                 local.file = None;
             }
         }
-        let lines = self.node_lines(ix);
+        let mut lines = self.node_lines(ix);
+        let (now, mut looked_at) = (self.now(), None);
+        if class == Class::Index(IndexKind::UidList) {
+            // Makes Dovecot read the list again and take its next-UID into the index: clients
+            // were told a higher one than the index of the last flush has.
+            let cur = Place { folder: at.folder, sub: Sub::Cur };
+            looked_at = self.touch_line(cur, now).map(|line| (cur, line));
+            lines.extend(looked_at.iter().map(|(_, line)| line.clone()));
+        }
         self.commit(lines)?;
+        if let Some((cur, _)) = looked_at {
+            self.touch(cur, now);
+        }
         self.important();
         Ok(())
     }

@@ -6,6 +6,7 @@
 //! unfinished). Should the disk refuse after the record was written, a second record states
 //! again what memory still says.
 
+use super::close::Leaving;
 use super::error::{Error, Plain, Result};
 use super::journal::Journal;
 use super::node::{Kind, Local, NodeIx, Since, Tracker};
@@ -93,6 +94,10 @@ pub struct User {
     pub unclean: bool,
     /// The old name in the last record, if that is a rename. See [`User::run_unrecorded`].
     pub renamed_from: Option<(Place, Vec<u8>)>,
+    /// How far it is on its way out.
+    pub leaving: Leaving,
+    /// The write id of a head without an owner that was sent, while its answer is missing.
+    pub handed_over: Option<String>,
     /// Nothing of an earlier session is looked for any more: calls may be served.
     pub ready: bool,
     /// When something was last done with it.
@@ -179,8 +184,19 @@ impl User {
         self.cache_path(at).join(std::ffi::OsStr::from_bytes(name))
     }
 
-    /// Nothing may be changed any more once another session owns the user, or the lease is over.
+    /// Nothing may be changed any more once another session owns the user, or the lease is over;
+    /// nor while the user is handed over.
     pub fn may_write(&self) -> Result<()> {
+        match self.leaving {
+            Leaving::Draining | Leaving::Sealed if !self.lost => {
+                Err(Error::HandingOver { user: self.name.to_string() })
+            }
+            _ => self.owns(),
+        }
+    }
+
+    /// Whether nobody else can own the user now.
+    pub(super) fn owns(&self) -> Result<()> {
         let user = || self.name.to_string();
         match (self.lost, self.session.lease.holds()) {
             (true, _) => Err(Error::Lost { user: user() }),
@@ -201,7 +217,7 @@ impl User {
         if changes.is_empty() {
             return Ok(());
         }
-        self.may_write()?;
+        self.may_finish()?;
         self.check_doomed(&changes)?;
         let ops: Vec<DiskOp> = changes
             .iter()
@@ -269,7 +285,7 @@ impl User {
         let again = |(at, name): (Place, &Vec<u8>)| {
             self.renamed_from.as_ref().is_some_and(|(a, n)| *a == at && n == name)
         };
-        if made.is_some_and(again) && self.may_write().is_ok() {
+        if made.is_some_and(again) && self.may_finish().is_ok() {
             return self.commit(vec![Change::Disk(op)]);
         }
         self.run(&op).map_err(|e| Error::disk("metacache", &e))

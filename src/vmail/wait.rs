@@ -5,6 +5,7 @@ use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
 use super::{fetch, flush, load, open, publish, restore, stage, stream};
+use crate::cache::staging::Staged;
 use crate::format::key::parse_user_dir;
 use crate::store::Reason;
 use std::sync::Arc;
@@ -42,23 +43,21 @@ impl Patience {
 /// How often a delivery looks whether staging has room.
 const ROOM_PAUSE: Duration = Duration::from_millis(50);
 
-/// Waits for room in staging, for as long as a delivery may wait.
-pub async fn staging_room(session: &Session, bytes: u64) -> Result<()> {
+/// Sets room in staging aside for a file to become so long, for as long as a delivery may wait.
+pub async fn staging_room(session: &Session, staged: &Staged, len: u64) -> Result<()> {
     let clock = &session.env.clock;
     let end = clock.boot() + session.settings.delivery_timeout;
-    let full = |what: &str| Error::Full(format!("staging {what}: {bytes} bytes more"));
-    if !session.staging.ever_fits(bytes) {
+    let full = |what: &str| Error::Full(format!("staging {what} for a file of {len} bytes"));
+    if !staged.ever_fits(len) {
         return Err(full("is too small"));
     }
-    loop {
-        clock.sleep(ROOM_PAUSE).await;
-        if session.staging.may_fit(bytes) {
-            return Ok(());
-        }
+    while !staged.reserve(len) {
         if clock.boot() >= end {
-            return Err(full("is full"));
+            return Err(full("has no room"));
         }
+        clock.sleep(ROOM_PAUSE).await;
     }
+    Ok(())
 }
 
 /// How long a lookup waits to hear whether a user exists: the kernel holds the lock of the
@@ -66,6 +65,40 @@ pub async fn staging_room(session: &Session, bytes: u64) -> Result<()> {
 const EXISTS_WAIT: Duration = Duration::from_millis(300);
 
 pub async fn satisfy(session: &Arc<Session>, need: Need) -> Result<()> {
+    let (cell, delivery) = (need.cell().cloned(), is_delivery(&need));
+    let done = satisfy_once(session, need).await;
+    let done = if delivery { done.map_err(Error::for_delivery) } else { done };
+    match (done, cell) {
+        // The user was closed under it, for itself: the call is made again once that is over.
+        (Err(Error::HandingOver { .. } | Error::Closing), Some(cell)) if !session.is_closing() => {
+            open::open(&cell).await
+        }
+        (done, _) => done,
+    }
+}
+
+/// Whether a call that waits for this makes a mail, or what shows it, safe.
+fn is_delivery(need: &Need) -> bool {
+    match need {
+        Need::Publish(_)
+        | Need::SyncLocal(_)
+        | Need::SyncJournal(_)
+        | Need::Staging(..)
+        | Need::Stage(..)
+        | Need::Ceiling(..)
+        | Need::UidValidity(..) => true,
+        Need::Open(_)
+        | Need::Exists(_)
+        | Need::Users
+        | Need::Load(..)
+        | Need::Restore(..)
+        | Need::Fetch(_)
+        | Need::FetchExtent(..)
+        | Need::Through(..) => false,
+    }
+}
+
+async fn satisfy_once(session: &Arc<Session>, need: Need) -> Result<()> {
     match need {
         Need::Open(cell) => open::open(&cell).await,
         Need::Exists(cell) => {
@@ -81,7 +114,7 @@ pub async fn satisfy(session: &Arc<Session>, need: Need) -> Result<()> {
         Need::Fetch(node) => fetch::fetch(&node).await,
         Need::FetchExtent(node, index) => fetch::fetch_extent(&node, index).await,
         Need::Through(node, piece) => stream::through(&node, &piece).await,
-        Need::Staging(cell, bytes) => staging_room(&cell.session, bytes).await,
+        Need::Staging(cell, staged, len) => staging_room(&cell.session, &staged, len).await,
         Need::Stage(node, offset) => stage::stage(&node, offset).await,
         need @ (Need::Ceiling(..) | Need::UidValidity(..)) => flush::await_ceiling(need).await,
     }
@@ -96,6 +129,8 @@ async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
     let in_time = session.env.clock.sleep(EXISTS_WAIT);
     let answer = tokio::select! {
         answer = asked => match answer {
+            // Who has been here is asked for again by whoever opens it.
+            Ok(None) if is_known_here(session, cell) => Exists::Yes,
             Ok(None) => Exists::No,
             Ok(Some((head, tag))) => {
                 session.heads.keep(&cell.name, session.env.clock.boot(), head, tag);
@@ -109,6 +144,12 @@ async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
     if root.exists == Exists::Unknown {
         root.exists = answer;
     }
+}
+
+/// Whether this machine has state of a user.
+fn is_known_here(session: &Session, cell: &UserCell) -> bool {
+    let head = session.state_dir_of(&cell.name).join("head");
+    session.disk().exists(&head).unwrap_or(true)
 }
 
 /// How long a list of all users is shown before it is made anew.

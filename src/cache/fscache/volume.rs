@@ -41,7 +41,8 @@ pub(super) struct Volume {
     /// It could not be opened, and is not tried again.
     dead: bool,
     full: AtomicBool,
-    asked: AtomicU64,
+    /// Requests while it failed, for finding and for room.
+    asked: [AtomicU64; 2],
     pub(super) hits: AtomicU64,
     pub(super) misses: AtomicU64,
     pub(super) streamed: AtomicU64,
@@ -83,7 +84,7 @@ impl Volume {
             failing: AtomicBool::new(false),
             dead: false,
             full: AtomicBool::new(false),
-            asked: AtomicU64::new(0),
+            asked: Default::default(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             streamed: AtomicU64::new(0),
@@ -100,11 +101,12 @@ impl Volume {
 
     // ---- a disk that fails
 
-    fn usable(&self) -> bool {
+    fn usable(&self, to_write: bool) -> bool {
         if !self.failing.load(Ordering::Relaxed) {
             return true;
         }
-        !self.dead && self.asked.fetch_add(1, Ordering::Relaxed) % TRIAL == TRIAL - 1
+        let asked = &self.asked[usize::from(to_write)];
+        !self.dead && asked.fetch_add(1, Ordering::Relaxed) % TRIAL == TRIAL - 1
     }
 
     /// What the disk said is noted, and logged once until it changes its mind.
@@ -153,7 +155,7 @@ impl Volume {
             (_, Some(open)) => return Some(open),
             _ => {}
         }
-        if !self.usable() {
+        if !self.usable(false) {
             return None;
         }
         let stripe = self.stripe(hash_of(&user_dir(&key.0)));
@@ -185,7 +187,7 @@ impl Volume {
     }
 
     pub(super) fn doubtful(&self, key: &CacheKey) -> Option<Arc<dyn DiskFile>> {
-        if self.books.lock().known(key).is_none() || !self.usable() {
+        if self.books.lock().known(key).is_none() || !self.usable(false) {
             return None;
         }
         self.disk.open(&self.path(key), How::Read).ok()
@@ -205,7 +207,7 @@ impl Volume {
         size: u64,
         arrival: Arrival,
     ) -> Option<Reservation> {
-        if !self.usable() {
+        if !self.usable(true) {
             return None;
         }
         let bytes = charge(size, self.block) + SLACK;
