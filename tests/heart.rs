@@ -12,6 +12,7 @@ mod heart {
     mod fsck;
     mod full_disk;
     mod gc;
+    mod metacache;
     mod ownership;
     mod publish;
     mod random;

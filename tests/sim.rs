@@ -23,13 +23,16 @@ mod sim {
     mod deliver;
     mod disk;
     mod folders;
+    mod indexes;
     mod maillog;
     mod model;
     mod mount;
     mod run;
+    mod sdbox;
     mod seeds;
     mod server;
     mod store;
     mod uidlist;
     mod world;
+    mod wrong;
 }

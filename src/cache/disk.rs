@@ -90,6 +90,10 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// What is in a directory, sorted by name; empty if it is not there.
     fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>>;
     fn space(&self, path: &Path) -> io::Result<Space>;
+    /// Major and minor number of the device that a path lies on, where there is one.
+    fn device(&self, _path: &Path) -> io::Result<(u32, u32)> {
+        Ok((0, 0))
+    }
     /// Bytes that a directory takes by itself, as its file system says.
     fn dir_size(&self, path: &Path) -> io::Result<u64> {
         let _ = path;
@@ -266,6 +270,10 @@ impl Disk for RealDisk {
         }
         all.sort_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
         Ok(all)
+    }
+    fn device(&self, path: &Path) -> io::Result<(u32, u32)> {
+        let dev = fs::metadata(path)?.dev();
+        Ok((libc::major(dev), libc::minor(dev)))
     }
     fn space(&self, path: &Path) -> io::Result<Space> {
         let s = nix::sys::statvfs::statvfs(path)?;

@@ -19,6 +19,8 @@ pub struct Waiting {
     pub unimportant: bool,
     pub oldest: Option<Duration>,
     pub new_mails: u32,
+    /// Bytes of index files that changed since the last flush, caches left out.
+    pub changed_bytes: u64,
     /// Mails written here that no server was told are safe.
     pub unpublished: u64,
     pub unpublished_bytes: u64,
@@ -45,7 +47,16 @@ impl Waiting {
             lost: user.lost,
             ..Waiting::default()
         };
-        for (_, node) in user.tree.nodes.iter().filter(|(_, n)| n.nlink > 0 && is_dirty(&n.kind)) {
+        for (_, node) in user.tree.nodes.iter().filter(|(_, n)| n.nlink > 0) {
+            if let Kind::Local(local) = &node.kind
+                && !node.class.is_local_only()
+                && !node.class.is_cache()
+            {
+                waiting.changed_bytes += local.since.bytes_of(node.size);
+            }
+            if !is_dirty(&node.kind) {
+                continue;
+            }
             waiting.unpublished += 1;
             waiting.unpublished_bytes += match &node.kind {
                 Kind::Growing(grow) => node.size.saturating_sub(grow.published),
@@ -74,20 +85,6 @@ impl Session {
         }
         all.sort_by_key(|w| std::cmp::Reverse((w.important, w.oldest)));
         (open, all)
-    }
-
-    /// Bytes that the metacache's files have.
-    pub fn metacache_bytes(&self) -> u64 {
-        let mut sum = 0;
-        for cell in self.users_snapshot() {
-            sum += cell
-                .if_open(|user| {
-                    let local = |n: &super::node::Node| matches!(n.kind, Kind::Local(_));
-                    user.tree.nodes.iter().filter(|(_, n)| local(n)).map(|(_, n)| n.size).sum()
-                })
-                .unwrap_or(0);
-        }
-        sum
     }
 
     /// Flushes a user by name; one that is not open has nothing to flush.
@@ -153,9 +150,5 @@ impl Session {
             }
         }
         failed
-    }
-
-    fn users_snapshot(&self) -> Vec<Arc<UserCell>> {
-        self.users.lock().values().cloned().collect()
     }
 }

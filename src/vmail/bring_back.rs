@@ -15,14 +15,14 @@ use super::load;
 use super::need::Op;
 use super::node::{Node, NodeIx};
 use super::recover::{Found, find_path};
-use super::recover_sdbox::index_folder;
+use super::recover_sdbox::{INDEX_LOG, first_index, index_folder};
 use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::undelete::{Back, Report, shown};
 use super::user::User;
 use super::wait::satisfy;
 use crate::dovecot::classes::Class;
-use crate::dovecot::recover::{LogAppend, append_sdbox, first_log};
+use crate::dovecot::recover::{LogAppend, append_sdbox};
 use crate::dovecot::uidlist;
 use crate::format::key::KeyTail;
 use crate::format::part::DroppedList;
@@ -85,7 +85,6 @@ impl LockedLog for AloneLog {
     }
 }
 
-const INDEX_LOG: &[u8] = b"dovecot.index.log";
 const UIDLIST: &[u8] = b"dovecot-uidlist";
 const UIDLIST_LOCK: &[u8] = b"dovecot-uidlist.lock";
 
@@ -218,28 +217,10 @@ impl User {
         Ok(true)
     }
 
-    fn tell_kernel(&self, at: Place, name: &[u8]) {
+    pub(super) fn tell_kernel(&self, at: Place, name: &[u8]) {
         if let Some(dir) = self.tree.dir(at) {
             self.session.invalidate(Invalidate::Name { parent: dir.ino, name: name.to_vec() });
             self.session.invalidate(Invalidate::Inode { ino: dir.ino });
-        }
-    }
-
-    /// Where the index of an sdbox folder lies: in the tree of indexes if the user has one.
-    fn index_path(&self, folder: FolderId) -> Vec<NameBytes> {
-        let own = self.tree.path(Place::own(folder));
-        let Some(top) = own.first() else { return own };
-        let other = self.tree.folders.keys().find_map(|id| {
-            let path = self.tree.path(Place::own(*id));
-            let apart = path.len() > 1 && path[0] != *top && &*path[1] == b"mailboxes";
-            apart.then(|| path[0].clone())
-        });
-        match other {
-            Some(other) => {
-                let mailbox = own[1..].iter().filter(|n| &***n != b"dbox-Mails").cloned();
-                std::iter::once(other).chain(mailbox).collect()
-            }
-            None => own,
         }
     }
 
@@ -358,6 +339,7 @@ impl User {
         if let Ok(node) = self.node_mut(lock) {
             node.size = raised.len() as u64;
         }
+        self.recharge(lock);
         let done = self.rename(at, UIDLIST_LOCK, at, UIDLIST, false);
         if done.is_err() {
             self.unlink(at, UIDLIST_LOCK)?;
@@ -366,25 +348,6 @@ impl User {
         self.tell_kernel(at, UIDLIST);
         done.map(|()| true)
     }
-}
-
-/// An sdbox folder that was made anew has no index, and Dovecot would make an empty one: it gets
-/// one by which Dovecot looks what is there.
-async fn first_index(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
-    let path = cell.open_user(|user| Ok(user.index_path(folder)))?;
-    let (index, _) = find_path(cell, &path).await?;
-    load::load(cell, index).await?;
-    cell.open_user(|user| {
-        let now = user.now();
-        let at = Place::own(index);
-        let mode = 0o600;
-        let attrs = crate::format::listing::Attrs { mode, owner: None, mtime: now };
-        let log = first_log(u32::try_from(now.secs).unwrap_or(0));
-        let class = user.class_of(at, INDEX_LOG);
-        user.appears(at, INDEX_LOG.into(), class, attrs, &log)?;
-        user.tell_kernel(at, INDEX_LOG);
-        Ok(())
-    })
 }
 
 async fn sdbox(
@@ -398,7 +361,8 @@ async fn sdbox(
 ) -> Result<()> {
     let index = index_folder(cell, folder, INDEX_LOG).await?;
     if index.is_none() {
-        first_index(cell, folder).await?;
+        let path = cell.open_user(|user| Ok(user.index_path(folder)))?;
+        first_index(cell, &path).await?;
     }
     let mut locked = match index {
         Some(index) => {

@@ -97,6 +97,7 @@ pub(super) fn build(
         used: session.env.clock.boot(),
         cell: Arc::downgrade(cell),
         uidvalidity: None,
+        space: super::space::Space::new(session.metacache.account(&cell.name)),
         uidvalidity_ceiling: head.uidvalidity_ceiling,
         uidvalidity_burnt: head.uidvalidity_burnt,
         recovering: follows == Follows::Loss,
@@ -124,6 +125,7 @@ pub(super) fn build(
     let bytes = encode_stamped(&stamp, &user.head)?;
     let path = state_dir.join("head");
     disk.replace(&path, &bytes, true).map_err(|e| Error::disk(path.display().to_string(), &e))?;
+    user.count()?;
     Ok(Built { user, named_above })
 }
 

@@ -24,9 +24,16 @@ pub const VALIDITY_ROOM: u32 = 1000;
 /// The ceiling that goes with a value, if the old one leaves less than half of the room.
 pub fn raised(old: Option<u32>, value: u32, room: u32) -> Option<u32> {
     match old {
-        Some(old) if sabotage::is(Bug::CeilingNotRaised) => Some(old),
         Some(old) if value.saturating_add(room / 2) <= old => Some(old),
         _ => Some(old.unwrap_or(0).max(value.saturating_add(room))),
+    }
+}
+
+/// The same of a folder's UIDs.
+pub fn raised_uids(old: Option<u32>, next: u32) -> Option<u32> {
+    match old {
+        Some(old) if sabotage::is(Bug::CeilingNotRaised) => Some(old),
+        _ => raised(old, next, UID_ROOM),
     }
 }
 

@@ -89,6 +89,9 @@ pub enum Error {
     /// Space is reserved for others, or a bound is reached.
     #[error("{0}")]
     Full(String),
+    /// A cache is full and nothing of it can go at present.
+    #[error("{0}")]
+    Crowded(String),
     /// The session is ending.
     #[error("the mount is going away")]
     Closing,
@@ -163,6 +166,7 @@ impl Error {
             | Error::Doubt { .. }
             | Error::Deferred { .. }
             | Error::Closing
+            | Error::Crowded(_)
             | Error::Vanished { .. } => libc::EAGAIN,
         }
     }

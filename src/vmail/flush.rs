@@ -17,7 +17,7 @@
 //!
 //! A flush costs two requests, and one more for each large file.
 
-use super::ceilings::{self, UID_ROOM, VALIDITY_ROOM};
+use super::ceilings::{self, VALIDITY_ROOM};
 use super::close::Leaving;
 use super::cut::{Cut, Extent, copy};
 use super::error::{During, Error, Result, pass};
@@ -29,6 +29,7 @@ use super::session::{CellState, UserCell};
 use super::swap::swap_head;
 use super::wait::Patience;
 use super::{close, dropped, load, need, restore};
+use crate::cache::metacache::Purpose;
 use crate::failpoint;
 use crate::format::head::{Head, PartKind, PartRef};
 use crate::format::key::{bundle_key, file_key};
@@ -77,6 +78,14 @@ pub async fn flush(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
 }
 
 pub(super) async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
+    let session = &cell.session;
+    let begun = session.env.clock.boot();
+    let done = flush_changes(cell, options).await;
+    session.counts.flushed(session.env.clock.boot().saturating_sub(begun), &done);
+    done
+}
+
+async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let Some(wanted) = cell.if_open(|user| {
         if user.lost {
             return Err(Error::Lost { user: user.name.to_string() });
@@ -101,7 +110,7 @@ pub(super) async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Resul
     }
     for _ in 0..TRIES {
         for folder in cell.open_user(|user| Ok(user.unloaded_changes()))? {
-            load::load(cell, folder).await?;
+            load::load_for(cell, folder, Purpose::Flush).await?;
         }
         match attempt(cell, options).await {
             Ok(Some(report)) => return Ok(report),
@@ -378,7 +387,7 @@ pub(super) fn no_longer_named(old: &Head, new: &Head, bundle: ObjectId) -> Vec<D
 fn raise(head: &mut Head, next: &HashMap<FolderId, u32>, uidvalidity: Option<u32>) {
     for folder in &mut head.folders {
         if let Some(next) = next.get(&folder.id) {
-            folder.uid_ceiling = ceilings::raised(folder.uid_ceiling, *next, UID_ROOM);
+            folder.uid_ceiling = ceilings::raised_uids(folder.uid_ceiling, *next);
         }
     }
     if let Some(value) = uidvalidity {
@@ -437,7 +446,9 @@ pub async fn raise_ceilings(
 pub(super) async fn save_head(cell: &Arc<UserCell>, clean: bool) -> Result<()> {
     let (bytes, path) = cell.open_user(|user| {
         let stamp = user.stamp(user.flushed_seq, clean);
-        Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
+        let bytes = encode_stamped(&stamp, &user.head)?;
+        user.head_is(bytes.len() as u64);
+        Ok((bytes, user.state_dir.join("head")))
     })?;
     let disk = cell.session.env.disk.clone();
     let written =

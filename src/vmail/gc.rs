@@ -27,6 +27,13 @@
 //! read at every login); taking objects off the list by a swap of its own (two more requests for
 //! each gc of each user, and the list is no more right for it).
 //!
+//! # What is assumed
+//!
+//! That a request to delete which was given up has arrived before a mail's own PUT does that was
+//! given up more than `retention` before: an object that shows up after its id went off the list
+//! is a late arrival like any other, and gets a name. (Retention is days; the second request would
+//! have to be under way for so long, and the first to arrive after both.)
+//!
 //! # What it costs
 //!
 //! Nothing for a user without a dropped list, and nothing before the oldest entry is due. Else one

@@ -109,7 +109,11 @@ impl User {
         let node = self.node_mut(ix)?;
         node.handles += 1;
         node.writers += u32::from(how.write);
+        let folder = node.names.first().map(|name| name.at.folder);
         self.used = self.boot();
+        if let Some(folder) = folder {
+            self.used_folder(folder);
+        }
         Ok(copy)
     }
 
@@ -179,6 +183,7 @@ impl User {
         if let Some(ino) = forgotten.map(|n| n.ino) {
             self.session.forget_ino(ino);
         }
+        self.recharge(ix);
         self.drop_if_unused(ix);
     }
 
@@ -310,8 +315,14 @@ impl User {
             Kind::Local(local) => {
                 let file = local.file.clone().ok_or(Plain::BadHandle)?;
                 tracker = self.probe_uids(ix, offset, data)?;
-                self.first_write(ix)?;
-                file.write_all_at(data, offset).map_err(|e| disk(&e))?;
+                self.make_room(ix, end)?;
+                let written = self
+                    .first_write(ix)
+                    .and_then(|()| file.write_all_at(data, offset).map_err(|e| disk(&e)));
+                if let Err(error) = written {
+                    self.recharge(ix);
+                    return Err(error.into());
+                }
             }
             Kind::Published(_) | Kind::Symlink(_) => return Err(Plain::BadHandle.into()),
         }
@@ -492,6 +503,7 @@ impl User {
             }
             Kind::Local(_) => {
                 let file = self.local_file(ix)?;
+                self.make_room(ix, len)?;
                 self.first_write(ix)?;
                 file.set_len(len).map_err(|e| disk(&e))?;
                 if let Kind::Local(local) = &mut self.node_mut(ix)?.kind {
@@ -510,6 +522,7 @@ impl User {
         node.size = len;
         node.mtime = now;
         node.ctime = now;
+        self.recharge(ix);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use super::node::NodeIx;
 use super::session::UserCell;
 use super::stream::Piece;
 use super::user::User;
+use crate::cache::metacache::Purpose;
 use crate::cache::staging::Staged;
 use crate::format::FolderId;
 use crate::fs::api::Ino;
@@ -41,6 +42,8 @@ pub enum Need {
     Fetch(NodeRef),
     /// One object of a growing file must be here.
     FetchExtent(NodeRef, usize),
+    /// So many bytes of the metacache must be free.
+    Room(u64, Purpose),
     /// A piece of an object that fscache has no room for.
     Through(NodeRef, Piece),
     /// Room in staging for a file to become so long.
@@ -58,7 +61,7 @@ impl Need {
     /// The user whose call waits.
     pub fn cell(&self) -> Option<&Arc<UserCell>> {
         match self {
-            Need::Users => None,
+            Need::Users | Need::Room(..) => None,
             Need::Open(cell)
             | Need::Exists(cell)
             | Need::Load(cell, _)

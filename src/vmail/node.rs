@@ -109,6 +109,15 @@ impl Since {
         }
     }
 
+    /// How much of a file of this size changed.
+    pub fn bytes_of(&self, size: u64) -> u64 {
+        if self.whole {
+            return size;
+        }
+        let blocks = self.blocks.len() as u64 * Since::BLOCK;
+        size.saturating_sub(self.base_len).saturating_add(blocks).min(size)
+    }
+
     /// Puts the changes of an earlier time before these.
     pub fn merge_older(&mut self, older: &Since) {
         if older.whole || self.whole {
@@ -147,6 +156,9 @@ pub struct Local {
     pub tracker: Tracker,
     /// The object that held its bytes at the last cut, if they were too many for a part.
     pub object: Option<ObjectId>,
+    /// What the books of the metacache have for it, and under which priority.
+    pub charged: u64,
+    pub charged_to: usize,
 }
 
 /// A mail: immutable once published, a staged file before that.

@@ -166,6 +166,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     }
     let before = remote.as_ref().map(|(head, _)| head.clone());
     let begun = local.as_ref().is_some_and(|l| l.stamp.recovering);
+    let known_here = local.is_some();
     let (head, tag) = match remote {
         // A recovery of this session that failed: its epoch has given no id yet.
         Some((head, tag)) if begun && ours(cell, &head) => (head, tag),
@@ -202,7 +203,9 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     *cell.state.lock() = CellState::Open(Box::new(user.user));
     cell.root.lock().exists = Exists::Yes;
     let finished = finish(cell, follows, before, named, begun).await;
-    if finished.is_err() {
+    if finished.is_ok() {
+        session.counts.opened(known_here);
+    } else {
         // Not ready to be served: the next call starts again, and finds our own epoch.
         *cell.state.lock() = CellState::Closed;
     }
@@ -376,8 +379,7 @@ fn next_head(cell: &UserCell, old: Option<&Head>, follows: Follows) -> Head {
         for folder in &mut head.folders {
             if let Some(ceiling) = folder.uid_ceiling {
                 folder.burnt_below = folder.burnt_below.max(Some(ceiling));
-                folder.uid_ceiling =
-                    ceilings::raised(folder.uid_ceiling, ceiling, ceilings::UID_ROOM);
+                folder.uid_ceiling = ceilings::raised_uids(folder.uid_ceiling, ceiling);
             }
         }
         if let Some(ceiling) = head.uidvalidity_ceiling {

@@ -15,7 +15,7 @@ use super::need::Stop;
 use super::node::{Kind, Names, Node, NodeIx};
 use super::promise;
 use super::recover_mdbox::{map_unmapped, put_back_growing};
-use super::recover_sdbox::{index_folder, put_back_numbered};
+use super::recover_sdbox::{INDEX_LOG, index_folder, put_back_numbered};
 use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::user::User;
@@ -55,12 +55,15 @@ pub fn unfinished(node: &Node) -> bool {
 /// servers may have said since that they are delivered. Gives their objects.
 ///
 /// If the recovery was `begun` before, it may have ended between a file of dbox and the record that
-/// makes Dovecot show it: every folder of dbox is looked through.
+/// makes Dovecot show it: every folder of dbox is looked through. And after a power cut each one
+/// with changes: the names in the journal were synced, the records in Dovecot's log perhaps not.
 pub async fn finish_names(cell: &Arc<UserCell>, begun: bool) -> Result<HashSet<ObjectId>> {
     let mut finished = HashSet::new();
     let folders: Vec<FolderId> = cell.open_user(|user| {
         let dbox = |name: &[u8]| name == b"dbox-Mails" || name == b"storage";
-        let waits = |f: &&super::tree::Folder| f.unfinished || begun && dbox(&f.name);
+        let waits = |f: &&super::tree::Folder| {
+            f.unfinished || dbox(&f.name) && (begun || !f.unflushed.is_empty())
+        };
         Ok(user.tree.folders.values().filter(waits).map(|f| f.id).collect())
     })?;
     for folder in folders {
@@ -75,7 +78,7 @@ pub async fn finish_names(cell: &Arc<UserCell>, begun: bool) -> Result<HashSet<O
             cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
         match name.as_deref() {
             Some(b"dbox-Mails") => {
-                let index = index_folder(cell, folder, b"dovecot.index.log").await?;
+                let index = index_folder(cell, folder, INDEX_LOG).await?;
                 cell.open_user(|user| user.show_unindexed(folder, index))?;
             }
             Some(b"storage") => map_unmapped(cell, folder).await?,
@@ -295,7 +298,11 @@ async fn replaced(cell: &Arc<UserCell>, object: &Found) -> Result<Vec<ObjectId>>
     Ok(text.split(' ').filter_map(|id| id.parse().ok()).collect())
 }
 
-async fn metadata(cell: &Arc<UserCell>, tail: &KeyTail, which: &str) -> Result<Option<String>> {
+pub(super) async fn metadata(
+    cell: &Arc<UserCell>,
+    tail: &KeyTail,
+    which: &str,
+) -> Result<Option<String>> {
     let head = cell.session.env.store.head(&mail_key(&cell.name, tail), Reason("recover")).await;
     let meta = head.map_err(|e| {
         Error::store(format!("object {tail} of {}", cell.name), During::Delivery, e)

@@ -12,7 +12,9 @@ use super::turns::Turns;
 use super::user::User;
 use crate::cache::disk::Disk;
 use crate::cache::fscache::{self, Fscache};
+use crate::cache::metacache::{Books, Limits};
 use crate::cache::staging::Staging;
+use crate::cache::weight::Weights;
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
 use crate::format::{FolderId, ObjectId, Place};
@@ -36,7 +38,7 @@ pub struct Settings {
     pub stream_memory: u64,
     pub staging_dir: PathBuf,
     pub staging_max: u64,
-    pub metacache_max: u64,
+    pub metacache: Metacache,
     pub layout: Layout,
     pub backend: String,
     pub single_backend: bool,
@@ -69,6 +71,25 @@ pub struct Settings {
     pub gc: super::gc::Limits,
     /// How an absent user looks: asked for, or always there.
     pub ask_for_users: bool,
+}
+
+/// How the metacache is kept within its bounds.
+#[derive(Debug, Clone)]
+pub struct Metacache {
+    pub limits: Limits,
+    pub weights: Weights,
+    /// Folders whose index files have priority 2, as clients write them.
+    pub soon: Vec<Vec<u8>>,
+}
+
+impl Default for Metacache {
+    fn default() -> Metacache {
+        Metacache {
+            limits: Limits { max_space: 10 << 30, max_grace: 1 << 30 },
+            weights: Weights::default(),
+            soon: vec![b"INBOX".to_vec(), b"Junk".to_vec()],
+        }
+    }
 }
 
 /// What an inode number stands for.
@@ -179,11 +200,13 @@ pub struct Session {
     pub settings: Settings,
     pub staging: Arc<Staging>,
     pub fscache: Arc<Fscache>,
+    pub metacache: Books,
     pub streams: Streams,
     /// Objects that are being brought to fscache.
     pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
     pub lost_mails: lost::Met,
+    pub counts: super::counts::Counts,
     /// Random name of this session.
     pub id: String,
     pub started: Duration,
@@ -223,9 +246,12 @@ impl Session {
         let base = u64::try_from(env.clock.wall().secs).unwrap_or(1) << 20;
         let id = format!("{:016x}", env.random.u64());
         let flushes = settings.max_flushes.max(1);
-        Ok(Arc::new(Session {
+        let metacache = Books::new(settings.metacache.limits, settings.metacache.weights.clone());
+        let session = Arc::new(Session {
+            metacache,
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
+            counts: super::counts::Counts::default(),
             streams: Streams::new(settings.stream_memory),
             fetching: Turns::default(),
             started: env.clock.boot(),
@@ -245,7 +271,9 @@ impl Session {
             flushes: tokio::sync::Semaphore::new(flushes),
             user_list: Mutex::new(None),
             heads: super::heads::Heads::default(),
-        }))
+        });
+        session.count_all()?;
+        Ok(session)
     }
 
     /// Seconds since 1970 by the store's clock, by which retention counts; by the machine's if the
@@ -329,6 +357,15 @@ impl Session {
     /// The whole mount ends: nobody is opened any more.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
+    }
+
+    /// Lets go of all users. They and their session hold each other, which is no matter for a
+    /// process that ends with its session, and would fill the memory of one that goes on.
+    pub fn forget_users(&self) {
+        let users = std::mem::take(&mut *self.users.lock());
+        let inos = std::mem::take(&mut *self.inos.write());
+        // Not under the locks: a user that goes may take things from the session's books.
+        drop((users, inos));
     }
 
     pub fn wake_scheduler(&self) {

@@ -146,6 +146,7 @@ impl User {
                 local.file = None;
             }
         }
+        self.recharge(ix);
         let mut lines = self.node_lines(ix);
         let (now, mut looked_at) = (self.now(), None);
         if class == Class::Index(IndexKind::UidList) {
@@ -202,6 +203,7 @@ impl User {
             local.tracker = tracker;
             local.file = None;
         }
+        self.recharge(ix);
         if let Some(folder) = self.tree.folders.get_mut(&name.at.folder) {
             folder.next_uid = folder.next_uid.max(next);
         }

@@ -11,6 +11,7 @@ use super::error::{Error, Plain, Result};
 use super::journal::Journal;
 use super::node::{Kind, Local, NodeIx, Since, Tracker};
 use super::session::{Session, UserCell};
+use super::space::Space;
 use super::tree::{NameBytes, Tree};
 use crate::cache::disk::{DiskFile, How};
 use crate::dovecot::classes::{Class, IndexKind, classify};
@@ -105,6 +106,7 @@ pub struct User {
     pub cell: Weak<UserCell>,
     /// The counter from which Dovecot takes UIDVALIDITYs, where it was seen.
     pub uidvalidity: Option<u32>,
+    pub space: Space,
     /// What the head allows it to reach.
     pub uidvalidity_ceiling: Option<u32>,
     /// Raise the counter to this where it is found.
@@ -225,6 +227,7 @@ impl User {
             .collect();
         changes.shrink_to_fit();
         let record = self.journal.append(changes)?;
+        self.journal_grew();
         self.renamed_from = ops.iter().find_map(|op| match op {
             DiskOp::Rename { from, name, .. } => Some((*from, name.clone())),
             _ => None,
@@ -294,7 +297,7 @@ impl User {
     /// Does a disk operation; doing it again after it was done is harmless.
     pub fn run(&self, op: &DiskOp) -> io::Result<()> {
         let disk = &*self.session.env.disk;
-        let make_parent = |path: &PathBuf| path.parent().map_or(Ok(()), |p| disk.create_dirs(p));
+        let make_parent = |path: &PathBuf| path.parent().map_or(Ok(()), |p| self.make_cache_dir(p));
         match op {
             DiskOp::Create { at, name } => {
                 let path = self.file_path(*at, name);
@@ -314,7 +317,7 @@ impl User {
             DiskOp::Rename { from, name, to, new_name } => {
                 let (from, to) = (self.file_path(*from, name), self.file_path(*to, new_name));
                 if disk.is_dir(&from)? {
-                    disk.remove_tree(&to)?;
+                    self.drop_cache_dir(&to)?;
                 }
                 match disk.rename(&from, &to) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {

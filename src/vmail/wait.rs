@@ -4,7 +4,7 @@ use super::env::Clock;
 use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
-use super::{fetch, flush, load, open, publish, restore, stage, stream};
+use super::{fetch, flush, load, open, publish, restore, space, stage, stream};
 use crate::cache::staging::Staged;
 use crate::format::key::parse_user_dir;
 use crate::store::Reason;
@@ -27,6 +27,11 @@ impl Patience {
         let clock = session.env.clock.clone();
         let end = clock.boot() + session.settings.delivery_timeout;
         Patience { clock, end, pause: FIRST_PAUSE }
+    }
+
+    /// By [`Clock::boot`].
+    pub fn end(&self) -> Duration {
+        self.end
     }
 
     /// Pauses before one more try; false when there is no time for it.
@@ -83,8 +88,9 @@ fn is_delivery(need: &Need) -> bool {
         Need::Publish(_)
         | Need::SyncLocal(_)
         | Need::SyncJournal(_)
-        | Need::Staging(..)
         | Need::Stage(..)
+        | Need::Room(..)
+        | Need::Staging(..)
         | Need::Ceiling(..)
         | Need::UidValidity(..) => true,
         Need::Open(_)
@@ -115,6 +121,7 @@ async fn satisfy_once(session: &Arc<Session>, need: Need) -> Result<()> {
         Need::FetchExtent(node, index) => fetch::fetch_extent(&node, index).await,
         Need::Through(node, piece) => stream::through(&node, &piece).await,
         Need::Staging(cell, staged, len) => staging_room(&cell.session, &staged, len).await,
+        Need::Room(bytes, purpose) => space::reserve(session, bytes, purpose).await.map(drop),
         Need::Stage(node, offset) => stage::stage(&node, offset).await,
         need @ (Need::Ceiling(..) | Need::UidValidity(..)) => flush::await_ceiling(need).await,
     }

@@ -3,7 +3,9 @@
 use super::maillog;
 use super::model::MailNo;
 use super::mount::Answer;
-use super::server::Server;
+use super::sdbox;
+use super::server::{Format, Server};
+use super::wrong::Kind;
 
 impl Server {
     pub(super) fn new_name(&self) -> String {
@@ -18,7 +20,11 @@ impl Server {
         let no = model.mails.len() + 1;
         let lines = 1 + chance.below(if chance.once_in(20) { 400 } else { 6 });
         let body = format!("Subject: {no}\n\n{}", "some text\n".repeat(lines as usize));
-        (model.new_mail(body.as_bytes()), body.into_bytes())
+        let mut file = body.into_bytes();
+        if self.format == Format::Sdbox {
+            file = sdbox::file_of(no as MailNo, &file);
+        }
+        (model.new_mail(&file), file)
     }
 
     pub(super) async fn write_mail(
@@ -28,7 +34,8 @@ impl Server {
         body: &[u8],
         sync: bool,
     ) -> Answer<()> {
-        let name = path.rsplit('/').next().unwrap_or(path).to_string();
+        // A key has no dot first.
+        let name = path.rsplit('/').next().unwrap_or(path).trim_start_matches('.').to_string();
         if let Some(info) = self.core().model.lock().mails.get_mut(&no) {
             info.name = Some(name);
         }
@@ -50,13 +57,17 @@ impl Server {
     /// Delivers a mail. An error is one that the sender's server makes of it, and must be one
     /// that it defers on (I4).
     pub async fn deliver(&self, folder: &str) -> Answer<()> {
-        let tmp = format!("{}/tmp", self.mail_dir(folder));
-        if self.core().model.lock().dir(&tmp).is_none() {
+        let dir = match self.format {
+            Format::Maildir => format!("{}/tmp", self.mail_dir(folder)),
+            Format::Sdbox => self.mail_dir(folder),
+        };
+        if self.core().model.lock().dir(&dir).is_none() {
             self.ensure_folder(folder).await?;
         }
         let (no, body) = self.new_mail();
         let how = self.core().chance.below(4);
         let done = match how {
+            _ if self.format == Format::Sdbox => self.deliver_sdbox(folder, no, &body).await,
             0 => self.deliver_postfix(folder, no, &body).await,
             1 => self.deliver_plain(folder, no, &body).await,
             _ => self.deliver_lmtp(folder, no, &body).await,
@@ -64,7 +75,10 @@ impl Server {
         match done {
             Ok(()) => self.mount.life.log(&format!("mail {no} delivered to {folder}")),
             Err(errno @ (libc::EIO | libc::EDQUOT | libc::EFBIG | libc::EROFS)) => {
-                self.core().fail(format!("a delivery to {folder} is bounced: errno {errno} (I4)"));
+                self.core().fail(
+                    Kind::Answer,
+                    format!("a delivery to {folder} is bounced: errno {errno} (I4)"),
+                );
             }
             Err(errno) => self.mount.life.log(&format!("mail {no} deferred: {errno}")),
         }

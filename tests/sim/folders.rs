@@ -1,7 +1,8 @@
 //! Folders: login, CREATE, RENAME, DELETE, SUBSCRIBE, and the counter of UIDVALIDITYs.
 
 use super::mount::Answer;
-use super::server::Server;
+use super::server::{Format, Server};
+use super::wrong::Kind;
 use vmailfs::dovecot::uidvalidity;
 use vmailfs::fs::api::FileKind;
 
@@ -30,12 +31,22 @@ impl Server {
         for dir in [user.clone(), format!("{user}/mail"), format!("{user}/index")] {
             self.ensure_dir(&dir).await?;
         }
+        if self.format == Format::Sdbox {
+            self.ensure_dir(&format!("{user}/mail/mailboxes")).await?;
+            self.ensure_dir(&format!("{user}/index/mailboxes")).await?;
+        }
         self.ensure_folder("INBOX").await
     }
 
     pub(super) async fn ensure_folder(&self, folder: &str) -> Answer<()> {
         let dir = self.mail_dir(folder);
-        for dir in [dir.clone(), format!("{dir}/cur"), format!("{dir}/new"), format!("{dir}/tmp")] {
+        let dirs = match self.format {
+            Format::Maildir => {
+                vec![dir.clone(), format!("{dir}/cur"), format!("{dir}/new"), format!("{dir}/tmp")]
+            }
+            Format::Sdbox => vec![self.box_dir(folder), dir],
+        };
+        for dir in dirs {
             self.ensure_dir(&dir).await?;
         }
         if self.index {
@@ -45,6 +56,9 @@ impl Server {
     }
 
     pub async fn folders(&self) -> Answer<Vec<String>> {
+        if self.format == Format::Sdbox {
+            return self.boxes().await;
+        }
         let all = self.mount.list(&format!("{}/mail", self.user)).await?;
         let mut folders: Vec<String> = all
             .into_iter()
@@ -53,6 +67,19 @@ impl Server {
             .filter(|name| !name.starts_with('.'))
             .collect();
         folders.push("INBOX".into());
+        folders.sort();
+        Ok(folders)
+    }
+
+    /// Folders of sdbox: what has a directory for mails.
+    async fn boxes(&self) -> Answer<Vec<String>> {
+        let all = self.mount.list(&format!("{}/mail/mailboxes", self.user)).await?;
+        let mut folders = Vec::new();
+        for (name, _) in all {
+            if !name.starts_with('.') && self.mount.find(&self.mail_dir(&name)).await?.is_some() {
+                folders.push(name);
+            }
+        }
         folders.sort();
         Ok(folders)
     }
@@ -79,7 +106,10 @@ impl Server {
             }
         };
         if self.core().told.lock().validities.contains(&value) {
-            self.core().fail(format!("UIDVALIDITY {value} is given to a second folder (I2)"));
+            self.core().fail(
+                Kind::UidTwice,
+                format!("UIDVALIDITY {value} is given to a second folder (I2)"),
+            );
         }
         Ok(value)
     }
@@ -94,6 +124,10 @@ impl Server {
             self.remove_all(&index).await?;
         }
         self.ensure_folder(folder).await?;
+        if self.format == Format::Sdbox {
+            let _held = self.locks.lock(&dir).await;
+            return self.open_box(folder).await.map(drop);
+        }
         let held = self.lock_uidlist(&dir).await?;
         let made = self.uidlist(folder).await;
         let unlocked = self.unlock_uidlist(&dir).await;
@@ -109,7 +143,16 @@ impl Server {
         if self.mount.find(&b).await?.is_some() || self.mount.find(&a).await?.is_none() {
             return Ok(());
         }
-        self.mount.rename(&a, &b).await?;
+        if self.format == Format::Sdbox {
+            let (a, b) = (self.box_dir(from), self.box_dir(to));
+            if self.mount.find(&b).await?.is_some() {
+                // Half of a folder: of one that was being made or deleted.
+                self.remove_all(&b).await?;
+            }
+            self.mount.rename(&a, &b).await?;
+        } else {
+            self.mount.rename(&a, &b).await?;
+        }
         let (a, b) = (self.index_dir(from), self.index_dir(to));
         if self.index && self.mount.find(&a).await?.is_some() {
             if self.mount.find(&b).await?.is_some() {
@@ -135,6 +178,9 @@ impl Server {
         }
         self.mount.rename(&dir, &trash).await?;
         self.remove_all(&trash).await?;
+        if self.format == Format::Sdbox {
+            self.mount.rmdir(&self.box_dir(folder)).await?;
+        }
         let index = self.index_dir(folder);
         if self.index && self.mount.find(&index).await?.is_some() {
             self.remove_all(&index).await?;

@@ -7,6 +7,8 @@
 //! exactly one of the states since then, and every mail that was made safe must be in it, or
 //! have come back beside it.
 
+use super::indexes;
+use super::wrong::{Kind, Violation};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -37,6 +39,8 @@ struct Step {
     at: Duration,
     /// Not done by anybody: what was found after a death.
     seen: bool,
+    /// It changed flags in the index of an sdbox folder, or took a mail out of it.
+    important: bool,
 }
 
 /// A mail that somebody began to deliver.
@@ -75,6 +79,10 @@ pub struct Model {
     begun: usize,
     /// What is there after a death was flushed before it was seen.
     pub flushed_unseen: bool,
+    /// Mails are kept as sdbox.
+    pub sdbox: bool,
+    /// What files other than mails held at these steps is on the disk.
+    files: BTreeMap<Key, usize>,
 }
 
 /// What died.
@@ -149,11 +157,30 @@ impl Model {
             .map(|(key, _)| (key.clone(), self.names.get(key).cloned()))
             .rev()
             .collect();
+        let important = change.iter().any(|(key, item)| self.is_important(key, item.as_ref()));
+        let renamed = change.len() > 1;
         for (key, item) in change {
+            // Another file, of which nothing was synced.
+            let file = |item: Option<&Item>| matches!(item, Some(Item::File(_)));
+            if renamed || !file(self.names.get(&key)) || !file(item.as_ref()) {
+                self.files.remove(&key);
+            }
             self.set(key, item);
         }
-        self.steps.push(Step { undo, at, seen: false });
+        self.steps.push(Step { undo, at, seen: false, important });
         self.doubt = false;
+    }
+
+    /// Whether a new meaning of a name is an important change in an index.
+    fn is_important(&self, key: &Key, item: Option<&Item>) -> bool {
+        match (self.names.get(key), item) {
+            (Some(Item::File(old)), Some(Item::File(new)))
+                if self.sdbox && key.1 == "dovecot.index.log" =>
+            {
+                indexes::is_important(old, new)
+            }
+            _ => false,
+        }
     }
 
     /// A step that was begun when the machine died.
@@ -215,6 +242,14 @@ impl Model {
         self.by_body.get(body).copied()
     }
 
+    /// What a file holds at a step is on the disk.
+    pub fn file_synced(&mut self, path: &str, step: usize) {
+        if let Some(key) = self.key(path) {
+            let synced = self.files.entry(key).or_default();
+            *synced = step.max(*synced);
+        }
+    }
+
     /// All paths below the top.
     pub fn paths(&self) -> Seen {
         paths_of(&self.names)
@@ -229,7 +264,7 @@ impl Model {
             let from_cur = |((dir, _), item): &(Key, Option<Item>)| {
                 matches!(item, Some(Item::Mail(_))) && cur(dir)
             };
-            !step.seen && step.undo.iter().any(from_cur)
+            !step.seen && (step.important || step.undo.iter().any(from_cur))
         };
         self.steps.get(self.flushed.max(self.begun)..)?.iter().find(important).map(|step| step.at)
     }
@@ -238,7 +273,7 @@ impl Model {
     ///
     /// # Errors
     /// What is wrong, in words.
-    pub fn after(&mut self, death: Death, seen: &Seen) -> Result<(), String> {
+    pub fn after(&mut self, death: Death, seen: &Seen) -> Result<(), Violation> {
         let end = self.steps.len();
         let first = match death {
             Death::None => end,
@@ -249,7 +284,12 @@ impl Model {
         let last = self.paths();
         let mut names = self.names.clone();
         let mut problem = None;
-        for k in (first..=end).rev() {
+        // Each file by itself is what it was at some moment.
+        let one_by_one = self.sdbox && death == Death::Power;
+        let (mut logs, mut fitted) = (Vec::<(usize, Seen)>::new(), false);
+        let owned = |(path, item): (&String, &Item)| (path.clone(), item.clone());
+        let start = if one_by_one { first.min(self.flushed) } else { first };
+        for k in (start..=end).rev() {
             if k < end {
                 for (key, item) in &self.steps[k].undo {
                     match item {
@@ -259,19 +299,40 @@ impl Model {
                 }
             }
             let paths = paths_of(&names);
+            if one_by_one {
+                let boxes = paths.iter().filter(|(p, _)| p.contains("/mailboxes/"));
+                logs.push((k, boxes.map(owned).collect()));
+            }
+            if fitted || k < first {
+                continue;
+            }
             match self.fits(death, k, &paths, &last, seen) {
                 Ok(()) => {
                     problem = None;
-                    break;
+                    fitted = true;
+                    if !one_by_one {
+                        break;
+                    }
                 }
                 // The differences to the oldest state that would do say most.
                 Err(what) => problem = Some((k, what)),
             }
         }
-        if let Some((k, what)) = problem {
-            return Err(format!(
-                "after {death:?}: no state of {first}..={end} fits; state {k}:\n{what}"
-            ));
+        if let Some((k, mut wrong)) = problem {
+            wrong.what = format!(
+                "after {death:?}: no state of {first}..={end} fits; state {k}:\n{}",
+                wrong.what
+            );
+            return Err(wrong);
+        }
+        for path in last.keys().filter(|path| one_by_one && indexes::is_log(path)) {
+            let from = self.key(path).and_then(|key| self.files.get(&key).copied());
+            let from = from.unwrap_or(0).max(self.flushed);
+            let mut states = logs.iter().filter(|(k, _)| *k >= from).map(|(_, state)| state);
+            if !indexes::may_be(&mut states, path, seen) {
+                let what = format!("after {death:?}: {path} never was so since its last sync");
+                return Err(Violation::new(Kind::NoState, what));
+            }
         }
         self.reset(seen);
         Ok(())
@@ -284,15 +345,12 @@ impl Model {
         state: &Seen,
         last: &Seen,
         seen: &Seen,
-    ) -> Result<(), String> {
+    ) -> Result<(), Violation> {
         let exact = matches!(death, Death::None | Death::Process);
         let mut wrong = String::new();
-        let mut found: BTreeMap<MailNo, u32> = BTreeMap::new();
-        for item in seen.values() {
-            if let Item::Mail(mail) = item {
-                *found.entry(*mail).or_default() += 1;
-            }
-        }
+        let mut kinds = BTreeSet::new();
+        let (found, named) = (count_mails(seen), count_mails(state));
+        let late = |mail: &MailNo| self.mails.get(mail).is_some_and(|m| m.late || !m.safe);
         let everywhere: BTreeSet<&String> = state.keys().chain(seen.keys()).collect();
         for path in everywhere {
             // A user's directory is there at once, and made behind the answer.
@@ -302,6 +360,8 @@ impl Model {
             }
             match (state.get(path), seen.get(path)) {
                 (Some(a), Some(b)) if same(a, b, !exact) => {}
+                (Some(Item::File(old)), Some(Item::File(new)))
+                    if self.sdbox && indexes::has_only_more(path, old, new, seen, &late) => {}
                 (Some(Item::File(old)), Some(Item::File(new))) if self.doubt && exact => {
                     if !mixed(old, new, last.get(path)) {
                         _ = writeln!(wrong, "  {path}: holds what nobody wrote");
@@ -309,6 +369,10 @@ impl Model {
                 }
                 (None, Some(Item::Mail(mail))) => {
                     if let Err(why) = self.may_come_back(death, k, *mail, path, state, last) {
+                        kinds.insert(match named.contains_key(mail) {
+                            true => Kind::MailDoubled,
+                            false => Kind::MailWrong,
+                        });
                         _ = writeln!(wrong, "  {path}: mail {mail} {why}");
                     }
                 }
@@ -316,6 +380,13 @@ impl Model {
                 (None, Some(Item::Dir(_))) => {}
                 // Files of an index may come and go.
                 (Some(Item::File(_)), None) | (None, Some(Item::File(_))) if !exact => {}
+                // It gets another number, and so shows.
+                (Some(Item::Mail(mail)), None)
+                    if self.sdbox
+                        && !exact
+                        && found.contains_key(mail)
+                        // A power cut takes unsynced records: what may be lost so is judged below.
+                        && (death == Death::Power || indexes::is_unnamed(state, path)) => {}
                 (a, b) => {
                     let is_at = |item: &Item| -> Vec<&String> {
                         seen.iter().filter(|(_, i)| *i == item).map(|(p, _)| p).collect()
@@ -333,10 +404,23 @@ impl Model {
                 && self.mails.get(mail).is_some_and(|m| m.safe)
                 && !found.contains_key(mail)
             {
+                kinds.insert(Kind::MailLost);
                 _ = writeln!(wrong, "  mail {mail} is LOST (was {path})");
             }
         }
-        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+        if self.sdbox && death == Death::Disk {
+            let mut more = Vec::new();
+            indexes::wrong_after_loss(state, seen, &mut more);
+            for (kind, what) in more {
+                kinds.insert(kind);
+                _ = writeln!(wrong, "  {what}");
+            }
+        }
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        kinds.insert(Kind::NoState);
+        Err(Violation { kinds, what: wrong })
     }
 
     /// A mail that is seen where the state has none.
@@ -350,8 +434,8 @@ impl Model {
         _last: &Seen,
     ) -> Result<(), &'static str> {
         let Some(info) = self.mails.get(&mail) else { return Err("was never sent") };
-        if !path.contains("/new/") {
-            return Err("came back outside of new/");
+        if !path.contains("/new/") && !path.contains("/dbox-Mails/u.") {
+            return Err("came back where no new mail is");
         }
         if info.late || !info.safe {
             return Ok(());
@@ -418,6 +502,17 @@ impl Model {
             index.get_or_insert(end);
         }
     }
+}
+
+/// How many names each mail has.
+fn count_mails(paths: &Seen) -> BTreeMap<MailNo, u32> {
+    let mut found = BTreeMap::new();
+    for item in paths.values() {
+        if let Item::Mail(mail) = item {
+            *found.entry(*mail).or_default() += 1;
+        }
+    }
+    found
 }
 
 fn same(a: &Item, b: &Item, loosely: bool) -> bool {

@@ -2,12 +2,13 @@
 
 use super::model::{Change, Item, Key, MailNo, is_passing};
 use super::world::Life;
+use super::wrong::Kind;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use vmailfs::fs::VmailFs;
 use vmailfs::fs::api::{
-    Attr, Caller, Fh, FileKind, Found, Ino, Lookup, MailFs, OpenMode, RenameMode, Step,
+    Attr, Caller, Fh, FileKind, Found, Ino, Lookup, MailFs, OpenMode, RenameMode, SetAttr, Step,
 };
 
 /// An answer, or the errno.
@@ -41,7 +42,8 @@ pub struct Open {
 
 /// Whether a path is of a file whose content is a mail.
 fn holds_mail(path: &str) -> bool {
-    ["/cur/", "/new/", "/tmp/"].iter().any(|d| path.contains(d)) || path.contains("/dbox-Mails/")
+    let dirs = ["/cur/", "/new/", "/tmp/", "/dbox-Mails/", "-TRASHED/u."];
+    dirs.iter().any(|dir| path.contains(dir))
 }
 
 impl Mount {
@@ -73,7 +75,10 @@ impl Mount {
                             let passing = |((_, name), _): &(Key, Option<Item>)| is_passing(name);
                             if self.life.is_fenced() && !self.single && !change.iter().all(passing)
                             {
-                                self.life.core.fail(format!("{} by a fenced session (I5)", what()));
+                                self.life.core.fail(
+                                    Kind::Answer,
+                                    format!("{} by a fenced session (I5)", what()),
+                                );
                             }
                             if !change.is_empty() {
                                 self.life.log(&format!("{} ok", what()));
@@ -102,7 +107,7 @@ impl Mount {
                 }
             }
         }
-        self.life.core.fail(format!("{} waits for ever", what()));
+        self.life.core.fail(Kind::Stuck, format!("{} waits for ever", what()));
         Err(libc::EDEADLK)
     }
 
@@ -131,7 +136,10 @@ impl Mount {
                         && self.life.core.model.lock().find(path).is_some()
                         && !self.life.core.is_looking()
                     {
-                        self.life.core.fail(format!("{path} is there, and {name} was not found"));
+                        self.life.core.fail(
+                            Kind::Answer,
+                            format!("{path} is there, and {name} was not found"),
+                        );
                     }
                     return Ok(None);
                 }
@@ -218,6 +226,23 @@ impl Mount {
         Ok(())
     }
 
+    /// Cuts a file off.
+    pub async fn truncate(&self, path: &str, len: u64) -> Answer<()> {
+        let ino = self.look(path).await?.attr.ino;
+        let set = SetAttr { size: Some(len), ..SetAttr::default() };
+        let change = || match self.item(path) {
+            Some(Item::File(old)) => {
+                let mut content = old.to_vec();
+                content.resize(usize::try_from(len).unwrap(), 0);
+                vec![(self.key(path), Some(Item::File(Arc::new(content))))]
+            }
+            _ => Vec::new(),
+        };
+        let what = || format!("truncate {path} to {len}");
+        let call = |fs: &VmailFs| fs.setattr(WHO, ino, None, set);
+        self.go(what, call, |_| change(), change).await.map(drop)
+    }
+
     /// What makes a mail safe was answered (or, with `perhaps`, was asked for).
     async fn safe(&self, file: &Open) {
         let Some((no, content)) = &file.mail else { return };
@@ -252,6 +277,9 @@ impl Mount {
         self.ask(what, |fs| fs.fsync(file.ino, file.fh, false)).await?;
         self.life.log(&format!("fsync {} ok", file.path));
         self.synced(before);
+        if file.mail.is_none() {
+            self.life.core.model.lock().file_synced(&file.path, before);
+        }
         self.safe(file).await;
         Ok(())
     }
@@ -331,7 +359,7 @@ impl Mount {
         let call = |fs: &VmailFs| fs.unlink(WHO, at, name);
         self.go(|| format!("unlink {path}"), call, |()| change(), change).await?;
         if let Some(Item::Mail(mail)) = mail
-            && path.contains("/tmp/")
+            && (path.contains("/tmp/") || path.contains("/.temp."))
         {
             self.life.core.model.lock().abandoned(mail);
         }
@@ -408,13 +436,17 @@ impl Mount {
                 let size = self.stat(&path).await?.size;
                 if size != body.len() as u64 {
                     let len = body.len();
-                    self.life.core.fail(format!("{path} has size {size} and {len} bytes"));
+                    self.life
+                        .core
+                        .fail(Kind::Answer, format!("{path} has size {size} and {len} bytes"));
                 }
                 let mail = self.life.core.model.lock().mail_of(&body);
                 let item = match mail {
                     Some(mail) if holds_mail(&path) => Item::Mail(mail),
                     None if super::model::is_mail(&path) => {
-                        self.life.core.fail(format!("{path} holds what nobody sent"));
+                        self.life
+                            .core
+                            .fail(Kind::MailWrong, format!("{path} holds what nobody sent"));
                         Item::Mail(0)
                     }
                     _ => Item::File(Arc::new(body)),

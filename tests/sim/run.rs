@@ -1,11 +1,12 @@
 //! A run: lives and deaths of machines under a seed, and what is looked at after each.
 
-use super::chance::seed_thread;
+use super::chance::{Chance, seed_thread};
 use super::model::Death;
 use super::mount::{Answer, Mount};
-use super::server::{Locks, Server};
+use super::server::{Format, Locks, Server};
 use super::store::Weather;
 use super::world::{Core, Fuse, Life, Machine, Moment, Rules};
+use super::wrong::{Kind, Violation};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -16,7 +17,7 @@ use vmailfs::vmail::gc;
 #[derive(Debug)]
 pub struct Outcome {
     pub seed: u64,
-    pub failure: Option<String>,
+    pub failure: Option<Violation>,
     /// The end of the log.
     pub lines: Vec<String>,
     /// Sum and number of all lines.
@@ -29,21 +30,29 @@ const USER: &str = "u";
 /// No run takes so long, by its own clock.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
+/// The format that a seed's server keeps its mails in.
+pub fn format_of(seed: u64) -> Format {
+    match Chance::new(!seed).percent(50) {
+        true => Format::Maildir,
+        false => Format::Sdbox,
+    }
+}
+
 /// Runs a seed on a thread of its own.
-pub fn run(seed: u64, shown: bool) -> Outcome {
+pub fn run(seed: u64, format: Format, shown: bool) -> Outcome {
     std::thread::Builder::new()
         .name(format!("seed {seed}"))
         .stack_size(16 << 20)
         .spawn(move || {
             seed_thread(seed);
-            run_here(seed, shown)
+            run_here(seed, format, shown)
         })
         .unwrap()
         .join()
         .unwrap()
 }
 
-fn run_here(seed: u64, shown: bool) -> Outcome {
+fn run_here(seed: u64, format: Format, shown: bool) -> Outcome {
     let core = Core::new(seed, shown);
     let (time, stuck) = (core.time.clone(), core.clone());
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -59,7 +68,7 @@ fn run_here(seed: u64, shown: bool) -> Outcome {
         .unwrap();
     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         runtime.block_on(async {
-            let mut run = Run::new(core.clone());
+            let mut run = Run::new(core.clone(), format);
             let main = run.go();
             tokio::select! {
                 biased;
@@ -70,6 +79,7 @@ fn run_here(seed: u64, shown: bool) -> Outcome {
         })
     }));
     drop(runtime);
+    core.end();
     let mut failure = core.failure();
     let deaths = match done {
         Ok(deaths) => deaths,
@@ -78,7 +88,8 @@ fn run_here(seed: u64, shown: bool) -> Outcome {
                 .downcast_ref::<String>()
                 .cloned()
                 .or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
-            failure.get_or_insert(format!("panic: {}", text.unwrap_or_default()));
+            let text = format!("panic: {}", text.unwrap_or_default());
+            failure.get_or_insert(Violation::new(Kind::Other, text));
             0
         }
     };
@@ -95,6 +106,7 @@ struct Run {
     clients: u64,
     /// A life that has not ended while another begins, and what goes on in it.
     old: Option<(Arc<Life>, JoinSet<()>)>,
+    format: Format,
     index: bool,
     deaths: usize,
     /// The disk refuses things in this life.
@@ -104,7 +116,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(core: Arc<Core>) -> Run {
+    fn new(core: Arc<Core>, format: Format) -> Run {
         let chance = &core.chance;
         let rules = Rules {
             single_backend: chance.percent(65),
@@ -122,13 +134,17 @@ impl Run {
         };
         let clients = chance.between(1, 4);
         let index = chance.percent(75);
-        core.log(&format!("{rules:?} clients {clients} index {index}"));
+        let longest = u64::try_from(rules.gc.interval.as_millis()).unwrap();
+        core.longest_delete.store(longest, std::sync::atomic::Ordering::SeqCst);
+        core.model.lock().sdbox = format == Format::Sdbox;
+        core.log(&format!("{rules:?} clients {clients} {format:?} index {index}"));
         Run {
             machines: [Machine::new("a"), Machine::new("b")],
             old: None,
             core,
             rules,
             clients,
+            format,
             index,
             deaths: 0,
             disk_fails: false,
@@ -173,7 +189,10 @@ impl Run {
         let oldest = self.core.model.lock().oldest_important();
         let age = oldest.map_or(Duration::ZERO, |at| self.core.time.now().saturating_sub(at));
         if age > self.rules.upload_interval + Duration::from_secs(60) {
-            self.core.fail(format!("an important change of {age:?} ago is in no flush (I3)"));
+            self.core.fail(
+                Kind::Late,
+                format!("an important change of {age:?} ago is in no flush (I3)"),
+            );
         }
     }
 
@@ -243,7 +262,7 @@ impl Run {
                     failed = fs.session().close(Duration::from_secs(600)) => failed,
                 };
                 for (user, error) in failed {
-                    core.fail(format!("{user} could not be closed: {error}"));
+                    core.fail(Kind::Stuck, format!("{user} could not be closed: {error}"));
                 }
                 if !life.is_dead() {
                     life.die("closed");
@@ -327,11 +346,13 @@ impl Run {
             mount,
             locks: Arc::new(Locks::default()),
             user: USER.into(),
+            format: self.format,
             index: self.index,
         };
         // Whoever opens a folder after a death sees UIDs at once.
         if let Err(errno) = self.select_all(&server).await {
-            self.core.fail(format!("folders cannot be opened after {after:?}: {errno}"));
+            self.core
+                .fail(Kind::Answer, format!("folders cannot be opened after {after:?}: {errno}"));
         }
         if last {
             return clients;
@@ -400,7 +421,10 @@ impl Run {
                 Err(errno) => {
                     tries += 1;
                     if tries > 60 {
-                        self.core.fail(format!("nothing can be seen after {after:?}: {errno}"));
+                        self.core.fail(
+                            Kind::Answer,
+                            format!("nothing can be seen after {after:?}: {errno}"),
+                        );
                         return;
                     }
                     self.core.time.sleep(Duration::from_secs(10)).await;
@@ -410,7 +434,7 @@ impl Run {
         let done = self.core.model.lock().after(after, &seen);
         match done {
             Ok(()) => self.core.log(&format!("all is as it may be after {after:?}")),
-            Err(what) => self.core.fail(what),
+            Err(wrong) => self.core.wrong(wrong),
         }
     }
 }
@@ -419,7 +443,7 @@ impl Run {
 async fn ended(core: &Core, clients: &mut JoinSet<()>) {
     while let Some(done) = clients.join_next().await {
         if let Err(error) = done {
-            core.fail(format!("a client failed: {error}"));
+            core.fail(Kind::Other, format!("a client failed: {error}"));
         }
     }
 }
@@ -453,6 +477,7 @@ async fn client(server: &Server, calls: u64) {
             75..83 => server.expunge(&folder).await,
             83..88 => server.fetch(&folder).await,
             88..92 => server.create(&format!("F{}", chance.below(6))).await,
+            99 => server.raise_next_uid(&folder).await,
             92..95 if folder != "INBOX" => {
                 server.rename(&folder, &format!("F{}", chance.below(6))).await
             }

@@ -1,12 +1,14 @@
-//! A mail server on a mount that behaves like Dovecot with Maildir where it matters: its
-//! uidlist and index log, their locks, COPY and MOVE by hard link, flags by rename, folders made
-//! and renamed in two places; and deliveries as Dovecot's LMTP, Postfix and a shell do them.
+//! A mail server on a mount that behaves like Dovecot where it matters: with Maildir its uidlist
+//! and index log, their locks, COPY and MOVE by hard link, flags by rename, folders made and
+//! renamed in two places; and deliveries as Dovecot's LMTP, Postfix and a shell do them. What it
+//! does with sdbox is in `sdbox`.
 
 use super::maillog;
 use super::model::{Item, MailNo, is_mail};
 use super::mount::{Answer, Mount};
 use super::uidlist::UidList;
 use super::world::Core;
+use super::wrong::Kind;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,12 +33,21 @@ impl Locks {
     }
 }
 
+/// How mails are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Maildir,
+    Sdbox,
+}
+
 #[derive(Debug, Clone)]
 pub struct Server {
     pub mount: Mount,
     pub locks: Arc<Locks>,
     pub user: String,
-    /// Whether it has index files (`INDEX=MEMORY` has none).
+    pub format: Format,
+    /// Maildir: whether it has index files (`INDEX=MEMORY` has none). sdbox: whether they have a
+    /// directory of their own, or lie with the mails.
     pub index: bool,
 }
 
@@ -45,7 +56,7 @@ pub fn base(name: &str) -> &str {
     name.split(':').next().unwrap_or(name)
 }
 
-/// A folder as a client sees it: UID and file name in `cur/`.
+/// A folder as a client sees it: UID and file name.
 #[derive(Debug, Default)]
 pub struct View {
     pub validity: u32,
@@ -58,14 +69,32 @@ impl Server {
     }
 
     pub fn mail_dir(&self, folder: &str) -> String {
-        match folder {
-            "INBOX" => format!("{}/mail", self.user),
-            folder => format!("{}/mail/.{folder}", self.user),
+        match (self.format, folder) {
+            (Format::Maildir, "INBOX") => format!("{}/mail", self.user),
+            (Format::Maildir, folder) => format!("{}/mail/.{folder}", self.user),
+            (Format::Sdbox, _) => format!("{}/dbox-Mails", self.box_dir(folder)),
         }
     }
 
+    /// sdbox: what holds the directory of a folder's mails.
+    pub fn box_dir(&self, folder: &str) -> String {
+        format!("{}/mail/mailboxes/{folder}", self.user)
+    }
+
     pub fn index_dir(&self, folder: &str) -> String {
-        format!("{}/index/.{folder}", self.user)
+        match self.format {
+            Format::Maildir => format!("{}/index/.{folder}", self.user),
+            Format::Sdbox if self.index => format!("{}/index/mailboxes/{folder}", self.user),
+            Format::Sdbox => self.mail_dir(folder),
+        }
+    }
+
+    /// Where a mail that a client sees lies.
+    pub fn mail_path(&self, folder: &str, name: &str) -> String {
+        match self.format {
+            Format::Maildir => format!("{}/cur/{name}", self.mail_dir(folder)),
+            Format::Sdbox => format!("{}/{name}", self.mail_dir(folder)),
+        }
     }
 
     /// The lock file beside a uidlist, which only says something to processes of this life.
@@ -212,13 +241,12 @@ impl Server {
 
     /// What a client hears: these UIDs are these mails.
     pub(super) fn tell(&self, folder: &str, view: &View) {
-        let dir = self.mail_dir(folder);
         let model = self.core().model.lock();
         let mut wrong = Vec::new();
         {
             let mut told = self.core().told.lock();
             for (uid, name) in &view.mails {
-                let path = format!("{dir}/cur/{name}");
+                let path = self.mail_path(folder, name);
                 let Some(Item::Mail(mail)) = model.find(&path) else { continue };
                 let before = *told.mails.entry((view.validity, *uid)).or_insert(*mail);
                 if before != *mail {
@@ -230,16 +258,19 @@ impl Server {
             }
         }
         drop(model);
-        wrong.into_iter().for_each(|what| self.core().fail(what));
+        wrong.into_iter().for_each(|what| self.core().fail(Kind::UidTwice, what));
     }
 
-    /// SELECT: everything in `new/` goes to `cur/`, everything without a UID gets one.
+    /// SELECT. Maildir: everything in `new/` goes to `cur/`, everything without a UID gets one.
     pub async fn select(&self, folder: &str) -> Answer<View> {
         let dir = self.mail_dir(folder);
         if self.mount.find(&dir).await?.is_none() {
             return Err(libc::ENOENT);
         }
         self.ensure_folder(folder).await?;
+        if self.format == Format::Sdbox {
+            return self.select_sdbox(folder).await;
+        }
         let held = self.lock_uidlist(&dir).await?;
         let done = self.select_locked(folder).await;
         let unlocked = self.unlock_uidlist(&dir).await;
@@ -256,7 +287,7 @@ impl Server {
                 let body = self.mount.read_all(&path).await?;
                 let now = self.core().time.now();
                 let adopted = self.core().model.lock().adopted(&path, &body, now);
-                adopted.unwrap_or_else(|what| self.core().fail(what));
+                adopted.unwrap_or_else(|what| self.core().fail(Kind::MailWrong, what));
             }
             let to = format!("{dir}/cur/{}:2,", base(&name));
             if self.mount.find(&to).await?.is_none() {
@@ -270,7 +301,8 @@ impl Server {
         for (name, _) in self.mount.list(&format!("{dir}/cur")).await? {
             let twice = files.insert(base(&name).to_string(), name.clone());
             if let Some(other) = twice {
-                self.core().fail(format!("{dir}/cur has both {other} and {name}"));
+                self.core()
+                    .fail(Kind::MailDoubled, format!("{dir}/cur has both {other} and {name}"));
             }
         }
         let gone: Vec<u32> = list
@@ -303,10 +335,13 @@ impl Server {
     pub async fn store_flags(&self, folder: &str) -> Answer<()> {
         let view = self.select(folder).await?;
         let Some((uid, name)) = self.some_mail(&view) else { return Ok(()) };
-        let dir = self.mail_dir(folder);
-        let held = self.locks.lock(&dir).await;
         let letters = ["", "S", "F", "FS", "RS", "DS"];
         let flags = letters[self.core().chance.index(letters.len())];
+        if self.format == Format::Sdbox {
+            return self.store_flags_sdbox(folder, uid, flags).await;
+        }
+        let dir = self.mail_dir(folder);
+        let held = self.locks.lock(&dir).await;
         self.append_index(folder, &maillog::flags(uid, flags, false), false).await?;
         let to = format!("{dir}/cur/{}:2,{flags}", base(&name));
         let done = match self.mount.rename(&format!("{dir}/cur/{name}"), &to).await {
@@ -331,6 +366,9 @@ impl Server {
     }
 
     pub(super) async fn remove(&self, folder: &str, uid: u32, name: &str) -> Answer<()> {
+        if self.format == Format::Sdbox {
+            return self.remove_sdbox(folder, uid).await;
+        }
         let dir = self.mail_dir(folder);
         let held = self.locks.lock(&dir).await;
         self.append_index(folder, &maillog::expunge(&[uid], false), false).await?;
@@ -347,6 +385,10 @@ impl Server {
     pub async fn copy(&self, from: &str, to: &str, remove: bool) -> Answer<()> {
         let view = self.select(from).await?;
         let Some((uid, name)) = self.some_mail(&view) else { return Ok(()) };
+        if self.format == Format::Sdbox {
+            let copied = self.copy_sdbox(from, to, uid).await?;
+            return if copied && remove { self.remove_sdbox(from, uid).await } else { Ok(()) };
+        }
         let (a, b) = (self.mail_dir(from), self.mail_dir(to));
         let new = format!("{},S=1", self.new_name());
         let tmp = format!("{b}/tmp/{new}");
@@ -375,11 +417,31 @@ impl Server {
         if remove { self.remove(from, uid, &name).await } else { Ok(()) }
     }
 
+    /// Next-UID is raised by a person (`doveadm mailbox update --min-next-uid`).
+    pub async fn raise_next_uid(&self, folder: &str) -> Answer<()> {
+        let by = self.core().chance.between(1, 2500) as u32;
+        if self.format == Format::Sdbox {
+            return self.raise_sdbox(folder, by).await;
+        }
+        let dir = self.mail_dir(folder);
+        let held = self.lock_uidlist(&dir).await?;
+        let locked = async {
+            let mut list = self.uidlist(folder).await?;
+            list.next += by;
+            self.rewrite_list(&dir, &list).await?;
+            self.append_index(folder, &maillog::raise(list.next), false).await
+        };
+        let done = locked.await;
+        let unlocked = self.unlock_uidlist(&dir).await;
+        drop(held);
+        done.and(unlocked)
+    }
+
     /// FETCH of a body.
     pub async fn fetch(&self, folder: &str) -> Answer<()> {
         let view = self.select(folder).await?;
         let Some((_, name)) = self.some_mail(&view) else { return Ok(()) };
-        let path = format!("{}/cur/{name}", self.mail_dir(folder));
+        let path = self.mail_path(folder, &name);
         let want = match self.core().model.lock().find(&path) {
             Some(Item::Mail(mail)) => Some(*mail),
             _ => None,
@@ -390,7 +452,7 @@ impl Server {
         };
         debug_assert!(is_mail(&path));
         if want.is_some() && self.core().model.lock().mail_of(&body) != want {
-            self.core().fail(format!("{path} is read as something else"));
+            self.core().fail(Kind::MailWrong, format!("{path} is read as something else"));
         }
         Ok(())
     }

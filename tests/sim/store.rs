@@ -73,10 +73,24 @@ impl SimStore {
         Duration::from_micros(chance.between(500, 500 + most * 1000))
     }
 
-    /// Carries a request out, or not. `later`: the same request, to be carried out by the store
-    /// whatever becomes of the client; `None` for one that only reads.
     async fn request<T, F>(
         &self,
+        what: String,
+        now: impl Future<Output = StoreResult<T>>,
+        later: Option<F>,
+    ) -> StoreResult<T>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.request_within(u64::MAX, what, now, later).await
+    }
+
+    /// Carries a request out, or not. `later`: the same request, to be carried out by the store
+    /// whatever becomes of the client, after so many milliseconds at most; `None` for one that only
+    /// reads.
+    async fn request_within<T, F>(
+        &self,
+        longest: u64,
         what: String,
         now: impl Future<Output = StoreResult<T>>,
         later: Option<F>,
@@ -102,7 +116,7 @@ impl SimStore {
             if let Some(later) = later {
                 let what = what.clone();
                 tokio::spawn(async move {
-                    core.time.sleep(Duration::from_millis(after)).await;
+                    core.time.sleep(Duration::from_millis(after.min(longest))).await;
                     core.log(&format!("store: late {what}"));
                     later.await;
                 });
@@ -246,11 +260,13 @@ impl ObjectStore for SimStore {
 
     async fn delete(&self, keys: &[String], why: Reason) -> StoreResult<()> {
         let what = format!("delete {} ({why})", keys.join(" "));
+        // See `vmail::gc` on what is assumed of it.
+        let longest = self.life.core.longest_delete.load(std::sync::atomic::Ordering::SeqCst);
         let (core, keys) = (self.life.core.clone(), keys.to_vec());
         let later = {
             let (core, keys) = (core.clone(), keys.clone());
             async move { core.mem.delete(&keys, why).await.unwrap_or_default() }
         };
-        self.request(what, core.mem.delete(&keys, why), Some(later)).await
+        self.request_within(longest, what, core.mem.delete(&keys, why), Some(later)).await
     }
 }

@@ -6,13 +6,14 @@ use super::disk::{Platter, SimDisk};
 use super::model::Model;
 use super::server::Told;
 use super::store::{SimStore, Weather};
+use super::wrong::{Kind, Violation};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use vmailfs::cache::fscache::Place;
 use vmailfs::dovecot::template::Layout;
@@ -49,7 +50,7 @@ pub struct Core {
     shown: bool,
     serial: AtomicU64,
     /// The first thing that should not have been.
-    failure: Mutex<Option<String>>,
+    failure: Mutex<Option<Violation>>,
     pub model: Mutex<Model>,
     pub told: Mutex<Told>,
     /// What is there after a death is being looked at: the model is not the truth.
@@ -58,6 +59,9 @@ pub struct Core {
     unseen: AtomicBool,
     gave_up: tokio::sync::Notify,
     lives: Mutex<Vec<Arc<Life>>>,
+    sessions: Mutex<Vec<Weak<Session>>>,
+    /// After so many milliseconds a request that deletes has arrived, or never does.
+    pub longest_delete: AtomicU64,
 }
 
 impl Core {
@@ -79,11 +83,25 @@ impl Core {
             unseen: AtomicBool::new(false),
             gave_up: tokio::sync::Notify::new(),
             lives: Mutex::default(),
+            sessions: Mutex::default(),
+            longest_delete: AtomicU64::new(u64::MAX),
         })
     }
 
+    /// The run is over: nothing of it may stay in memory. Many runs follow each other.
+    pub fn end(self: &Arc<Self>) {
+        for session in std::mem::take(&mut *self.sessions.lock()) {
+            session.upgrade().iter().for_each(|session| session.forget_users());
+        }
+        self.lives.lock().clear();
+        let known = Arc::strong_count(self);
+        if known > 1 {
+            self.fail(Kind::Other, format!("{} things outlive their run", known - 1));
+        }
+    }
+
     pub fn give_up(&self, why: &str) {
-        self.fail(why.to_string());
+        self.fail(Kind::Stuck, why.to_string());
         self.gave_up.notify_one();
     }
 
@@ -145,7 +163,10 @@ impl Core {
         let bytes = self.mem.bytes_of(key).unwrap_or_default();
         let head = match Head::decode(&bytes) {
             Ok(head) => head,
-            Err(error) => return self.fail(format!("a head that cannot be read: {error}")),
+            Err(error) => {
+                return self
+                    .fail(Kind::HeadTooEarly, format!("a head that cannot be read: {error}"));
+            }
         };
         let parts = head.folders.iter().flat_map(|f| &f.parts);
         for part in parts.chain(&head.names).chain(&head.dropped).chain(&head.previous) {
@@ -156,7 +177,10 @@ impl Core {
                 part.check(frame).ok()
             });
             if there.is_none() {
-                self.fail(format!("the head names a part of {} that is not there", part.bundle));
+                self.fail(
+                    Kind::HeadTooEarly,
+                    format!("the head names a part of {} that is not there", part.bundle),
+                );
             }
         }
         if let Some(part) = &head.previous {
@@ -198,12 +222,16 @@ impl Core {
     }
 
     /// Something is as it must not be.
-    pub fn fail(&self, what: String) {
-        self.log(&format!("VIOLATION {what}"));
-        self.failure.lock().get_or_insert(what);
+    pub fn fail(&self, kind: Kind, what: String) {
+        self.wrong(Violation::new(kind, what));
     }
 
-    pub fn failure(&self) -> Option<String> {
+    pub fn wrong(&self, wrong: Violation) {
+        self.log(&format!("VIOLATION {:?} {}", wrong.kinds, wrong.what));
+        self.failure.lock().get_or_insert(wrong);
+    }
+
+    pub fn failure(&self) -> Option<Violation> {
         self.failure.lock().clone()
     }
 }
@@ -409,7 +437,7 @@ impl Machine {
             gc: rules.gc,
             staging_dir: "staging".into(),
             staging_max: 64 << 20,
-            metacache_max: 64 << 20,
+            metacache: vmailfs::vmail::session::Metacache::default(),
             layout: Layout::parse("%u").unwrap(),
             backend: self.backend.clone(),
             single_backend: rules.single_backend,
@@ -446,6 +474,7 @@ impl Machine {
                 return None;
             }
         };
+        life.core.sessions.lock().push(Arc::downgrade(&session));
         if let Err(error) = session.lease.renew(&session).await {
             life.log(&format!("lease: {error}"));
         }

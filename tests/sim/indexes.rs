@@ -1,0 +1,166 @@
+//! What may be seen in the index logs of sdbox after a death. Here and only here stands which mails
+//! a folder has, and their flags; a listing does not show it.
+
+use super::maillog::{self, State};
+use super::model::{Item, MailNo, Seen};
+use super::sdbox::number;
+use super::wrong::Kind;
+use std::collections::BTreeSet;
+
+const LOG: &str = "/dovecot.index.log";
+
+/// Whether a path is that of a log which says what is in a folder of sdbox.
+pub fn is_log(path: &str) -> bool {
+    path.ends_with(LOG) && path.contains("/mailboxes/")
+}
+
+/// The directory of the mails that a log is about.
+fn mails_of(log: &str) -> String {
+    let dir = log.strip_suffix(LOG).unwrap_or(log);
+    match dir.ends_with("/dbox-Mails") {
+        true => dir.into(),
+        false => format!("{}/dbox-Mails", dir.replacen("/index/", "/mail/", 1)),
+    }
+}
+
+/// Logs that may be about the mails in a directory: beside them, and where indexes lie.
+fn logs_of(dir: &str) -> [String; 2] {
+    let beside = format!("{dir}{LOG}");
+    let apart = dir.strip_suffix("/dbox-Mails").unwrap_or(dir).replacen("/mail/", "/index/", 1);
+    [beside, format!("{apart}{LOG}")]
+}
+
+fn read(seen: &Seen, path: &str) -> Option<State> {
+    match seen.get(path)? {
+        Item::File(content) => maillog::read(content).filter(|s| s.validity > 0 || s.rebuild),
+        _ => None,
+    }
+}
+
+fn log_beside(seen: &Seen, dir: &str) -> Option<State> {
+    logs_of(dir).iter().find_map(|log| read(seen, log))
+}
+
+/// Whether a mail file of sdbox is one that its folder's index does not name.
+pub fn is_unnamed(seen: &Seen, path: &str) -> bool {
+    let Some((dir, name)) = path.rsplit_once('/') else { return false };
+    match (number(name), log_beside(seen, dir)) {
+        (Some(uid), Some(log)) => !log.mails.contains_key(&uid),
+        (Some(_), None) => true,
+        (None, _) => false,
+    }
+}
+
+/// Whether a write of a log takes flags or mails away, or changes flags.
+pub fn is_important(old: &[u8], new: &[u8]) -> bool {
+    let (Some(old), Some(new)) = (maillog::read(old), maillog::read(new)) else { return false };
+    old.mails.iter().any(|(uid, flags)| new.mails.get(uid) != Some(flags))
+}
+
+/// How a log differs from what it was: only additions are allowed.
+fn differs(state: &Seen, path: &str, old: &State, new: Option<&State>) -> Option<String> {
+    let Some(new) = new else { return (old.validity > 0).then(|| "is gone".into()) };
+    if old.validity == 0 {
+        return None;
+    }
+    if new.validity != old.validity {
+        return Some(format!("UIDVALIDITY {} instead of {}", new.validity, old.validity));
+    }
+    if new.next < old.next {
+        return Some(format!("next UID {} after {}", new.next, old.next));
+    }
+    let dir = mails_of(path);
+    for (uid, flags) in &old.mails {
+        match new.mails.get(uid) {
+            Some(now) if now == flags => {}
+            None if !state.contains_key(&format!("{dir}/u.{uid}")) => {}
+            now => return Some(format!("UID {uid} has flags {now:?} instead of {flags}")),
+        }
+    }
+    let low = new.mails.keys().find(|uid| **uid < old.next && !old.mails.contains_key(uid));
+    low.map(|uid| format!("UID {uid} comes out of nowhere"))
+}
+
+/// What of the logs that are seen does not go with a state of which everything was flushed.
+pub fn wrong_after_loss(state: &Seen, seen: &Seen, wrong: &mut Vec<(Kind, String)>) {
+    for path in state.keys().filter(|path| is_log(path)) {
+        let dir = mails_of(path);
+        let Some(old) = read(state, path).filter(|_| state.contains_key(&dir)) else { continue };
+        let new = read(seen, path);
+        if let Some(what) = differs(state, path, &old, new.as_ref()) {
+            wrong.push((Kind::NoState, format!("{path}: {what}")));
+        }
+    }
+    let mails = seen.iter().filter(|(_, item)| matches!(item, Item::Mail(_)));
+    let mut asked: BTreeSet<&str> = BTreeSet::new();
+    for (path, item) in mails {
+        let Some((dir, name)) = path.rsplit_once('/') else { continue };
+        let (Some(uid), Item::Mail(mail)) = (number(name), item) else { continue };
+        let log = log_beside(seen, dir);
+        let was_hidden = || {
+            let known = log_beside(state, dir).is_none_or(|old| uid < old.next);
+            state.get(path) == Some(item) && known && is_unnamed(state, path)
+        };
+        match log {
+            Some(log) if log.rebuild => {}
+            Some(log) if log.mails.contains_key(&uid) => {}
+            _ if was_hidden() => {}
+            Some(_) => {
+                let what = format!("{path}: mail {mail} does not show");
+                wrong.push((Kind::MailLost, what));
+            }
+            None => {
+                if asked.insert(dir) {
+                    wrong.push((Kind::MailLost, format!("{dir} has mails and no index")));
+                }
+            }
+        }
+    }
+    for path in seen.keys().filter(|path| is_log(path)) {
+        let dir = mails_of(path);
+        let Some(log) = read(seen, path).filter(|log| !log.rebuild) else { continue };
+        for uid in log.mails.keys() {
+            let mail = format!("{dir}/u.{uid}");
+            let before = read(state, path).is_some_and(|old| old.mails.contains_key(uid));
+            let gone = before && !state.contains_key(&mail);
+            if !gone && !seen.contains_key(&mail) {
+                wrong
+                    .push((Kind::MailWrong, format!("{path} shows UID {uid}, which is not there")));
+            }
+        }
+    }
+}
+
+/// Whether a log has, beyond what it had, only mails that reached the store late.
+pub fn has_only_more(
+    path: &str,
+    old: &[u8],
+    new: &[u8],
+    seen: &Seen,
+    late: &dyn Fn(&MailNo) -> bool,
+) -> bool {
+    let (Some(before), Some(after)) = (maillog::read(old), maillog::read(new)) else {
+        return false;
+    };
+    let dir = mails_of(path);
+    let is_late = |uid: &u32| match seen.get(&format!("{dir}/u.{uid}")) {
+        Some(Item::Mail(mail)) => late(mail),
+        _ => false,
+    };
+    let more = after.mails.keys().filter(|uid| !before.mails.contains_key(uid));
+    is_log(path)
+        && new.starts_with(old)
+        && after.mails.len() > before.mails.len()
+        && !is_important(old, new)
+        && more.into_iter().all(is_late)
+}
+
+/// After a power cut each log is one that it was at some moment since its last sync, or what the
+/// store has of it; what was raised or came back is on top.
+pub fn may_be<'a>(states: &mut impl Iterator<Item = &'a Seen>, path: &str, seen: &Seen) -> bool {
+    let new = read(seen, path);
+    states.any(|state| match read(state, path) {
+        Some(old) => differs(state, path, &old, new.as_ref()).is_none(),
+        None => true,
+    })
+}
