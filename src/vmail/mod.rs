@@ -42,6 +42,7 @@ pub mod open;
 pub mod parts;
 pub mod promise;
 pub mod publish;
+pub mod read;
 pub mod recover;
 pub mod recover_mdbox;
 pub mod recover_sdbox;
