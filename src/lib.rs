@@ -14,6 +14,7 @@ pub mod failpoint;
 pub mod format;
 pub mod fs;
 pub mod fuse;
+pub mod histogram;
 pub mod memory;
 #[doc(hidden)]
 pub mod sabotage;

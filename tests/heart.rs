@@ -5,15 +5,18 @@
 mod heart {
     mod ack;
     mod caches;
+    mod close;
     mod crash;
     mod flush;
     mod fsck;
     mod full_disk;
     mod gc;
+    mod metacache;
     mod ownership;
     mod publish;
     mod random;
     mod repair;
+    mod sdbox;
     mod uids;
     mod world;
 }

@@ -12,12 +12,15 @@
 pub mod care;
 pub mod client;
 pub mod gc;
+pub mod http;
+pub mod metrics;
 pub mod place;
 pub mod server;
 mod status;
 
 pub use status::{
-    AtRisk, CacheUse, Caches, Changes, Count, LeaseStatus, RequestCount, Status, UserStatus,
+    AtRisk, Backlog, CacheUse, Caches, Changes, Count, Flushes, LeaseStatus, OperationCount,
+    RequestCount, Status, StoreHealth, UserStatus,
 };
 
 use async_trait::async_trait;
@@ -25,6 +28,7 @@ use care::{Care, Cared};
 use gc::{GcReport, GcRequest};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::net::SocketAddr;
 use tokio::sync::mpsc;
 
 /// What the daemon offers to its admin.
@@ -50,6 +54,12 @@ pub trait AdminApi: Send + Sync + 'static {
     async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError>;
 
     async fn status(&self) -> Status;
+
+    /// All numbers, as OpenMetrics text.
+    async fn metrics(&self) -> String;
+
+    /// They are served over HTTP from now on.
+    fn metrics_served(&self, _at: SocketAddr) {}
 
     /// Does something for users' data.
     async fn care(&self, _what: Care, _progress: &Progress) -> Result<Cared, AdminError> {

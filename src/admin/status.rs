@@ -21,14 +21,21 @@ pub struct Status {
     /// Whether an unmount is under way.
     pub stopping: bool,
     pub lease: Option<LeaseStatus>,
+    /// Where metrics are served over HTTP.
+    pub metrics: Option<String>,
+    pub store_health: StoreHealth,
     /// Users that are loaded.
     pub users_open: u64,
     /// Users with changes that are not in the store, the oldest first; may be cut off.
     pub users: Vec<UserStatus>,
     pub at_risk: AtRisk,
+    pub backlog: Backlog,
+    pub flushes: Flushes,
     pub caches: Caches,
     /// Requests since the mount began.
     pub requests: Vec<RequestCount>,
+    /// Requests of the kernel since the mount began.
+    pub operations: Vec<OperationCount>,
     /// Mails met that the listing names and the store does not have, each counted once.
     pub lost_mails: u64,
     /// Errors given to callers or found in stored data, by kind, since the mount began.
@@ -85,6 +92,8 @@ pub struct AtRisk {
     pub users: u64,
     /// Age in seconds of the oldest of those changes.
     pub oldest_age: Option<u64>,
+    /// Bytes of their index files that changed.
+    pub changed_bytes: u64,
     /// Mails that servers were told are safe and that are not in the store yet (`ack = "journal"`).
     pub promised_mails: u64,
     pub promised_bytes: u64,
@@ -94,6 +103,13 @@ pub struct AtRisk {
 }
 
 impl AtRisk {
+    /// Bytes of all kinds.
+    pub fn bytes(&self) -> u64 {
+        self.changed_bytes
+            .saturating_add(self.promised_bytes)
+            .saturating_add(self.unpublished_bytes)
+    }
+
     pub fn nothing(&self) -> bool {
         self.users == 0 && self.promised_mails == 0 && self.unpublished_mails == 0
     }
@@ -117,10 +133,67 @@ pub struct CacheUse {
     pub max: u64,
     /// Files in it, if they are counted.
     pub files: Option<u64>,
+    /// How often something was found in it, and how often not, since the mount began.
+    pub hits: Option<u64>,
+    pub misses: Option<u64>,
+}
+
+impl CacheUse {
+    /// Between 0 and 1, once there was anything to find.
+    pub fn hit_ratio(&self) -> Option<f64> {
+        let (hits, misses) = (self.hits?, self.misses?);
+        let all = hits.saturating_add(misses);
+        (all > 0).then(|| hits as f64 / all as f64)
+    }
+}
+
+/// Whether the store answers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StoreHealth {
+    /// Seconds for which nothing has been answered, while the store is down.
+    pub down_for: Option<u64>,
+    /// Times that it was down since the mount began, and for how many seconds in all.
+    pub outages: u64,
+    pub down_seconds: f64,
+}
+
+/// What waits to be uploaded, at risk or not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Backlog {
+    pub users_important: u64,
+    pub users_unimportant: u64,
+    /// Age in seconds of the oldest change of any kind.
+    pub oldest_age: Option<u64>,
+    /// Mails in the store that are in no bundle yet.
+    pub mails_newer_than_bundle: u64,
+}
+
+/// Flushes since the mount began.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Flushes {
+    pub done: u64,
+    pub failed: u64,
+    pub bytes: u64,
+    pub mean_seconds: f64,
+}
+
+/// Requests of the kernel of one kind.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OperationCount {
+    pub operation: String,
+    pub count: u64,
+    /// Of these, how many had to wait for the store or the disk.
+    pub waited: u64,
+    pub errors: u64,
+    pub mean_seconds: f64,
 }
 
 /// Requests to the store of one kind.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RequestCount {
     /// `get`, `put`, `list` and so on.
@@ -129,6 +202,10 @@ pub struct RequestCount {
     pub reason: String,
     pub count: u64,
     pub failed: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Of one call; a listing may be many requests.
+    pub mean_seconds: f64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

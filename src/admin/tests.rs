@@ -53,6 +53,10 @@ impl AdminApi for Fake {
         Status { mountpoint: self.mountpoint.clone(), users_open: 3, ..Status::default() }
     }
 
+    async fn metrics(&self) -> String {
+        "# EOF\n".into()
+    }
+
     async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError> {
         for n in 0..1000 {
             progress.say(format!("step {n}"));

@@ -83,6 +83,10 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// What is in a directory, sorted by name; empty if it is not there.
     fn list(&self, dir: &Path) -> io::Result<Vec<DiskEntry>>;
     fn space(&self, path: &Path) -> io::Result<Space>;
+    /// Major and minor number of the device that a path lies on, where there is one.
+    fn device(&self, _path: &Path) -> io::Result<(u32, u32)> {
+        Ok((0, 0))
+    }
 
     /// Replaces a file's content so that after a crash it is either the old or the new one.
     fn replace(&self, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()>;
@@ -246,6 +250,10 @@ impl Disk for RealDisk {
         }
         all.sort_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
         Ok(all)
+    }
+    fn device(&self, path: &Path) -> io::Result<(u32, u32)> {
+        let dev = fs::metadata(path)?.dev();
+        Ok((libc::major(dev), libc::minor(dev)))
     }
     fn space(&self, path: &Path) -> io::Result<Space> {
         let s = nix::sys::statvfs::statvfs(path)?;

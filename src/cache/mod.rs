@@ -2,4 +2,6 @@
 
 pub mod disk;
 pub mod fscache;
+pub mod metacache;
 pub mod staging;
+pub mod weight;

@@ -4,17 +4,15 @@ use super::exit::{Code, Failure};
 use super::live::Heart;
 use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
-use crate::admin::{
-    AdminError, AtRisk, CacheUse, Changes, ErrorKind, FlushReport, LeaseStatus, Progress, Status,
-    StopReport, UserStatus,
-};
+use crate::admin::{AdminError, ErrorKind, FlushReport, Progress, Status, StopReport, UserStatus};
 use crate::cache::disk::RealDisk;
+use crate::cache::metacache::Limits;
 use crate::config::{self, Settings};
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
 use crate::fs::VmailFs;
 use crate::store::counted::CountedStore;
-use crate::vmail::admin::Waiting;
+use crate::vmail::counts::CountsNow;
 use crate::vmail::env::{Env, SystemClock, SystemRandom};
 use crate::vmail::error::Error;
 use crate::vmail::flush::Options;
@@ -27,11 +25,13 @@ use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod status;
+
+use status::{at_risk, user_status};
+
 /// Flushes that run at once; a directory or a bucket takes them easily, and deliveries keep the
 /// rest of the request slots.
 const FLUSHES: usize = 8;
-/// Users that a status names at most.
-const NAMED: usize = 1000;
 
 /// See the module.
 #[derive(Debug)]
@@ -92,7 +92,11 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         fscache_max: s.fscache.max_size,
         staging_dir: s.staging.path.clone(),
         staging_max: s.staging.max_size,
-        metacache_max: s.metacache.max_space,
+        metacache: session::Metacache {
+            limits: Limits { max_space: s.metacache.max_space, max_grace: s.metacache.max_grace },
+            weights: s.metacache.weights.clone(),
+            soon: s.metacache.priority2_names.clone(),
+        },
         layout,
         backend: s.backend.clone(),
         single_backend: s.single_backend,
@@ -135,9 +139,14 @@ fn boot_id() -> String {
 
 pub(super) fn told(error: &Error) -> AdminError {
     let kind = match error {
-        Error::Store { .. } | Error::Foreign { .. } | Error::Full(_) | Error::Closing => {
-            ErrorKind::TempFail
-        }
+        Error::Store { .. }
+        | Error::Foreign { .. }
+        | Error::Full(_)
+        | Error::Crowded(_)
+        | Error::Closing
+        | Error::HandingOver { .. }
+        | Error::Doubt { .. }
+        | Error::Deferred { .. } => ErrorKind::TempFail,
         Error::Lost { .. } | Error::Lapsed { .. } | Error::Disk { .. } | Error::Vanished { .. } => {
             ErrorKind::TempFail
         }
@@ -150,32 +159,6 @@ pub(super) fn told(error: &Error) -> AdminError {
         | Error::Internal(_) => ErrorKind::Internal,
     };
     AdminError::new(kind, error.to_string())
-}
-
-fn user_status(waiting: &Waiting) -> UserStatus {
-    UserStatus {
-        user: waiting.user.clone(),
-        changes: match (waiting.important, waiting.unimportant) {
-            (true, _) => Changes::Important,
-            (false, true) => Changes::Unimportant,
-            (false, false) => Changes::None,
-        },
-        oldest_age: waiting.oldest.map(|age| age.as_secs()),
-        mails_newer_than_bundle: u64::from(waiting.new_mails),
-        error: waiting.lost.then(|| "another session writes this user now".to_string()),
-    }
-}
-
-fn at_risk(all: &[Waiting]) -> AtRisk {
-    let important = all.iter().filter(|w| w.important);
-    AtRisk {
-        users: important.clone().count() as u64,
-        oldest_age: important.filter_map(|w| w.oldest).max().map(|age| age.as_secs()),
-        promised_mails: all.iter().map(|w| w.promised).sum(),
-        promised_bytes: all.iter().map(|w| w.promised_bytes).sum(),
-        unpublished_mails: all.iter().map(|w| w.unpublished).sum(),
-        unpublished_bytes: all.iter().map(|w| w.unpublished_bytes).sum(),
-    }
 }
 
 #[async_trait]
@@ -252,31 +235,11 @@ impl Heart for LiveHeart {
     }
 
     async fn status(&self, status: &mut Status) {
-        let session = &self.session;
-        let (open, waiting) = session.waiting();
-        status.users_open = open;
-        status.lost_mails = session.lost_mails.count();
-        status.at_risk = at_risk(&waiting);
-        status.users = waiting.iter().take(NAMED).map(user_status).collect();
-        status.lease = (!session.settings.single_backend).then(|| LeaseStatus {
-            held: session.lease.holds(),
-            seconds_left: session.lease.seconds_left(),
-        });
-        let fscache = session.fscache.usage();
-        let (staged, staging_max) = session.staging.usage();
-        let settings = &session.settings;
-        let place = |path: &std::path::Path, used, max, files| CacheUse {
-            path: path.display().to_string(),
-            used,
-            max,
-            files,
-        };
-        status.caches.fscache =
-            place(&settings.fscache_dir, fscache.used, fscache.max, Some(fscache.files));
-        status.caches.staging = place(&settings.staging_dir, staged, staging_max, None);
-        let used = session.metacache_bytes();
-        status.caches.metacache =
-            place(&settings.metacache_dir, used, settings.metacache_max, None);
+        status::fill(&self.session, status);
+    }
+
+    fn counts(&self) -> CountsNow {
+        self.session.counts.now()
     }
 
     async fn care(&self, what: Care, _progress: &Progress) -> Result<Cared, AdminError> {

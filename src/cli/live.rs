@@ -3,24 +3,29 @@
 use super::exit::{Code, Failure};
 use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
+use crate::admin::metrics::{self, Numbers};
 use crate::admin::{
-    AdminApi, AdminError, ErrorKind, FlushReport, Progress, RequestCount, Status, StopReport,
+    AdminApi, AdminError, Count, ErrorKind, FlushReport, OperationCount, Progress, RequestCount,
+    Status, StopReport, StoreHealth,
 };
 use crate::config::{Checksums, Settings, StoreSettings};
 use crate::fs::api::MailFs;
 use crate::fuse::mount::{MountError, MountOptions, mount};
 use crate::fuse::mounted::{Mounted, Unmounted};
-use crate::store::StoreError;
+use crate::fuse::stats::{FuseStats, Op};
 use crate::store::counted::CountedStore;
 use crate::store::probe::{ProbeError, probe};
 use crate::store::s3::S3Config;
 use crate::store::unconditional::Unconditional;
 use crate::store::url::{StoreUrl, open_store};
+use crate::store::{ObjectStore, StoreError};
+use crate::vmail::counts::CountsNow;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What is asked of the heart beside file operations.
@@ -45,6 +50,9 @@ pub(super) trait Heart: Send + Sync + 'static {
 
     /// Fills in what it knows: users, risk, caches, lease, errors.
     async fn status(&self, status: &mut Status);
+
+    /// What it did so far.
+    fn counts(&self) -> CountsNow;
 
     /// Does something for users' data.
     async fn care(&self, what: Care, progress: &Progress) -> Result<Cared, AdminError>;
@@ -138,6 +146,9 @@ pub(super) struct LiveMount {
     settings: Settings,
     since: SystemTime,
     state: Mutex<State>,
+    fuse: Arc<FuseStats>,
+    /// Where metrics are served, once they are.
+    metrics_at: OnceLock<SocketAddr>,
 }
 
 struct State {
@@ -175,9 +186,31 @@ impl LiveMount {
                 tracing::error!(error, "the kernel's connection failed");
             }
         };
+        let fuse = mounted.stats();
         let state = Mutex::new(State { mounted: Some(mounted), stopping: false });
-        let since = SystemTime::now();
-        Ok((LiveMount { heart, store, settings: settings.clone(), since, state }, gone))
+        let live = LiveMount {
+            heart,
+            store,
+            settings: settings.clone(),
+            since: SystemTime::now(),
+            state,
+            fuse,
+            metrics_at: OnceLock::new(),
+        };
+        Ok((live, gone))
+    }
+
+    fn operations(&self) -> Vec<OperationCount> {
+        let errors = self.fuse.errors();
+        let used = Op::ALL.iter().copied().filter(|op| self.fuse.requests(*op) > 0);
+        used.map(|op| OperationCount {
+            operation: op.name().to_owned(),
+            count: self.fuse.requests(op),
+            waited: self.fuse.waits(op),
+            errors: errors.iter().filter(|(of, _, _)| *of == op).map(|(_, _, n)| n).sum(),
+            mean_seconds: self.fuse.answers(op).mean().map_or(0.0, |mean| mean.as_secs_f64()),
+        })
+        .collect()
     }
 }
 
@@ -208,6 +241,14 @@ impl AdminApi for LiveMount {
             reason: row.reason.to_owned(),
             count: row.requests,
             failed: row.errors,
+            bytes_in: row.bytes_in,
+            bytes_out: row.bytes_out,
+            mean_seconds: row.time.mean().map_or(0.0, |mean| mean.as_secs_f64()),
+        });
+        let health = self.store.health();
+        let errors = self.fuse.errors().into_iter().map(|(op, errno, count)| Count {
+            name: format!("{} {}", op.name(), metrics::errno_name(errno)),
+            count,
         });
         let mut status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -219,11 +260,35 @@ impl AdminApi for LiveMount {
             single_backend: s.single_backend,
             since: self.since.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64),
             stopping: self.state.lock().stopping,
+            metrics: self.metrics_at.get().map(SocketAddr::to_string),
+            store_health: StoreHealth {
+                down_for: health.down_for.map(|d| d.as_secs()),
+                outages: health.outages,
+                down_seconds: health.down.as_secs_f64(),
+            },
             requests: requests.collect(),
+            operations: self.operations(),
+            errors: errors.collect(),
             ..Status::default()
         };
         self.heart.status(&mut status).await;
         status
+    }
+
+    async fn metrics(&self) -> String {
+        metrics::text(Numbers {
+            status: self.status().await,
+            store: self.store.snapshot(),
+            health: self.store.health(),
+            wire_requests: self.store.wire_requests(),
+            fuse: Some(self.fuse.clone()),
+            heart: self.heart.counts(),
+        })
+    }
+
+    fn metrics_served(&self, at: SocketAddr) {
+        // Once in a mount's life.
+        let _ = self.metrics_at.set(at);
     }
 
     async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {

@@ -7,6 +7,7 @@ use super::mount::Claim;
 use super::show;
 use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
+use crate::admin::http;
 use crate::admin::place::{self, Registration};
 use crate::admin::server::Server;
 use crate::admin::{AdminApi, AdminError, FlushReport, Progress, Status, StopReport};
@@ -136,8 +137,15 @@ async fn attend(
             Ok((server, link))
         },
     );
-    let (server, link) = match set_up {
-        Ok(both) => both,
+    let metrics = match settings.metrics_listen {
+        None => Ok(None),
+        Some(address) => http::Server::bind(address)
+            .await
+            .map(Some)
+            .map_err(|e| Failure::new(Code::Config, format!("metrics.listen {address}: {e}"))),
+    };
+    let (server, link, metrics) = match set_up.and_then(|(s, l)| Ok((s, l, metrics?))) {
+        Ok(all) => all,
         Err(failure) => {
             // Nothing half-mounted.
             let _ = api.stop(&Progress::none()).await;
@@ -146,6 +154,15 @@ async fn attend(
     };
     let drain = server.drain();
     let serving = tokio::spawn(server.serve(Arc::clone(&api) as Arc<dyn AdminApi>));
+    let scraping = metrics.map(|server| {
+        api.metrics_served(server.address());
+        tracing::info!(address = %server.address(), "metrics are served");
+        let api = Arc::clone(&api);
+        tokio::spawn(server.serve(Arc::new(move || {
+            let api = Arc::clone(&api);
+            Box::pin(async move { api.metrics().await })
+        })))
+    });
     notify(&[NotifyState::Ready, NotifyState::Status("mounted")]);
     tracing::info!(store = %settings.store.url, mountpoint = %settings.mountpoint.display(), "mounted");
 
@@ -171,6 +188,7 @@ async fn attend(
     let result = api.stop(&Progress::none()).await;
     drop(link);
     drain.wait(Duration::from_secs(2)).await;
+    scraping.inspect(|task| task.abort());
     serving.abort();
     // The socket goes away with the task, which ends only now.
     let _ = serving.await;
@@ -229,6 +247,14 @@ impl AdminApi for StopOnce {
 
     async fn status(&self) -> Status {
         self.inner.status().await
+    }
+
+    async fn metrics(&self) -> String {
+        self.inner.metrics().await
+    }
+
+    fn metrics_served(&self, at: std::net::SocketAddr) {
+        self.inner.metrics_served(at);
     }
 
     async fn care(&self, what: Care, progress: &Progress) -> Result<Cared, AdminError> {

@@ -1,6 +1,8 @@
 //! Answers of a mount, for people.
 
-use crate::admin::{AtRisk, CacheUse, Changes, FlushReport, Status, StopReport, UserStatus};
+use crate::admin::{
+    AtRisk, CacheUse, FlushReport, RequestCount, Status, StopReport, StoreHealth, UserStatus,
+};
 use std::fmt::Write as _;
 
 mod care;
@@ -47,8 +49,9 @@ pub(super) fn at_risk(risk: &AtRisk) -> String {
     if risk.users > 0 {
         let oldest = risk.oldest_age.map(|a| format!(", the oldest {} old", age(a)));
         parts.push(format!(
-            "important changes of {}{}",
+            "important changes of {} ({}){}",
             count(risk.users, "user"),
+            bytes(risk.changed_bytes),
             oldest.unwrap_or_default()
         ));
     }
@@ -72,9 +75,11 @@ pub(super) fn at_risk(risk: &AtRisk) -> String {
 fn cache(out: &mut String, name: &str, cache: &CacheUse) {
     let percent = cache.used.saturating_mul(100).checked_div(cache.max).unwrap_or(0);
     let files = cache.files.map(|n| format!("  {}", count(n, "file"))).unwrap_or_default();
+    let hits = cache.hit_ratio().map(|r| format!("  hits {:>3.0} %", r * 100.0));
+    let hits = hits.unwrap_or_default();
     let _ = writeln!(
         out,
-        "    {name:<10} {:>7} of {:>7} {percent:>3} %{files}  {}",
+        "    {name:<10} {:>7} of {:>7} {percent:>3} %{hits}{files}  {}",
         bytes(cache.used),
         bytes(cache.max),
         cache.path
@@ -96,6 +101,42 @@ fn users(out: &mut String, users: &[UserStatus]) {
     }
     if users.len() > SHOWN_USERS {
         let _ = writeln!(out, "    and {} more (--json shows all)", users.len() - SHOWN_USERS);
+    }
+}
+
+pub(super) fn health(health: &StoreHealth) -> String {
+    let mut text = match health.down_for {
+        None => "answers".to_owned(),
+        Some(secs) => format!("DOWN for {}", age(secs)),
+    };
+    if health.outages > 0 {
+        let all = age(health.down_seconds as u64);
+        let _ = write!(text, "; {}, {all} in all", count(health.outages, "outage"));
+    }
+    text
+}
+
+/// `1.7 ms`
+pub(super) fn millis(seconds: f64) -> String {
+    let ms = seconds * 1000.0;
+    if ms >= 100.0 { format!("{ms:.0} ms") } else { format!("{ms:.1} ms") }
+}
+
+fn requests(out: &mut String, all: &[RequestCount]) {
+    let total: u64 = all.iter().map(|r| r.count).sum();
+    let _ = writeln!(out, "\n  Store requests: {total}");
+    for r in all {
+        let mean = millis(r.mean_seconds);
+        let _ = write!(out, "    {:<10} {:<14} {:>9} {mean:>10}", r.operation, r.reason, r.count);
+        for (n, what) in [(r.bytes_in, "in"), (r.bytes_out, "out")] {
+            if n > 0 {
+                let _ = write!(out, "  {} {what}", bytes(n));
+            }
+        }
+        if r.failed > 0 {
+            let _ = write!(out, "  {} failed", r.failed);
+        }
+        out.push('\n');
     }
 }
 
@@ -123,8 +164,11 @@ pub(super) fn status(s: &Status, now: i64) -> String {
     }
     out.push_str(if s.stopping { ", UNMOUNTING\n" } else { "\n" });
     let _ = writeln!(out, "\n  At risk: {}.", at_risk(&s.at_risk));
-    let changed = s.users.iter().filter(|u| u.changes != Changes::None).count();
-    let _ = writeln!(out, "\n  Users: {} open, {changed} with changes to upload", s.users_open);
+    let _ = writeln!(out, "\n  Store: {}", health(&s.store_health));
+    let changed = s.backlog.users_important + s.backlog.users_unimportant;
+    let _ = write!(out, "\n  Users: {} open, {changed} with changes to upload", s.users_open);
+    let oldest = s.backlog.oldest_age.map(|a| format!(", the oldest {} old", age(a)));
+    let _ = writeln!(out, "{}", oldest.unwrap_or_default());
     if !s.users.is_empty() {
         users(&mut out, &s.users);
     }
@@ -132,12 +176,13 @@ pub(super) fn status(s: &Status, now: i64) -> String {
     cache(&mut out, "fscache", &s.caches.fscache);
     cache(&mut out, "staging", &s.caches.staging);
     cache(&mut out, "metacache", &s.caches.metacache);
-    let total: u64 = s.requests.iter().map(|r| r.count).sum();
-    let _ = writeln!(out, "\n  Store requests: {total}");
-    for r in &s.requests {
-        let failed = if r.failed > 0 { format!("  {} failed", r.failed) } else { String::new() };
-        let _ = writeln!(out, "    {:<10} {:<14} {:>9}{failed}", r.operation, r.reason, r.count);
+    let f = &s.flushes;
+    let _ = write!(out, "\n  Flushes: {} ({})", f.done, bytes(f.bytes));
+    if f.failed > 0 {
+        let _ = write!(out, ", {} failed", f.failed);
     }
+    out.push('\n');
+    requests(&mut out, &s.requests);
     if s.lost_mails > 0 {
         let _ = writeln!(
             out,

@@ -1,6 +1,8 @@
 use super::options::parse_options;
 use super::*;
-use crate::admin::{AtRisk, Changes, LeaseStatus, RequestCount, Status, UserStatus};
+use crate::admin::{
+    AtRisk, Backlog, CacheUse, Changes, LeaseStatus, RequestCount, Status, StoreHealth, UserStatus,
+};
 use crate::config::{Config, LogFormat, Span};
 use clap::CommandFactory;
 
@@ -147,6 +149,7 @@ fn a_status_says_what_is_at_risk() {
     s.at_risk = AtRisk {
         users: 1,
         oldest_age: Some(7),
+        changed_bytes: 4096,
         unpublished_mails: 2,
         unpublished_bytes: 2048,
         ..AtRisk::default()
@@ -159,18 +162,29 @@ fn a_status_says_what_is_at_risk() {
             ..UserStatus::default()
         })
         .collect();
+    s.backlog = Backlog { users_important: 25, ..Backlog::default() };
     s.requests = vec![RequestCount {
         operation: "put".into(),
         reason: "publish".into(),
         count: 12,
         failed: 1,
+        bytes_out: 3 << 20,
+        mean_seconds: 0.0042,
+        ..RequestCount::default()
     }];
+    s.caches.fscache =
+        CacheUse { hits: Some(3), misses: Some(1), max: 10, used: 5, ..CacheUse::default() };
+    s.store_health = StoreHealth { down_for: Some(125), outages: 2, down_seconds: 130.0 };
     let text = show::status(&s, 1300);
     for part in [
-        "important changes of 1 user, the oldest 7s old; 2 mails being written (2.0K)",
+        "important changes of 1 user (4.0K), the oldest 7s old; 2 mails being written (2.0K)",
         "25 with changes to upload",
         "and 5 more",
         "1 failed",
+        "3.0M out",
+        "4.2 ms",
+        "hits  75 %",
+        "Store: DOWN for 2min; 2 outages, 2min in all",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }

@@ -159,13 +159,28 @@ pub const KEYS: &[Key] = &[
     text(
         "metacache.max_space",
         "",
-        "Size that `vmailfs status` shows the metacache against. Nothing is dropped from it yet: see\n\
-         that the disk has room, 2M for each user as a rule of thumb.",
+        "Size that the index files, listings and journals of all users may have; above it some are\n\
+         evicted. 2M for each user seen in the last quarter of an hour is a good start, 90% of the\n\
+         disk the most.",
+    ),
+    text("metacache.max_grace", "", "Size above max_space that may be used while room is made."),
+    text(
+        "metacache.priority_weights",
+        "",
+        "How much longer than their last use says files are kept, by priority (0 a user's root,\n\
+         1 full-text search, 2 INBOX and the like, 3 other folders): four pairs of a share of\n\
+         max_space up to which it holds, and a time. Empty: not at all.",
     ),
     text(
-        "metacache.max_grace",
+        "metacache.size_weights",
         "",
-        "Size above max_space that may be used while room is made. Without effect yet.",
+        "How much longer small and large ones are kept: two pairs of a size and a time.\n\
+         Empty: not at all.",
+    ),
+    text(
+        "metacache.priority2_names",
+        "",
+        "Folders that have priority 2, as clients name them, separated by commas.",
     ),
     text(
         "metacache.upload_interval",
@@ -249,6 +264,12 @@ pub const KEYS: &[Key] = &[
         "admin.socket",
         "/run/vmailfs.sock",
         "Path of the socket. Default: <state_dir>/admin.sock.",
+    ),
+    text(
+        "metrics.listen",
+        "127.0.0.1:9154",
+        "Address and port where numbers for Prometheus are served over HTTP, at /metrics, to\n\
+         anybody who can reach them. No user is named in them. Default: nowhere.",
     ),
     text(
         "log.level",

@@ -58,6 +58,7 @@ pub struct Config {
     pub gc: Gc,
     pub fuse: Fuse,
     pub admin: Admin,
+    pub metrics: Metrics,
     pub log: Log,
 }
 
@@ -88,6 +89,7 @@ impl Default for Config {
             gc: Gc::default(),
             fuse: Fuse::default(),
             admin: Admin::default(),
+            metrics: Metrics::default(),
             log: Log::default(),
         }
     }
@@ -128,6 +130,10 @@ pub struct Metacache {
     pub path: Option<PathBuf>,
     pub max_space: Size,
     pub max_grace: Size,
+    pub priority_weights: String,
+    pub size_weights: String,
+    /// Folders, separated by commas.
+    pub priority2_names: String,
     pub upload_interval: Span,
     pub max_rescan_mail_count: u32,
     pub folder_change_quiet: Span,
@@ -141,6 +147,9 @@ impl Default for Metacache {
             path: None,
             max_space: Size::gib(10),
             max_grace: Size::gib(1),
+            priority_weights: crate::cache::weight::PRIORITY_DEFAULT.to_owned(),
+            size_weights: crate::cache::weight::SIZE_DEFAULT.to_owned(),
+            priority2_names: "INBOX, Junk, Spam, Junk E-mail, Junk Email".to_owned(),
             upload_interval: Span::secs(300),
             max_rescan_mail_count: 10,
             folder_change_quiet: Span::secs(1),
@@ -279,6 +288,13 @@ impl Default for Fuse {
 pub struct Admin {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

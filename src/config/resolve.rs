@@ -1,8 +1,10 @@
 //! From the file to plain values: defaults that depend on others, accounts, contradictions.
 
 use super::{Checksums, Config, ConfigError, Log};
+use crate::cache::weight::{WeightError, Weights};
 use crate::store::RetryPolicy;
 use nix::unistd::{Group, User};
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +28,8 @@ pub struct MetacacheSettings {
     pub path: PathBuf,
     pub max_space: u64,
     pub max_grace: u64,
+    pub weights: Weights,
+    pub priority2_names: Vec<Vec<u8>>,
     pub upload_interval: Duration,
     pub max_rescan_mail_count: u32,
     pub folder_change_quiet: Duration,
@@ -100,6 +104,7 @@ pub struct Settings {
     pub fuse_threads: usize,
     pub passthrough: bool,
     pub admin_socket: PathBuf,
+    pub metrics_listen: Option<SocketAddr>,
     pub log: Log,
 }
 
@@ -110,6 +115,12 @@ const MIN_CACHE: u64 = 1 << 20;
 
 fn err<T>(text: String) -> Result<T, ConfigError> {
     Err(ConfigError(text))
+}
+
+/// Names separated by commas.
+fn names(text: &str) -> Vec<Vec<u8>> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names.map(|name| name.as_bytes().to_vec()).collect()
 }
 
 impl Config {
@@ -189,6 +200,8 @@ impl Config {
                 path: metacache,
                 max_space: m.max_space.0,
                 max_grace: m.max_grace.0,
+                weights: self.weights()?,
+                priority2_names: names(&m.priority2_names),
                 upload_interval: m.upload_interval.0,
                 max_rescan_mail_count: m.max_rescan_mail_count,
                 folder_change_quiet: m.folder_change_quiet.0,
@@ -208,6 +221,7 @@ impl Config {
             fuse_threads: self.fuse.threads as usize,
             passthrough: self.fuse.passthrough,
             admin_socket,
+            metrics_listen: self.metrics_listen()?,
             log: self.log.clone(),
         })
     }
@@ -257,11 +271,21 @@ impl Config {
         }
     }
 
+    fn weights(&self) -> Result<Weights, ConfigError> {
+        let m = &self.metacache;
+        let failed = |key: &str, e: WeightError| ConfigError(format!("metacache.{key}: {e}"));
+        Ok(Weights {
+            priority: m.priority_weights.parse().map_err(|e| failed("priority_weights", e))?,
+            size: m.size_weights.parse().map_err(|e| failed("size_weights", e))?,
+        })
+    }
+
     fn check_values(&self) -> Result<(), ConfigError> {
         for (key, size) in [
             ("fscache.max_size", self.fscache.max_size),
             ("staging.max_size", self.staging.max_size),
             ("metacache.max_space", self.metacache.max_space),
+            ("metacache.max_grace", self.metacache.max_grace),
         ] {
             if size.0 < MIN_CACHE {
                 return err(format!("{key} = {size} is too small: at least 1M"));
@@ -326,6 +350,15 @@ impl Config {
             return err(format!("s3.endpoint `{endpoint}` must begin with https:// or http://"));
         }
         Ok(())
+    }
+
+    fn metrics_listen(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let Some(text) = &self.metrics.listen else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| {
+            ConfigError(format!(
+                "metrics.listen `{text}`: write it like 127.0.0.1:9154 or [::1]:9154"
+            ))
+        })
     }
 
     fn backend_name(&self) -> Result<String, ConfigError> {

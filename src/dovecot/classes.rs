@@ -151,6 +151,39 @@ pub fn priority(path: &[&[u8]], soon: &[&[u8]]) -> u8 {
     }
 }
 
+/// The priority of a whole folder: its index files belong together. `dirs` is the folder's path,
+/// `names` are names in it. A directory that holds files of the root and of a mailbox (Maildir's
+/// own is INBOX, too) has the mailbox's.
+pub fn folder_priority<'a>(
+    dirs: &[&'a [u8]],
+    names: impl IntoIterator<Item = &'a [u8]>,
+    soon: &[Vec<u8>],
+) -> u8 {
+    let soon: Vec<&[u8]> = soon.iter().map(Vec::as_slice).collect();
+    let mut path = dirs.to_vec();
+    path.push(b"x");
+    let by_path = priority(&path, &soon);
+    if by_path > 0 || dirs.is_empty() && soon.is_empty() {
+        return by_path;
+    }
+    let mut of_names = 0;
+    for name in names {
+        path.truncate(dirs.len());
+        if matches!(name, b"cur" | b"new") {
+            path.extend([name, b"x"]);
+        } else if index_kind(name).is_some() {
+            path.push(name);
+        } else {
+            continue;
+        }
+        of_names = of_names.max(priority(&path, &soon));
+        if of_names >= 2 {
+            break;
+        }
+    }
+    of_names
+}
+
 fn is_fts_dir(dir: &[u8]) -> bool {
     matches!(dir, b"fts-flatcurve" | b"lucene-indexes" | b"xapian-indexes" | b"fts")
 }

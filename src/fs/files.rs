@@ -4,11 +4,19 @@ use super::api::{Caller, Fh, Ino, OpenMode, Opened, Step};
 use super::calls::{VmailFs, plain, step};
 use super::handles::Handle;
 use crate::vmail::error::{Error, Plain};
-use crate::vmail::need::Op;
+use crate::vmail::need::{Op, Stop};
 use crate::vmail::node::{Kind, NodeIx};
 use crate::vmail::session::{InoTarget, UserCell};
 use crate::vmail::user::User;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+fn for_delivery(stop: Stop) -> Stop {
+    match stop {
+        Stop::Error(error) => error.for_delivery().into(),
+        wait @ Stop::Wait(_) => wait,
+    }
+}
 
 impl VmailFs {
     pub(super) fn open_in(
@@ -21,7 +29,8 @@ impl VmailFs {
         let copy = user.open(ix, how)?;
         let ino = user.node(ix)?.ino;
         let backing = copy.as_ref().and_then(|copy| copy.file.real());
-        let handle = Handle { cell: cell.clone(), ix, ino, write: how.write, copy };
+        let written = AtomicU64::new(0);
+        let handle = Handle { cell: cell.clone(), ix, ino, write: how.write, copy, written };
         // What stands in for a lost mail must not stay in the kernel.
         let blank = matches!(&user.node(ix)?.kind, Kind::Mail(mail) if mail.blank.is_some());
         let fh = self.handles.add(handle);
@@ -73,16 +82,21 @@ impl VmailFs {
             if !handle.write {
                 return Err(Plain::BadHandle.into());
             }
-            user.write(handle.ix, offset, data).map(|()| len)
+            user.write(handle.ix, offset, data).map_err(for_delivery)?;
+            handle.written.store(user.writes_to_growing(handle.ix), Ordering::Relaxed);
+            Ok(len)
         })
     }
 
     pub(super) fn close_file(&self, fh: Fh) -> Step<()> {
-        self.with_handle(fh, |user, handle| user.close(handle.ix, handle.write))
+        self.with_handle(fh, |user, handle| {
+            let written = handle.written.load(Ordering::Relaxed);
+            user.close(handle.ix, handle.write, written).map_err(for_delivery)
+        })
     }
 
     pub(super) fn sync_file(&self, fh: Fh) -> Step<()> {
-        self.with_handle(fh, |user, handle| user.fsync(handle.ix))
+        self.with_handle(fh, |user, handle| user.fsync(handle.ix).map_err(for_delivery))
     }
 
     /// Space is not set aside, but a file can be made longer.
@@ -101,7 +115,12 @@ impl VmailFs {
 
     pub(super) fn release_file(&self, fh: Fh) {
         if let Some(handle) = self.handles.remove(fh) {
-            handle.cell.if_open(|user| user.release(handle.ix, handle.write));
+            handle.cell.if_open(|user| {
+                // In a user that was opened again the slot may be another file's.
+                if user.node(handle.ix).is_ok_and(|node| node.ino == handle.ino) {
+                    user.release(handle.ix, handle.write);
+                }
+            });
         }
     }
 }

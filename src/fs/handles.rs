@@ -18,6 +18,8 @@ pub struct Handle {
     pub write: bool,
     /// The cached copy of a published mail, held while the handle is.
     pub copy: Option<Arc<Cached>>,
+    /// Which of a growing file's writes was the last through this handle; 0 for none.
+    pub written: AtomicU64,
 }
 
 #[derive(Debug, Default)]

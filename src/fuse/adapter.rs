@@ -105,8 +105,9 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
         let name = name_or_reply!(self, Op::Lookup, reply, entry);
         let (caller, parent) = (caller(req), parent.0);
+        let begun = self.core.stats.request(Op::Lookup);
         let first = self.fs().lookup(caller, parent, name);
-        self.core.serve(Op::Lookup, reply, first, || {
+        self.core.serve(begun, reply, first, || {
             let name = name.to_vec();
             move |fs| fs.lookup(caller, parent, &name)
         });
@@ -119,8 +120,9 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let (ino, fh) = (ino.0, fh.map(|fh| fh.0));
+        let begun = self.core.stats.request(Op::Getattr);
         let first = self.fs().getattr(ino, fh);
-        self.core.serve(Op::Getattr, reply, first, || move |fs| fs.getattr(ino, fh));
+        self.core.serve(begun, reply, first, || move |fs| fs.getattr(ino, fh));
     }
 
     fn setattr(
@@ -150,14 +152,16 @@ impl Filesystem for Adapter {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
+        let begun = self.core.stats.request(Op::Setattr);
         let first = self.fs().setattr(caller, ino, fh, set);
-        self.core.serve(Op::Setattr, reply, first, || move |fs| fs.setattr(caller, ino, fh, set));
+        self.core.serve(begun, reply, first, || move |fs| fs.setattr(caller, ino, fh, set));
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         let ino = ino.0;
+        let begun = self.core.stats.request(Op::Readlink);
         let first = self.fs().readlink(ino);
-        self.core.serve(Op::Readlink, reply, first, || move |fs| fs.readlink(ino));
+        self.core.serve(begun, reply, first, || move |fs| fs.readlink(ino));
     }
 
     /// The kernel has applied the umask to `mode`, here and below.
@@ -178,8 +182,9 @@ impl Filesystem for Adapter {
             return self.core.fail(Op::Mknod, reply, &error);
         }
         let (caller, parent, mode) = (caller(req), parent.0, mode & 0o7777);
+        let begun = self.core.stats.request(Op::Mknod);
         let first = self.fs().mknod(caller, parent, name, mode);
-        self.core.serve(Op::Mknod, reply, first, || {
+        self.core.serve(begun, reply, first, || {
             let name = name.to_vec();
             move |fs| fs.mknod(caller, parent, &name, mode)
         });
@@ -196,8 +201,9 @@ impl Filesystem for Adapter {
     ) {
         let name = name_or_reply!(self, Op::Mkdir, reply, entry);
         let (caller, parent, mode) = (caller(req), parent.0, mode & 0o7777);
+        let begun = self.core.stats.request(Op::Mkdir);
         let first = self.fs().mkdir(caller, parent, name, mode);
-        self.core.serve(Op::Mkdir, reply, first, || {
+        self.core.serve(begun, reply, first, || {
             let name = name.to_vec();
             move |fs| fs.mkdir(caller, parent, &name, mode)
         });
@@ -206,8 +212,9 @@ impl Filesystem for Adapter {
     fn unlink(&self, req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
         let name = name_or_reply!(self, Op::Unlink, reply, entry);
         let (caller, parent) = (caller(req), parent.0);
+        let begun = self.core.stats.request(Op::Unlink);
         let first = self.fs().unlink(caller, parent, name);
-        self.core.serve(Op::Unlink, reply, first, || {
+        self.core.serve(begun, reply, first, || {
             let name = name.to_vec();
             move |fs| fs.unlink(caller, parent, &name)
         });
@@ -216,8 +223,9 @@ impl Filesystem for Adapter {
     fn rmdir(&self, req: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
         let name = name_or_reply!(self, Op::Rmdir, reply, entry);
         let (caller, parent) = (caller(req), parent.0);
+        let begun = self.core.stats.request(Op::Rmdir);
         let first = self.fs().rmdir(caller, parent, name);
-        self.core.serve(Op::Rmdir, reply, first, || {
+        self.core.serve(begun, reply, first, || {
             let name = name.to_vec();
             move |fs| fs.rmdir(caller, parent, &name)
         });
@@ -234,8 +242,9 @@ impl Filesystem for Adapter {
         let name = name_or_reply!(self, Op::Symlink, reply, entry);
         let (caller, parent) = (caller(req), parent.0);
         let target = target.as_os_str().as_bytes();
+        let begun = self.core.stats.request(Op::Symlink);
         let first = self.fs().symlink(caller, parent, name, target);
-        self.core.serve(Op::Symlink, reply, first, || {
+        self.core.serve(begun, reply, first, || {
             let (name, target) = (name.to_vec(), target.to_vec());
             move |fs| fs.symlink(caller, parent, &name, &target)
         });
@@ -261,8 +270,9 @@ impl Filesystem for Adapter {
             }
         };
         let (caller, parent, new_parent) = (caller(req), parent.0, new_parent.0);
+        let begun = self.core.stats.request(Op::Rename);
         let first = self.fs().rename(caller, parent, from, new_parent, to, mode);
-        self.core.serve(Op::Rename, reply, first, || {
+        self.core.serve(begun, reply, first, || {
             let (from, to) = (from.to_vec(), to.to_vec());
             move |fs| fs.rename(caller, parent, &from, new_parent, &to, mode)
         });
@@ -278,8 +288,9 @@ impl Filesystem for Adapter {
     ) {
         let name = name_or_reply!(self, Op::Link, reply, new_entry);
         let (caller, ino, new_parent) = (caller(req), ino.0, new_parent.0);
+        let begun = self.core.stats.request(Op::Link);
         let first = self.fs().link(caller, ino, new_parent, name);
-        self.core.serve(Op::Link, reply, first, || {
+        self.core.serve(begun, reply, first, || {
             let name = name.to_vec();
             move |fs| fs.link(caller, ino, new_parent, &name)
         });
@@ -288,8 +299,9 @@ impl Filesystem for Adapter {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (caller, ino, how) = (caller(req), ino.0, open_mode(flags.0));
         let reply = OpenReply { reply, ino, how };
+        let begun = self.core.stats.request(Op::Open);
         let first = self.fs().open(caller, ino, how);
-        self.core.serve(Op::Open, reply, first, || move |fs| fs.open(caller, ino, how));
+        self.core.serve(begun, reply, first, || move |fs| fs.open(caller, ino, how));
     }
 
     fn create(
@@ -306,8 +318,9 @@ impl Filesystem for Adapter {
         let (caller, parent) = (caller(req), parent.0);
         let (mode, how) = (mode & 0o7777, open_mode(flags));
         let reply = CreateReply { reply, how };
+        let begun = self.core.stats.request(Op::Create);
         let first = self.fs().create(caller, parent, name, mode, how);
-        self.core.serve(Op::Create, reply, first, || {
+        self.core.serve(begun, reply, first, || {
             let name = name.to_vec();
             move |fs| fs.create(caller, parent, &name, mode, how)
         });
@@ -325,8 +338,9 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let (ino, fh) = (ino.0, fh.0);
+        let begun = self.core.stats.request(Op::Read);
         let first = self.fs().read(ino, fh, offset, size);
-        self.core.serve(Op::Read, reply, first, || move |fs| fs.read(ino, fh, offset, size));
+        self.core.serve(begun, reply, first, || move |fs| fs.read(ino, fh, offset, size));
     }
 
     fn write(
@@ -342,8 +356,9 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let (caller, ino, fh) = (caller(req), ino.0, fh.0);
+        let begun = self.core.stats.request(Op::Write);
         let first = self.fs().write(caller, ino, fh, offset, data);
-        self.core.serve(Op::Write, reply, first, || {
+        self.core.serve(begun, reply, first, || {
             let data = data.to_vec();
             move |fs| fs.write(caller, ino, fh, offset, &data)
         });
@@ -351,8 +366,9 @@ impl Filesystem for Adapter {
 
     fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         let (ino, fh) = (ino.0, fh.0);
+        let begun = self.core.stats.request(Op::Flush);
         let first = self.fs().flush(ino, fh);
-        self.core.serve(Op::Flush, reply, first, || move |fs| fs.flush(ino, fh));
+        self.core.serve(begun, reply, first, || move |fs| fs.flush(ino, fh));
     }
 
     fn release(
@@ -365,17 +381,19 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.core.stats.request(Op::Release);
+        let begun = self.core.stats.request(Op::Release);
         // Before the file system may use the handle's number again.
         self.core.passthrough.released(ino.0, fh.0);
         self.fs().release(ino.0, fh.0);
         reply.ok();
+        self.core.stats.answered(begun);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
         let (ino, fh) = (ino.0, fh.0);
+        let begun = self.core.stats.request(Op::Fsync);
         let first = self.fs().fsync(ino, fh, data_only);
-        self.core.serve(Op::Fsync, reply, first, || move |fs| fs.fsync(ino, fh, data_only));
+        self.core.serve(begun, reply, first, || move |fs| fs.fsync(ino, fh, data_only));
     }
 
     fn fallocate(
@@ -389,17 +407,17 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (ino, fh) = (ino.0, fh.0);
+        let begun = self.core.stats.request(Op::Fallocate);
         let first = self.fs().fallocate(ino, fh, offset, length, mode);
-        self.core.serve(Op::Fallocate, reply, first, || {
-            move |fs| fs.fallocate(ino, fh, offset, length, mode)
-        });
+        self.core
+            .serve(begun, reply, first, || move |fs| fs.fallocate(ino, fh, offset, length, mode));
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let (caller, ino) = (caller(req), ino.0);
+        let begun = self.core.stats.request(Op::Opendir);
         let first = self.fs().opendir(caller, ino);
-        self.core
-            .serve(Op::Opendir, OpendirReply(reply), first, || move |fs| fs.opendir(caller, ino));
+        self.core.serve(begun, OpendirReply(reply), first, || move |fs| fs.opendir(caller, ino));
     }
 
     fn readdir(
@@ -421,9 +439,10 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.core.stats.request(Op::Releasedir);
+        let begun = self.core.stats.request(Op::Releasedir);
         self.fs().releasedir(ino.0, fh.0);
         reply.ok();
+        self.core.stats.answered(begun);
     }
 
     fn fsyncdir(
@@ -435,12 +454,13 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (ino, fh) = (ino.0, fh.0);
+        let begun = self.core.stats.request(Op::Fsyncdir);
         let first = self.fs().fsyncdir(ino, fh);
-        self.core.serve(Op::Fsyncdir, reply, first, || move |fs| fs.fsyncdir(ino, fh));
+        self.core.serve(begun, reply, first, || move |fs| fs.fsyncdir(ino, fh));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.core.stats.request(Op::Statfs);
+        let begun = self.core.stats.request(Op::Statfs);
         let s = self.fs().statfs();
         reply.statfs(
             s.blocks,
@@ -452,6 +472,7 @@ impl Filesystem for Adapter {
             s.name_max,
             s.block_size,
         );
+        self.core.stats.answered(begun);
     }
 
     // From here on: what is left to the kernel, which asks once. It falls back to its own way

@@ -3,7 +3,7 @@
 
 use super::convert::{file_attr, no_attr, ttl};
 use super::passthrough::{Mode, Passthrough};
-use super::stats::{FuseStats, Op};
+use super::stats::{Begun, FuseStats, Op};
 use crate::fs::api::{Attr, Fh, Found, FsError, Ino, Lookup, MailFs, Need, OpenMode, Opened, Step};
 use fuser::{
     BackingId, Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData,
@@ -49,22 +49,26 @@ impl Core {
     /// Replies with the first answer of a call, or has it made again on a task once what it
     /// needs is there. `own` is asked only then to make the repeatable call, which owns its
     /// arguments.
-    pub(super) fn serve<T, R, O, A>(self: &Arc<Self>, op: Op, reply: R, first: Step<T>, own: O)
-    where
+    pub(super) fn serve<T, R, O, A>(
+        self: &Arc<Self>,
+        begun: Begun,
+        reply: R,
+        first: Step<T>,
+        own: O,
+    ) where
         T: Send + 'static,
         R: Answer<T>,
         O: FnOnce() -> A,
         A: Fn(&dyn MailFs) -> Step<T> + Send + 'static,
     {
-        self.stats.request(op);
         match first {
-            Step::Done(result) => self.answer(op, reply, result),
+            Step::Done(result) => self.answer(begun, reply, result),
             Step::Wait(need) => {
                 let core = self.clone();
                 let again = own();
                 self.rt.spawn(async move {
-                    let result = core.settle(op, need, again).await;
-                    core.answer(op, reply, result);
+                    let result = core.settle(begun.op, need, again).await;
+                    core.answer(begun, reply, result);
                 });
             }
         }
@@ -86,11 +90,12 @@ impl Core {
         }
     }
 
-    pub(super) fn answer<T>(&self, op: Op, reply: impl Answer<T>, result: Result<T, FsError>) {
+    fn answer<T>(&self, begun: Begun, reply: impl Answer<T>, result: Result<T, FsError>) {
         match result {
             Ok(value) => reply.done(self, value),
-            Err(error) => self.fail(op, reply, &error),
+            Err(error) => self.fail(begun.op, reply, &error),
         }
+        self.stats.answered(begun);
     }
 
     /// The one door for errors: logged, counted, told to the caller.
@@ -115,10 +120,9 @@ impl Core {
         cookie: u64,
     ) {
         const OP: Op = Op::Readdir;
-        self.stats.request(OP);
+        let begun = self.stats.request(OP);
         match self.list(&mut reply, ino, fh, cookie) {
-            Listed::Done(Ok(())) => reply.ok(),
-            Listed::Done(Err(error)) => self.fail(OP, reply, &error),
+            Listed::Done(result) => self.listed(begun, reply, result),
             Listed::Wait(mut need) => {
                 let core = self.clone();
                 self.rt.spawn(async move {
@@ -133,13 +137,18 @@ impl Core {
                         }
                     };
                     drop(waiting);
-                    match result {
-                        Ok(()) => reply.ok(),
-                        Err(error) => core.fail(OP, reply, &error),
-                    }
+                    core.listed(begun, reply, result);
                 });
             }
         }
+    }
+
+    fn listed(&self, begun: Begun, reply: ReplyDirectory, result: Result<(), FsError>) {
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => self.fail(begun.op, reply, &error),
+        }
+        self.stats.answered(begun);
     }
 
     fn list(&self, reply: &mut ReplyDirectory, ino: Ino, fh: Fh, cookie: u64) -> Listed {

@@ -1,8 +1,10 @@
 //! What the kernel asked for, how often that had to wait, and which errors it was told.
 
+use crate::histogram::{Durations, Histogram};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 macro_rules! ops {
     ($($op:ident $name:literal,)*) => {
@@ -37,6 +39,7 @@ const OPS: usize = Op::ALL.len();
 #[derive(Debug)]
 pub struct FuseStats {
     requests: [AtomicU64; OPS],
+    answers: [Histogram; OPS],
     waits: [AtomicU64; OPS],
     waiting: AtomicU64,
     passthrough: AtomicU64,
@@ -47,6 +50,7 @@ impl Default for FuseStats {
     fn default() -> Self {
         FuseStats {
             requests: std::array::from_fn(|_| AtomicU64::new(0)),
+            answers: std::array::from_fn(|_| Histogram::default()),
             waits: std::array::from_fn(|_| AtomicU64::new(0)),
             waiting: AtomicU64::new(0),
             passthrough: AtomicU64::new(0),
@@ -59,6 +63,12 @@ impl FuseStats {
     /// Requests of this kind.
     pub fn requests(&self, op: Op) -> u64 {
         self.requests[op as usize].load(Ordering::Relaxed)
+    }
+
+    /// How long they took from their arrival to their answer; requests that need none (forget) and
+    /// those that are not answered yet are not in it.
+    pub fn answers(&self, op: Op) -> Durations {
+        self.answers[op as usize].read()
     }
 
     /// How many of them could not be answered at once.
@@ -81,8 +91,13 @@ impl FuseStats {
         self.errors.lock().iter().map(|(&(op, errno), &n)| (op, errno, n)).collect()
     }
 
-    pub(super) fn request(&self, op: Op) {
+    pub(super) fn request(&self, op: Op) -> Begun {
         self.requests[op as usize].fetch_add(1, Ordering::Relaxed);
+        Begun { op, at: Instant::now() }
+    }
+
+    pub(super) fn answered(&self, begun: Begun) {
+        self.answers[begun.op as usize].add(begun.at.elapsed());
     }
 
     /// Counts one wait, which lasts until the guard is dropped.
@@ -99,6 +114,13 @@ impl FuseStats {
     pub(super) fn error(&self, op: Op, errno: i32) {
         *self.errors.lock().entry((op, errno)).or_default() += 1;
     }
+}
+
+/// A request that has no answer yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun {
+    pub(super) op: Op,
+    at: Instant,
 }
 
 #[derive(Debug)]

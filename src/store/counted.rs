@@ -1,7 +1,9 @@
 //! Counts and logs every request that passes: the one place where it is known why the store was
 //! asked.
 
+use super::health::{Health, HealthNow};
 use super::{Body, ETag, ObjectMeta, ObjectStore, Op, PutMode, Reason, StoreError, StoreResult};
+use crate::histogram::{Durations, Histogram};
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -33,17 +35,46 @@ pub struct CountRow {
     pub bytes_in: u64,
     /// Bytes of bodies written to the store, of puts that succeeded.
     pub bytes_out: u64,
-    /// The time that all calls took together.
-    pub time: Duration,
+    /// Calls that nobody waited for to their end. Whether the store carried them out is not known.
+    pub abandoned: u64,
+    /// The time that calls took, those that failed included.
+    pub time: Durations,
     /// The time of the slowest one.
     pub slowest: Duration,
+}
+
+#[derive(Debug)]
+struct Row {
+    counts: CountRow,
+    time: Histogram,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct CountedStore {
     inner: Arc<dyn ObjectStore>,
-    rows: Mutex<BTreeMap<(Op, Reason), CountRow>>,
+    rows: Mutex<BTreeMap<(Op, Reason), Row>>,
+    health: Health,
+}
+
+/// Counts a call as abandoned unless it comes to its end.
+struct Call<'a> {
+    store: &'a CountedStore,
+    op: Op,
+    why: Reason,
+    ended: bool,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.store.row(self.op, self.why, |row| {
+                row.counts.calls += 1;
+                row.counts.requests += 1;
+                row.counts.abandoned += 1;
+            });
+        }
+    }
 }
 
 /// What a call brought besides its answer.
@@ -63,17 +94,23 @@ impl Volume {
 
 impl CountedStore {
     pub fn new(inner: Arc<dyn ObjectStore>) -> CountedStore {
-        CountedStore { inner, rows: Mutex::default() }
+        CountedStore { inner, rows: Mutex::default(), health: Health::default() }
     }
 
     /// All rows with at least one call, by kind and reason.
     pub fn snapshot(&self) -> Vec<CountRow> {
-        self.rows.lock().values().cloned().collect()
+        let rows = self.rows.lock();
+        rows.values().map(|row| CountRow { time: row.time.read(), ..row.counts.clone() }).collect()
+    }
+
+    /// Whether the store answers, and since when not.
+    pub fn health(&self) -> HealthNow {
+        self.health.now(Instant::now())
     }
 
     /// The requests of all rows together.
     pub fn requests(&self) -> u64 {
-        self.rows.lock().values().map(|row| row.requests).sum()
+        self.rows.lock().values().map(|row| row.counts.requests).sum()
     }
 
     async fn run<T>(
@@ -85,8 +122,12 @@ impl CountedStore {
         volume: impl FnOnce(&T) -> Volume,
     ) -> StoreResult<T> {
         let start = Instant::now();
+        let mut call = Call { store: self, op, why, ended: false };
         let answer = request.await;
-        let took = start.elapsed();
+        call.ended = true;
+        let end = Instant::now();
+        let took = end.saturating_duration_since(start);
+        self.health.ended(start, end, answer.as_ref().err());
         let reason = why.0;
         let ms = took.as_millis() as u64;
         match &answer {
@@ -96,38 +137,47 @@ impl CountedStore {
         if took >= SLOW {
             tracing::warn!(%op, reason, key, ms, "slow store request");
         }
-        let mut rows = self.rows.lock();
-        let row = rows.entry((op, why)).or_insert_with(|| CountRow {
-            op,
-            reason,
-            calls: 0,
-            requests: 0,
-            errors: 0,
-            refusals: 0,
-            bytes_in: 0,
-            bytes_out: 0,
-            time: Duration::ZERO,
-            slowest: Duration::ZERO,
+        self.row(op, why, |row| {
+            row.time.add(took);
+            let counts = &mut row.counts;
+            counts.calls += 1;
+            counts.slowest = counts.slowest.max(took);
+            let volume = match &answer {
+                Ok(value) => volume(value),
+                Err(StoreError::NotFound { .. } | StoreError::Precondition { .. }) => {
+                    counts.refusals += 1;
+                    Volume::NONE
+                }
+                Err(_) => {
+                    counts.errors += 1;
+                    Volume::NONE
+                }
+            };
+            counts.requests += volume.requests as u64;
+            counts.bytes_in += volume.bytes_in;
+            counts.bytes_out += volume.bytes_out;
         });
-        row.calls += 1;
-        row.time += took;
-        row.slowest = row.slowest.max(took);
-        let volume = match &answer {
-            Ok(value) => volume(value),
-            Err(StoreError::NotFound { .. } | StoreError::Precondition { .. }) => {
-                row.refusals += 1;
-                Volume::NONE
-            }
-            Err(_) => {
-                row.errors += 1;
-                Volume::NONE
-            }
-        };
-        row.requests += volume.requests as u64;
-        row.bytes_in += volume.bytes_in;
-        row.bytes_out += volume.bytes_out;
-        drop(rows);
         answer
+    }
+
+    fn row(&self, op: Op, why: Reason, change: impl FnOnce(&mut Row)) {
+        let mut rows = self.rows.lock();
+        change(rows.entry((op, why)).or_insert_with(|| Row {
+            counts: CountRow {
+                op,
+                reason: why.0,
+                calls: 0,
+                requests: 0,
+                errors: 0,
+                refusals: 0,
+                bytes_in: 0,
+                bytes_out: 0,
+                abandoned: 0,
+                time: Durations::default(),
+                slowest: Duration::ZERO,
+            },
+            time: Histogram::default(),
+        }));
     }
 }
 
@@ -272,5 +322,19 @@ mod tests {
             ]
         );
         assert_eq!(store.requests(), 1507);
+        assert!(store.snapshot().iter().all(|row| row.time.count() == row.calls));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_is_counted_all_the_same() {
+        let store = CountedStore::new(Arc::new(MemStore::new()));
+        drop(store.head("d/1", Reason("open")));
+        assert_eq!(store.snapshot(), [], "it was not begun");
+        let stuck =
+            store.run(Op::Get, "k", Reason("open"), std::future::pending(), |()| Volume::NONE);
+        assert!(tokio::time::timeout(Duration::from_millis(1), stuck).await.is_err());
+        let rows = store.snapshot();
+        assert_eq!((rows[0].calls, rows[0].requests, rows[0].abandoned), (1, 1, 1));
+        assert_eq!(rows[0].time.count(), 0);
     }
 }

@@ -4,6 +4,8 @@
 //! is counted and logged with it. A store that fails is told apart from an object that is
 //! absent (I4): only [`StoreError::NotFound`] means that the store itself said "not there".
 
+pub use health::HealthNow;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::fmt;
@@ -17,6 +19,7 @@ pub mod dir;
 mod dir_io;
 mod dir_put;
 pub mod faulty;
+mod health;
 mod key;
 pub mod mem;
 pub mod probe;

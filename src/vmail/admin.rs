@@ -1,5 +1,6 @@
 //! What an administrator asks of the heart: what is at risk, flush now, close.
 
+use super::close;
 use super::error::{Error, Result};
 use super::flush::{self, Options, Report};
 use super::io::is_dirty;
@@ -18,6 +19,8 @@ pub struct Waiting {
     pub unimportant: bool,
     pub oldest: Option<Duration>,
     pub new_mails: u32,
+    /// Bytes of index files that changed since the last flush, caches left out.
+    pub changed_bytes: u64,
     /// Mails written here that no server was told are safe.
     pub unpublished: u64,
     pub unpublished_bytes: u64,
@@ -44,7 +47,16 @@ impl Waiting {
             lost: user.lost,
             ..Waiting::default()
         };
-        for (_, node) in user.tree.nodes.iter().filter(|(_, n)| n.nlink > 0 && is_dirty(&n.kind)) {
+        for (_, node) in user.tree.nodes.iter().filter(|(_, n)| n.nlink > 0) {
+            if let Kind::Local(local) = &node.kind
+                && !node.class.is_local_only()
+                && !node.class.is_cache()
+            {
+                waiting.changed_bytes += local.since.bytes_of(node.size);
+            }
+            if !is_dirty(&node.kind) {
+                continue;
+            }
             waiting.unpublished += 1;
             waiting.unpublished_bytes += match &node.kind {
                 Kind::Growing(grow) => node.size.saturating_sub(grow.published),
@@ -75,20 +87,6 @@ impl Session {
         (open, all)
     }
 
-    /// Bytes that the metacache's files have.
-    pub fn metacache_bytes(&self) -> u64 {
-        let mut sum = 0;
-        for cell in self.users_snapshot() {
-            sum += cell
-                .if_open(|user| {
-                    let local = |n: &super::node::Node| matches!(n.kind, Kind::Local(_));
-                    user.tree.nodes.iter().filter(|(_, n)| local(n)).map(|(_, n)| n.size).sum()
-                })
-                .unwrap_or(0);
-        }
-        sum
-    }
-
     /// Flushes a user by name; one that is not open has nothing to flush.
     pub async fn flush_user(
         self: &Arc<Self>,
@@ -109,7 +107,10 @@ impl Session {
         let cells: Vec<Arc<UserCell>> = self
             .all_users()
             .into_iter()
-            .filter(|cell| matches!(*cell.state.lock(), CellState::Open(_)))
+            // One that is just being opened, too.
+            .filter(|cell| {
+                matches!(*cell.state.lock(), CellState::Open(_)) || cell.opening.try_lock().is_err()
+            })
             .collect();
         let give_up = self.env.clock.sleep(patience);
         tokio::pin!(give_up);
@@ -120,7 +121,7 @@ impl Session {
         loop {
             while running.len() < self.settings.max_flushes.max(1) {
                 let Some(cell) = next.next().cloned() else { break };
-                running.spawn(async move { (cell.name.to_string(), flush::close(&cell).await) });
+                running.spawn(async move { (cell.name.to_string(), close::close(&cell).await) });
             }
             tokio::select! {
                 done = running.join_next() => match done {
@@ -149,9 +150,5 @@ impl Session {
             }
         }
         failed
-    }
-
-    fn users_snapshot(&self) -> Vec<Arc<UserCell>> {
-        self.users.lock().values().cloned().collect()
     }
 }

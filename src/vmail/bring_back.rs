@@ -339,6 +339,7 @@ impl User {
         if let Ok(node) = self.node_mut(lock) {
             node.size = raised.len() as u64;
         }
+        self.recharge(lock);
         let done = self.rename(at, UIDLIST_LOCK, at, UIDLIST, false);
         if done.is_err() {
             self.unlink(at, UIDLIST_LOCK)?;

@@ -1,6 +1,7 @@
 //! A user in memory from its head and what the local disk knows: the folders, and what the
 //! journal says since the last flush. Lines of the journal wait until their folder is loaded.
 
+use super::close::Leaving;
 use super::error::{Error, Result};
 use super::journal::Journal;
 use super::load;
@@ -88,12 +89,15 @@ pub(super) fn build(
         cache_dir,
         state_dir: state_dir.clone(),
         lost: false,
+        leaving: Leaving::No,
+        handed_over: None,
         ready: false,
         renamed_from: None,
         unclean: follows == Follows::Loss && resumed,
         used: session.env.clock.boot(),
         cell: Arc::downgrade(cell),
         uidvalidity: None,
+        space: super::space::Space::new(session.metacache.account(&cell.name)),
         uidvalidity_ceiling: head.uidvalidity_ceiling,
         uidvalidity_burnt: head.uidvalidity_burnt,
         recovering: follows == Follows::Loss,
@@ -121,6 +125,7 @@ pub(super) fn build(
     let bytes = encode_stamped(&stamp, &user.head)?;
     let path = state_dir.join("head");
     disk.replace(&path, &bytes, true).map_err(|e| Error::disk(path.display().to_string(), &e))?;
+    user.count()?;
     Ok(Built { user, named_above })
 }
 

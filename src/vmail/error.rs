@@ -76,9 +76,22 @@ pub enum Error {
     /// Another backend owns the user and is alive.
     #[error("user {user} is owned by backend {backend}, which is alive")]
     Foreign { user: String, backend: String },
+    /// The store says what cannot be. It is asked again, and nothing is taken for true meanwhile.
+    #[error("{what}")]
+    Doubt { what: String },
+    /// On the way of a delivery, what is an error of its own elsewhere: the mail stays with its
+    /// sender.
+    #[error("{what}")]
+    Deferred { what: String },
+    /// The user is on its way out of this session; see [`super::close`].
+    #[error("user {user} is being handed over")]
+    HandingOver { user: String },
     /// Space is reserved for others, or a bound is reached.
     #[error("{0}")]
     Full(String),
+    /// A cache is full and nothing of it can go at present.
+    #[error("{0}")]
+    Crowded(String),
     /// The session is ending.
     #[error("the mount is going away")]
     Closing,
@@ -148,7 +161,27 @@ impl Error {
             Error::Disk { full: true, .. } | Error::Full(_) => libc::ENOSPC,
             Error::Disk { full: false, .. } => libc::EAGAIN,
             Error::Lost { .. } | Error::Lapsed { .. } => libc::ESTALE,
-            Error::Foreign { .. } | Error::Closing | Error::Vanished { .. } => libc::EAGAIN,
+            Error::Foreign { .. }
+            | Error::HandingOver { .. }
+            | Error::Doubt { .. }
+            | Error::Deferred { .. }
+            | Error::Closing
+            | Error::Crowded(_)
+            | Error::Vanished { .. } => libc::EAGAIN,
+        }
+    }
+
+    /// What is told to a call that would make a mail safe: EIO would bounce it, and what is wrong
+    /// here may be mended before its sender gives up.
+    #[must_use]
+    pub fn for_delivery(self) -> Error {
+        match self {
+            Error::Store { what, source, .. } => Error::store(what, During::Delivery, source),
+            Error::Corrupt { .. }
+            | Error::Damaged { .. }
+            | Error::Gone { .. }
+            | Error::Internal(_) => Error::Deferred { what: self.to_string() },
+            other => other,
         }
     }
 

@@ -45,9 +45,14 @@ impl User {
             match from.target {
                 Target::Node(ix) => {
                     let class = self.class_for(ix, to.at, to.name)?;
+                    self.named(ix, to.at);
                     self.renamed(ix, class, to.name, now)?;
                 }
-                Target::Folder(_) | Target::Sub(_) => self.urgent(),
+                Target::Folder(id) => {
+                    self.judge_anew(id);
+                    self.urgent();
+                }
+                Target::Sub(_) => self.urgent(),
             }
         }
         self.touch(a.at, now);
@@ -106,7 +111,7 @@ impl User {
                 // A folder without files has no directory there.
                 for side in [a, b].into_iter().filter(|s| matches!(s.target, Target::Folder(_))) {
                     let path = self.file_path(side.at, side.name);
-                    let made = self.session.env.disk.create_dirs(&path);
+                    let made = self.make_cache_dir(&path);
                     made.map_err(|e| Error::disk("metacache", &e))?;
                 }
                 Some(DiskOp::Exchange {

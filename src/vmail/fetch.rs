@@ -307,14 +307,6 @@ pub async fn whole(
     })
 }
 
-/// What a write needs and the store does not give is deferred, not refused.
-fn for_writing(error: Error) -> Error {
-    match error {
-        Error::Store { what, source, .. } => Error::store(what, During::Delivery, source),
-        other => other,
-    }
-}
-
 /// Brings a published file back to staging, from `offset` on, so that it can be written.
 pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
     let cell = &node.cell;
@@ -340,7 +332,8 @@ pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
     match wanted {
         None => Ok(()),
         Some(What::Mail(key, size)) => {
-            let bytes = whole(session, &cell.name, &key, size).await.map_err(for_writing)?;
+            let bytes =
+                whole(session, &cell.name, &key, size).await.map_err(Error::for_delivery)?;
             let staged = session.staging.create().map_err(local)?;
             staged.write(&bytes, 0).map_err(local)?;
             cell.open_user(|user| {
@@ -357,7 +350,7 @@ pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
             for extent in extents {
                 let bytes = whole(session, &cell.name, &extent.object, extent.len)
                     .await
-                    .map_err(for_writing)?;
+                    .map_err(Error::for_delivery)?;
                 pieces.push((extent.offset, bytes));
             }
             cell.open_user(|user| {

@@ -18,6 +18,7 @@
 //! A flush costs two requests, and one more for each large file.
 
 use super::ceilings::{self, VALIDITY_ROOM};
+use super::close::Leaving;
 use super::cut::{Cut, Extent, copy};
 use super::error::{During, Error, Result, pass};
 use super::local::encode_stamped;
@@ -27,7 +28,8 @@ use super::publish::blocking;
 use super::session::{CellState, UserCell};
 use super::swap::swap_head;
 use super::wait::Patience;
-use super::{dropped, load, need, restore};
+use super::{close, dropped, load, need, restore};
+use crate::cache::metacache::Purpose;
 use crate::failpoint;
 use crate::format::head::{Head, PartKind, PartRef};
 use crate::format::key::{bundle_key, file_key};
@@ -69,10 +71,21 @@ const DROPPED_CHAIN: usize = 64;
 /// Flushes a user that is open.
 pub async fn flush(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let _one = cell.flushing.lock().await;
+    if matches!(*cell.state.lock(), CellState::Open(_)) {
+        close::reclaim(cell).await?;
+    }
     flush_alone(cell, options).await
 }
 
-async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
+pub(super) async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
+    let session = &cell.session;
+    let begun = session.env.clock.boot();
+    let done = flush_changes(cell, options).await;
+    session.counts.flushed(session.env.clock.boot().saturating_sub(begun), &done);
+    done
+}
+
+async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let Some(wanted) = cell.if_open(|user| {
         if user.lost {
             return Err(Error::Lost { user: user.name.to_string() });
@@ -97,7 +110,7 @@ async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     }
     for _ in 0..TRIES {
         for folder in cell.open_user(|user| Ok(user.unloaded_changes()))? {
-            load::load(cell, folder).await?;
+            load::load_for(cell, folder, Purpose::Flush).await?;
         }
         match attempt(cell, options).await {
             Ok(Some(report)) => return Ok(report),
@@ -115,8 +128,12 @@ async fn flush_alone(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
 async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report>> {
     let extent = Extent { caches: options.caches };
     let cut = cell.open_user(|user| {
-        user.may_write()?;
-        user.cut(extent)
+        user.may_finish()?;
+        let cut = user.cut(extent)?;
+        if options.release {
+            user.leaving = Leaving::Sealed;
+        }
+        Ok(cut)
     })?;
     let lines: usize = cut.folders.iter().map(|folder| folder.lines.len()).sum();
     let (cut, done) = send(cell, cut, options).await;
@@ -126,6 +143,7 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
                 user.flushed_seq = cut.seq;
                 user.settle_cut(cut, &parts);
                 user.take_head(head, tag);
+                user.handed_over = None;
                 Ok(options.release && !user.has_unflushed())
             })?;
             save_head(cell, clean).await?;
@@ -136,13 +154,17 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
             Ok(Some(report))
         }
         Ok(None) => {
-            cell.if_open(|user| user.undo_cut(cut));
+            cell.if_open(|user| {
+                user.undo_cut(cut);
+                user.unseal();
+            });
             Ok(None)
         }
         Err(error) => {
             cell.if_open(|user| {
                 user.lost |= matches!(error, Error::Lost { .. });
                 user.undo_cut(cut);
+                user.unseal();
             });
             Err(error)
         }
@@ -246,6 +268,12 @@ async fn send_cut(cell: &Arc<UserCell>, cut: &Arc<Cut>, options: Options) -> Res
     }
     intend(cell, &dir, &head, &stamp).await?;
     pass(failpoint::FLUSH_BEFORE_SWAP)?;
+    if options.release {
+        cell.open_user(|user| {
+            user.handed_over = Some(head.write_id.clone());
+            Ok(())
+        })?;
+    }
     let swapped = swap_head(cell, &head, Some(tag), Reason("flush")).await?;
     pass(failpoint::FLUSH_AFTER_SWAP)?;
     match swapped {
@@ -374,6 +402,7 @@ pub async fn raise_ceilings(
     uidvalidity: Option<u32>,
 ) -> Result<()> {
     let _one = cell.flushing.lock().await;
+    close::reclaim(cell).await?;
     let (mut head, tag, dir, stamp) = cell.open_user(|user| {
         user.may_write()?;
         user.ceiling_wanted = false;
@@ -417,7 +446,9 @@ pub async fn raise_ceilings(
 pub(super) async fn save_head(cell: &Arc<UserCell>, clean: bool) -> Result<()> {
     let (bytes, path) = cell.open_user(|user| {
         let stamp = user.stamp(user.flushed_seq, clean);
-        Ok((encode_stamped(&stamp, &user.head)?, user.state_dir.join("head")))
+        let bytes = encode_stamped(&stamp, &user.head)?;
+        user.head_is(bytes.len() as u64);
+        Ok((bytes, user.state_dir.join("head")))
     })?;
     let disk = cell.session.env.disk.clone();
     let written =
@@ -447,39 +478,6 @@ impl super::user::User {
                 && matches!(&n.kind, super::node::Kind::Local(l) if !l.shipped)
         })
     }
-}
-
-/// Hands a user over: everything is flushed, nobody owns it, local state says so. After this the
-/// user is closed.
-pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
-    if matches!(*cell.state.lock(), CellState::Closed) {
-        return Ok(());
-    }
-    // Not in the middle of an opening, and no other flush between this one and its checkpoint.
-    let _opened = cell.opening.lock().await;
-    if matches!(*cell.state.lock(), CellState::Closed) {
-        return Ok(());
-    }
-    let _one = cell.flushing.lock().await;
-    let options = Options { caches: true, release: true, important_only: false };
-    let mut more = true;
-    // What was begun before the last call ended may still change something.
-    for _ in 0..TRIES {
-        flush_alone(cell, options).await?;
-        more = cell.open_user(|user| {
-            user.checkpoint()?;
-            Ok(user.has_unflushed())
-        })?;
-        save_head(cell, !more).await?;
-        if !more {
-            break;
-        }
-    }
-    if more {
-        return Err(Error::Internal(format!("user {} changed while it was closed", cell.name)));
-    }
-    *cell.state.lock() = CellState::Closed;
-    Ok(())
 }
 
 /// Waits that end in a head swap.

@@ -36,6 +36,7 @@ impl User {
         if self.target(at, name)?.is_some() {
             return Err(Plain::Exists.into());
         }
+        self.room_for_name()?;
         if self.tree.depth(at) + 1 > MAX_DEPTH {
             return Err(Plain::NameTooLong.into());
         }
@@ -132,7 +133,7 @@ impl User {
 
     pub(super) fn remove_cache_dir(&self, at: Place) {
         let path = self.cache_path(at);
-        if let Err(error) = self.session.env.disk.remove_tree(&path) {
+        if let Err(error) = self.drop_cache_dir(&path) {
             // What is left there is named by no listing and goes at the next load.
             tracing::warn!(%error, path = %path.display(), "metacache directory not removed");
         }

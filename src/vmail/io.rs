@@ -107,7 +107,11 @@ impl User {
         let node = self.node_mut(ix)?;
         node.handles += 1;
         node.writers += u32::from(how.write);
+        let folder = node.names.first().map(|name| name.at.folder);
         self.used = self.boot();
+        if let Some(folder) = folder {
+            self.used_folder(folder);
+        }
         Ok(copy)
     }
 
@@ -171,6 +175,7 @@ impl User {
         if let Some(ino) = forgotten.map(|n| n.ino) {
             self.session.forget_ino(ino);
         }
+        self.recharge(ix);
         self.drop_if_unused(ix);
     }
 
@@ -287,8 +292,14 @@ impl User {
             Kind::Local(local) => {
                 let file = local.file.clone().ok_or(Plain::BadHandle)?;
                 tracker = self.probe_uids(ix, offset, data)?;
-                self.first_write(ix)?;
-                file.write_all_at(data, offset).map_err(|e| disk(&e))?;
+                self.make_room(ix, end)?;
+                let written = self
+                    .first_write(ix)
+                    .and_then(|()| file.write_all_at(data, offset).map_err(|e| disk(&e)));
+                if let Err(error) = written {
+                    self.recharge(ix);
+                    return Err(error.into());
+                }
             }
             Kind::Published(_) | Kind::Symlink(_) => return Err(Plain::BadHandle.into()),
         }
@@ -386,7 +397,7 @@ impl User {
     fn probe_uids(&mut self, ix: NodeIx, offset: u64, data: &[u8]) -> Op<Option<Tracker>> {
         let node = self.node(ix)?;
         let Kind::Local(local) = &node.kind else { return Ok(None) };
-        let probe = match &local.tracker {
+        let mut probe = match &local.tracker {
             Tracker::None => return Ok(None),
             Tracker::UidList(t) => {
                 let mut t = t.clone();
@@ -399,7 +410,11 @@ impl User {
                 Tracker::Log(t)
             }
         };
-        if let (Some(next), Some(name)) = (User::tracker_next_uid(&probe), node.names.first()) {
+        let name = node.names.first();
+        if probe.is_lost() {
+            probe = self.track_anew(ix, offset, data)?;
+        }
+        if let (Some(next), Some(name)) = (User::tracker_next_uid(&probe), name) {
             self.await_ceiling(name.at.folder, next)?;
         }
         Ok(Some(probe))
@@ -449,6 +464,7 @@ impl User {
             }
             Kind::Local(_) => {
                 let file = self.local_file(ix)?;
+                self.make_room(ix, len)?;
                 self.first_write(ix)?;
                 file.set_len(len).map_err(|e| disk(&e))?;
                 if let Kind::Local(local) = &mut self.node_mut(ix)?.kind {
@@ -467,6 +483,7 @@ impl User {
         node.size = len;
         node.mtime = now;
         node.ctime = now;
+        self.recharge(ix);
         Ok(())
     }
 
@@ -502,10 +519,16 @@ impl User {
 
     // ---- what close and fsync wait for
 
-    /// A descriptor was closed: a mail that nobody synced is made safe now.
-    pub fn close(&mut self, ix: NodeIx, wrote: bool) -> Op<()> {
+    /// A descriptor was closed: a mail that nobody synced is made safe now. Of a growing file
+    /// only what was `written` through this descriptor is promised: what lies at its end may be a
+    /// mail that another server process is in the middle of, and half a mail in the store is one
+    /// that Dovecot calls corrupted after a crash.
+    pub fn close(&mut self, ix: NodeIx, wrote: bool, written: u64) -> Op<()> {
         let reference = self.node_ref(ix)?;
         let node = self.node(ix)?;
+        if matches!(&node.kind, Kind::Growing(grow) if written <= grow.safe_writes) {
+            return Ok(());
+        }
         // A file that nothing was written to holds no mail: a shell closes a copy of its
         // descriptor before it writes. It is published behind its last close.
         let untouched = matches!(&node.kind, Kind::Mail(mail) if mail.writes == 0);
@@ -513,6 +536,14 @@ impl User {
             return Err(Stop::Wait(Need::Publish(reference)));
         }
         Ok(())
+    }
+
+    /// How often the growing file was written to; 0 for others.
+    pub fn writes_to_growing(&self, ix: NodeIx) -> u64 {
+        match self.tree.nodes.get(ix).map(|node| &node.kind) {
+            Some(Kind::Growing(grow)) => grow.writes,
+            _ => 0,
+        }
     }
 
     pub fn fsync(&mut self, ix: NodeIx) -> Op<()> {

@@ -8,7 +8,7 @@
 
 use super::env::Env;
 use super::error::{During, Error, Result};
-use super::session::{Session, Settings};
+use super::session::{Session, Settings, UserCell};
 use crate::format::key::backend_key;
 use crate::store::{Body, PutMode, Reason, StoreError};
 use bytes::Bytes;
@@ -109,7 +109,7 @@ impl Lease {
         Ok(())
     }
 
-    /// Renews for as long as the session lives.
+    /// Renews for as long as the session has users: handing over many may take longer than a lease.
     pub async fn keep(session: Arc<Session>) {
         let lease = &session.lease;
         if lease.single {
@@ -117,7 +117,8 @@ impl Lease {
         }
         loop {
             session.env.clock.sleep(lease.time / 3).await;
-            if session.closing.load(Ordering::Acquire) {
+            let open = |cell: &Arc<UserCell>| cell.if_open(|_| ()).is_some();
+            if session.is_closing() && !session.all_users().iter().any(open) {
                 return;
             }
             if let Err(error) = lease.renew(&session).await {

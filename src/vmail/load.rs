@@ -19,9 +19,11 @@ use super::node::{Kind, Local, Names, Node, Since};
 use super::parts::{Contents, FromParts, Source, Wanted, fetch_parts, large_files};
 use super::session::UserCell;
 use super::snapshot::read_snapshot;
+use super::space;
 use super::tree::{Dir, NameBytes, Target};
 use super::user::User;
 use super::wait::Patience;
+use crate::cache::metacache::{DIR, Purpose, of_file};
 use crate::dovecot::classes::Class;
 use crate::format::listing::{Attrs, Entry};
 use crate::format::{FolderId, ObjectId, Place, Sub, Timestamp};
@@ -38,10 +40,15 @@ pub const UNKNOWN: Attrs =
 
 /// Loads a folder, trying for as long as a delivery may wait.
 pub async fn load(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
+    load_for(cell, folder, Purpose::Load).await
+}
+
+/// The same for somebody who may go further into the metacache's grace.
+pub async fn load_for(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
     let mut patience = Patience::new(&cell.session);
     let _one = cell.loading.lock().await;
     loop {
-        let error = match load_once(cell, folder).await {
+        let error = match load_once(cell, folder, purpose).await {
             Err(error @ Error::Store { .. }) => error,
             done => return done,
         };
@@ -52,7 +59,7 @@ pub async fn load(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
     }
 }
 
-async fn load_once(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
+async fn load_once(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
     let wanted = cell.open_user(|user| Ok(user.wanted(folder)))?;
     if wanted.is_empty() {
         return Ok(());
@@ -69,12 +76,14 @@ async fn load_once(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
             None => fetch.push(want),
         }
     }
+    let known_here = sources.len();
     sources.extend(fetch_parts(cell, &fetch).await?);
+    cell.session.counts.loaded(known_here, sources.len() - known_here);
     // Parents before children, so that paths are known.
     let mut names = 0;
     for (id, source) in sources {
         names += source.state.len();
-        install_checked(cell, id, source).await?;
+        install_checked(cell, id, source, purpose).await?;
     }
     if names > MANY {
         crate::memory::give_back();
@@ -82,9 +91,16 @@ async fn load_once(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
     Ok(())
 }
 
-async fn install_checked(cell: &Arc<UserCell>, id: FolderId, source: Source) -> Result<()> {
+async fn install_checked(
+    cell: &Arc<UserCell>,
+    id: FolderId,
+    source: Source,
+    purpose: Purpose,
+) -> Result<()> {
     let large = large_files(cell, id, &source).await?;
+    let room = space::reserve(&cell.session, takes(&source, &large), purpose).await?;
     let missing = cell.open_user(|user| user.install(id, source, &large, false))?;
+    drop(room);
     if !missing {
         return Ok(());
     }
@@ -99,7 +115,15 @@ async fn install_checked(cell: &Arc<UserCell>, id: FolderId, source: Source) -> 
     let mut fetched = fetch_parts(cell, &parts).await?;
     let Some((_, source)) = fetched.pop() else { return Ok(()) };
     let large = large_files(cell, id, &source).await?;
+    let _room = space::reserve(&cell.session, takes(&source, &large), purpose).await?;
     cell.open_user(|user| user.install(id, source, &large, true)).map(|_| ())
+}
+
+/// What the files that came with a listing take at most, once they are on the disk.
+pub(super) fn takes(source: &Source, large: &HashMap<ObjectId, bytes::Bytes>) -> u64 {
+    let small = source.parts.iter().flat_map(|parts| parts.contents.values()).map(Vec::len);
+    let all: u64 = small.chain(large.values().map(|b| b.len())).map(|n| of_file(n as u64)).sum();
+    if all == 0 { 0 } else { all + DIR }
 }
 
 impl User {
@@ -264,6 +288,7 @@ impl User {
         }
         let on_disk = self.disk_inos(id)?;
         let mut same_file: HashMap<u64, usize> = HashMap::new();
+        let mut here = Vec::new();
         for (sub, name, entry) in state.into_names() {
             let at = Place { folder: id, sub };
             if self.tree.dir(at).is_none() {
@@ -382,10 +407,22 @@ impl User {
             if let (Some(object), Some(_)) = (object, total) {
                 self.tree.shared.insert(object, ix);
             }
-            if let Some((_, ino)) = on_disk.get(&(sub, name.clone())) {
+            let mut before = None;
+            if let Some((len, ino)) = on_disk.get(&(sub, name.clone())) {
                 same_file.insert(*ino, ix);
+                before = Some(*len);
             }
             self.tree.attach(at, name, ix);
+            if self.tree.kind_is_local(ix) {
+                here.push((ix, before));
+            }
+        }
+        // By its names the priority of the folder is known.
+        if let Some(folder) = self.tree.folders.get_mut(&id) {
+            folder.priority = None;
+        }
+        for (ix, before) in here {
+            self.charged_already(ix, before);
         }
         Ok(())
     }
@@ -421,14 +458,15 @@ impl User {
     pub(super) fn write_local(&self, at: Place, name: &[u8], content: &[u8]) -> Result<()> {
         let path = self.file_path(at, name);
         let disk = &*self.session.env.disk;
-        disk.create_dirs(&self.cache_path(at))
+        self.make_cache_dir(&self.cache_path(at))
             .and_then(|()| disk.replace(&path, content, false))
             .map_err(|e| Error::disk(path.display().to_string(), &e))
     }
 
     /// Removes what lies in the folder's metacache directory and is named nowhere: locks and
     /// temporary files of a session that died.
-    fn sweep(&self, id: FolderId) {
+    fn sweep(&mut self, id: FolderId) {
+        let priority = self.priority(id);
         let disk = &*self.session.env.disk;
         for sub in Sub::ALL {
             let at = Place { folder: id, sub };
@@ -446,8 +484,12 @@ impl User {
                     continue;
                 }
                 let path = path.join(&entry.name);
-                let gone =
-                    if entry.is_dir { disk.remove_tree(&path) } else { disk.remove_file(&path) };
+                let gone = if entry.is_dir {
+                    self.drop_cache_dir(&path)
+                } else {
+                    self.space.account.release(priority, of_file(entry.len));
+                    disk.remove_file(&path)
+                };
                 if let Err(error) = gone {
                     tracing::warn!(%error, path = %path.display(), "leftover not removed");
                 }

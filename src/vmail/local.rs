@@ -330,6 +330,7 @@ impl User {
                 folder.snapshot_stale = false;
             }
         }
+        self.recount_state();
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 
 use super::error::{Error, Plain, Result};
 use super::need::Op;
-use super::node::{Growing, Kind, Mail, Names, Node, NodeIx, Since};
+use super::node::{Growing, Kind, Local, Mail, Names, Node, NodeIx, Since};
 use super::tree::Target;
 use super::user::User;
 use crate::dovecot::classes::{Class, IndexKind};
@@ -89,6 +89,7 @@ impl User {
         if self.target(at, name)?.is_some() {
             return Err(Plain::Exists.into());
         }
+        self.room_for_name()?;
         let uid_validity = match class {
             Class::Index(IndexKind::UidValidity) => self.await_uidvalidity_ceiling(name)?,
             _ => None,
@@ -106,7 +107,11 @@ impl User {
                 let temporary = super::recover::is_temporary(name);
                 Kind::Growing(Box::new(Growing { temporary, ..Growing::default() }))
             }
-            _ => Kind::Local(Box::new(User::new_local())),
+            // Whoever copies a mailbox in writes its index files under their own names.
+            _ => Kind::Local(Box::new(Local {
+                tracker: self.track(class, b""),
+                ..User::new_local()
+            })),
         };
         let node = self.new_node(kind, class, mode, owner);
         let disk = DiskOp::Create { at, name: name.to_vec() };
@@ -125,6 +130,7 @@ impl User {
         let ix = self.tree.nodes.add(node);
         self.tree.attach(at, name.into(), ix);
         self.touch(at, now);
+        self.named(ix, at);
         if let Some(value) = uid_validity {
             self.uidvalidity_given(value);
             // A lost session may have given more, with a counter that no flush has seen.
@@ -236,6 +242,7 @@ impl User {
         };
         self.tree.attach(at, name.into(), ix);
         self.touch(at, now);
+        self.named(ix, at);
         if !objects.is_empty() {
             let count = self.tree.nodes.get(ix).map_or(1, |n| n.nlink);
             for object in objects {
@@ -299,6 +306,8 @@ impl User {
             self.dropped_files.extend(local.object);
         }
         let left = node.nlink;
+        self.recharge(ix);
+        let Some(node) = self.tree.nodes.get(ix) else { return };
         let objects: Vec<_> = node.objects().iter().map(|o| o.id()).collect();
         for object in objects {
             if left > 1 {
@@ -315,6 +324,9 @@ impl User {
 
     pub fn drop_if_unused(&mut self, ix: NodeIx) {
         if let Some(node) = self.tree.collect(ix) {
+            if let Kind::Local(local) = &node.kind {
+                self.space.account.release(local.charged_to, local.charged);
+            }
             self.session.forget_ino(node.ino);
         }
     }

@@ -4,6 +4,7 @@ use super::error::{Error, Plain};
 use super::node::NodeIx;
 use super::session::UserCell;
 use super::user::User;
+use crate::cache::metacache::Purpose;
 use crate::format::FolderId;
 use crate::fs::api::Ino;
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub enum Need {
     Fetch(NodeRef),
     /// One object of a growing file must be here.
     FetchExtent(NodeRef, usize),
+    /// So many bytes of the metacache must be free.
+    Room(u64, Purpose),
     /// Bytes of a mail that does not fit the cache.
     Through(NodeRef, u64),
     /// A published file that may still be written must be in staging again; a growing one from
@@ -51,6 +54,26 @@ pub enum Need {
 }
 
 impl Need {
+    /// The user whose call waits.
+    pub fn cell(&self) -> Option<&Arc<UserCell>> {
+        match self {
+            Need::Users | Need::Room(..) => None,
+            Need::Open(cell)
+            | Need::Exists(cell)
+            | Need::Load(cell, _)
+            | Need::Restore(cell, _)
+            | Need::SyncJournal(cell)
+            | Need::Ceiling(cell, ..)
+            | Need::UidValidity(cell, _) => Some(cell),
+            Need::Publish(node)
+            | Need::SyncLocal(node)
+            | Need::Fetch(node)
+            | Need::FetchExtent(node, _)
+            | Need::Through(node, _)
+            | Need::Stage(node, _) => Some(&node.cell),
+        }
+    }
+
     pub fn load(user: &User, folder: FolderId) -> Need {
         Need::Load(user.cell(), folder)
     }

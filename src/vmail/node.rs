@@ -110,6 +110,15 @@ impl Since {
         }
     }
 
+    /// How much of a file of this size changed.
+    pub fn bytes_of(&self, size: u64) -> u64 {
+        if self.whole {
+            return size;
+        }
+        let blocks = self.blocks.len() as u64 * Since::BLOCK;
+        size.saturating_sub(self.base_len).saturating_add(blocks).min(size)
+    }
+
     /// Puts the changes of an earlier time before these.
     pub fn merge_older(&mut self, older: &Since) {
         if older.whole || self.whole {
@@ -132,6 +141,17 @@ pub enum Tracker {
     Log(Box<LogTracker>),
 }
 
+impl Tracker {
+    /// A write could not be followed.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Tracker::None => false,
+            Tracker::UidList(tracker) => tracker.is_lost(),
+            Tracker::Log(tracker) => tracker.is_lost(),
+        }
+    }
+}
+
 /// A file of the metacache.
 #[derive(Debug, Default)]
 pub struct Local {
@@ -148,6 +168,9 @@ pub struct Local {
     pub tracker: Tracker,
     /// The object that held its bytes at the last cut, if they were too many for a part.
     pub object: Option<ObjectId>,
+    /// What the books of the metacache have for it, and under which priority.
+    pub charged: u64,
+    pub charged_to: usize,
 }
 
 /// A mail: immutable once published, a staged file before that.
@@ -189,6 +212,8 @@ pub struct Growing {
     pub published: u64,
     pub dirty: bool,
     pub writes: u64,
+    /// The last of those whose bytes are safe, with all before it.
+    pub safe_writes: u64,
     /// Made under a temporary name, and not renamed yet.
     pub temporary: bool,
     /// Where the earliest write since the last publish began lies.

@@ -26,7 +26,7 @@ use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
-use super::{ceilings, load, publish, recover, restore};
+use super::{ceilings, close, load, publish, recover, restore};
 use crate::failpoint;
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
 use crate::format::listing::Owner;
@@ -39,12 +39,14 @@ use std::sync::Arc;
 /// Opens a user unless it is open, trying once.
 pub async fn open_now(cell: &Arc<UserCell>) -> Result<()> {
     let _one = cell.opening.lock().await;
-    match &*cell.state.lock() {
-        CellState::Open(user) if user.ready => return Ok(()),
-        _ if cell.session.closing.load(std::sync::atomic::Ordering::Acquire) => {
-            return Err(Error::Closing);
+    match is_served(cell) {
+        Some(true) => return Ok(()),
+        _ if cell.session.is_closing() => return Err(Error::Closing),
+        Some(false) => {
+            let _one = cell.flushing.lock().await;
+            return close::reclaim(cell).await;
         }
-        _ => {}
+        None => {}
     }
     open_once(cell).await
 }
@@ -55,20 +57,36 @@ pub async fn open(cell: &Arc<UserCell>) -> Result<()> {
     let mut patience = Patience::new(session);
     let _one = cell.opening.lock().await;
     loop {
-        if matches!(&*cell.state.lock(), CellState::Open(user) if user.ready) {
-            return Ok(());
+        if session.is_closing() {
+            return match is_served(cell) {
+                Some(true) => Ok(()),
+                _ => Err(Error::Closing),
+            };
         }
-        if session.closing.load(std::sync::atomic::Ordering::Acquire) {
-            return Err(Error::Closing);
+        match is_served(cell) {
+            Some(true) => return Ok(()),
+            Some(false) => return close::reclaim_for(cell, &mut patience).await,
+            None => {}
         }
         let error = match open_once(cell).await {
-            Err(error @ (Error::Store { .. } | Error::Foreign { .. })) => error,
+            Err(error @ (Error::Store { .. } | Error::Foreign { .. } | Error::Doubt { .. })) => {
+                error
+            }
             done => return done,
         };
         tracing::warn!(user = %cell.name, %error, "user not opened");
         if !patience.again().await {
             return Err(error);
         }
+    }
+}
+
+/// Whether an open user can be written, as far as this session is concerned; `None` if it is to be
+/// opened.
+fn is_served(cell: &UserCell) -> Option<bool> {
+    match &*cell.state.lock() {
+        CellState::Open(user) if user.ready => Some(user.handed_over.is_none()),
+        _ => None,
     }
 }
 
@@ -100,10 +118,14 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     let local = match (&remote, found) {
         (_, None) => None,
         (None, Some(_)) => {
-            return Err(Error::Damaged {
+            return Err(Error::Doubt {
                 what: format!(
-                    "user {}: its head is gone from the store, but known here",
-                    cell.name
+                    "user {}: the store says that it has no head of this user, but this machine \
+                     knows one; it is asked again, and nothing is served until the head is there. \
+                     If the user was removed on purpose, move {} away; if the head was lost, \
+                     vmailfs fsck --repair makes one",
+                    cell.name,
+                    state_dir.display()
                 ),
             });
         }
@@ -144,6 +166,7 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     }
     let before = remote.as_ref().map(|(head, _)| head.clone());
     let begun = local.as_ref().is_some_and(|l| l.stamp.recovering);
+    let known_here = local.is_some();
     let (head, tag) = match remote {
         // A recovery of this session that failed: its epoch has given no id yet.
         Some((head, tag)) if begun && ours(cell, &head) => (head, tag),
@@ -180,7 +203,9 @@ async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
     *cell.state.lock() = CellState::Open(Box::new(user.user));
     cell.root.lock().exists = Exists::Yes;
     let finished = finish(cell, follows, before, named, begun).await;
-    if finished.is_err() {
+    if finished.is_ok() {
+        session.counts.opened(known_here);
+    } else {
         // Not ready to be served: the next call starts again, and finds our own epoch.
         *cell.state.lock() = CellState::Closed;
     }

@@ -66,7 +66,9 @@ pub(super) async fn large_files(
         match cell.session.env.store.get(&key, None, size, Reason("load")).await {
             Ok((_, bytes)) => _ = found.insert(object, bytes),
             // Perhaps named by an older line only; if it is needed, it counts as missing.
-            Err(StoreError::NotFound { .. }) => {
+            Err(StoreError::NotFound { .. })
+                if is_gone(&*cell.session.env.store, &key, Reason("load")).await? =>
+            {
                 tracing::warn!(user = %cell.name, folder = %id, key, "large file gone from the store");
             }
             Err(e) => {
@@ -75,6 +77,16 @@ pub(super) async fn large_files(
         }
     }
     Ok(found)
+}
+
+/// Asks again for an object of which the store said that it is not there. One wrong answer must
+/// not be taken for damage.
+async fn is_gone(store: &dyn ObjectStore, key: &str, why: Reason) -> Result<bool> {
+    match store.head(key, why).await {
+        Ok(_) => Ok(false),
+        Err(StoreError::NotFound { .. }) => Ok(true),
+        Err(e) => Err(Error::store(key, During::Delivery, e)),
+    }
 }
 
 /// Fetches the parts of folders, side by side ones together.
@@ -191,9 +203,11 @@ async fn ranges_once(
         let limit = range.end - range.start;
         match store.get(&key, Some(range.clone()), limit, why).await {
             Ok((_, bytes)) => Ok(bytes),
-            Err(StoreError::NotFound { .. }) => Err(Error::Damaged {
-                what: format!("user {user}: bundle {bundle} is named but gone from the store"),
-            }),
+            Err(StoreError::NotFound { .. }) if is_gone(store, &key, why).await? => {
+                Err(Error::Damaged {
+                    what: format!("user {user}: bundle {bundle} is named but gone from the store"),
+                })
+            }
             Err(e) => {
                 // Cut off on the way, which may pass, or lying there too short, which does not.
                 let short = matches!(e, StoreError::BadBody { .. })

@@ -31,6 +31,7 @@
 //! Rejected: publishing at link or rename (the kernel holds a mutex of the whole mount across
 //! cross-directory renames, so one slow PUT would stop everybody's deliveries).
 
+use super::close::Begun;
 use super::error::{During, Error, Result, pass};
 use super::flush;
 use super::need::NodeRef;
@@ -43,8 +44,8 @@ use crate::dovecot::classes::Class;
 use crate::failpoint;
 use crate::format::journal::Change;
 use crate::format::key::{
-    KeyTail, META_FOLDER, META_INDEX, META_NAME, META_REPLACES, META_USER, MailKey, Piece,
-    mail_key, meta_folder,
+    KeyTail, META_FOLDER, META_NAME, META_REPLACES, META_USER, MailKey, Piece, mail_key,
+    meta_folder,
 };
 use crate::format::listing::Extent;
 use crate::format::{ObjectId, Timestamp};
@@ -68,8 +69,6 @@ struct Job {
     writes: u64,
     folder: crate::format::FolderId,
     folder_path: String,
-    /// sdbox: where its index lies, for a folder that no head has.
-    index_path: Option<String>,
     name: Vec<u8>,
     /// Maildir: complete the name by what readers of the mail want to know.
     maildir: bool,
@@ -79,6 +78,8 @@ struct Job {
     replaces: Vec<ObjectId>,
     /// It is safe once it is on this machine's disk.
     promise: bool,
+    /// Until its record is written.
+    begun: Option<Begun>,
 }
 
 /// What was found out about the bytes.
@@ -203,7 +204,6 @@ impl User {
             writes: 0,
             folder: name.at.folder,
             folder_path: meta_folder(path.iter().map(|p| &**p)),
-            index_path: self.unflushed_index(name.at.folder),
             name: bytes.to_vec(),
             maildir: name.at.sub != crate::format::Sub::Own
                 && matches!(found.class, Class::Mail | Class::MailTemp),
@@ -211,6 +211,7 @@ impl User {
             mode: found.mode,
             replaces: Vec::new(),
             promise: false,
+            begun: Some(Begun::new(&node.cell)),
         };
         match &found.kind {
             Kind::Mail(mail) => job.writes = mail.writes,
@@ -325,6 +326,7 @@ impl User {
                 let again = grow.lowest < published_size;
                 grow.published = if again { job.offset } else { published_size };
                 grow.dirty = grow.writes != job.writes;
+                grow.safe_writes = job.writes;
                 if !grow.dirty {
                     grow.tail = None;
                 }
@@ -363,7 +365,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     let Some(job) = node.cell.open_user(|user| user.begin_publish(node))? else {
         return settle(node).await;
     };
-    let (job, found) = blocking(move || {
+    let (mut job, found) = blocking(move || {
         let found = digest(&job);
         (job, found)
     })
@@ -381,7 +383,6 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         (META_FOLDER.to_string(), job.folder_path.clone()),
         (META_USER.to_string(), crate::format::escape::escape_key(node.cell.name.as_bytes())),
     ];
-    metadata.extend(job.index_path.clone().map(|path| (META_INDEX.to_string(), path)));
     if name_apart {
         let name = crate::format::escape::escape_key(&job.name);
         metadata.push((META_NAME.to_string(), name));
@@ -433,7 +434,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     }
     let ended = node.cell.open_user(|user| {
         let ended = user.end_publish(node, &job, &key);
-        if ended.is_err() && user.may_write().is_ok() {
+        if ended.is_err() && user.may_finish().is_ok() {
             // No record could be written: the object is nobody's. The next flush says so; until
             // then a restart finds it unnamed above the watermark, which says the same.
             user.dropped.push(key.clone());
@@ -441,6 +442,8 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         }
         ended
     });
+    // What follows may wait for a flush, and a hand-over waits for this.
+    drop(job.begun.take());
     if job.promise {
         let kept = node.cell.if_open(|user| user.promised.contains_key(&job.id.counter));
         if kept != Some(true) {

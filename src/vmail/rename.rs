@@ -127,6 +127,7 @@ impl User {
         if to != from {
             self.touch(to, now);
         }
+        self.named(ix, to);
         self.renamed(ix, class, new_name, now)?;
         if let Some(value) = uid_validity {
             self.uidvalidity_given(value);
@@ -251,6 +252,7 @@ impl User {
             folder.parent = to;
             folder.name = new_name;
         }
+        self.judge_anew(id);
     }
 }
 

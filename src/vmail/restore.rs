@@ -12,13 +12,15 @@
 use super::error::{Error, Plain, Result, pass};
 use super::lines::Final;
 use super::load;
-use super::node::{Kind, Names, Node, NodeIx, Since};
+use super::node::{Kind, Local, Names, Node, NodeIx, Since};
 use super::parts::{self, Contents, Wanted};
 use super::session::UserCell;
+use super::space;
 use super::tree::{NameBytes, Target};
 use super::user::User;
 use super::wait::Patience;
 use crate::cache::disk::How;
+use crate::cache::metacache::Purpose;
 use crate::dovecot::classes::{Class, IndexKind};
 use crate::dovecot::index_snapshot::SnapshotHeader;
 use crate::dovecot::records::{LogHeader, whole_records_len};
@@ -69,6 +71,7 @@ async fn restore_once(cell: &Arc<UserCell>, id: FolderId) -> Result<()> {
     let mut fetched = parts::fetch_parts(cell, &wanted).await?;
     let Some((_, source)) = fetched.pop() else { return Ok(()) };
     let large = parts::large_files(cell, id, &source).await?;
+    let _room = space::reserve(&cell.session, load::takes(&source, &large), Purpose::Load).await?;
     let contents = source.parts.map(|parts| parts.contents).unwrap_or_default();
     cell.open_user(|user| user.bring_back(id, &source.state, contents, &large))
 }
@@ -207,6 +210,7 @@ impl User {
             local.writes += 1;
         }
         let ino = node.ino;
+        self.recharge(file.ix);
         let lines = self.node_lines(file.ix);
         self.commit(lines)?;
         self.session.invalidate(Invalidate::Inode { ino });
@@ -253,7 +257,10 @@ impl User {
         let now = self.now();
         let ix = self.tree.nodes.add(Node {
             ino: self.session.new_ino(),
-            kind: Kind::Local(Box::new(User::new_local())),
+            kind: Kind::Local(Box::new(Local {
+                tracker: self.track(class, content),
+                ..User::new_local()
+            })),
             class,
             size: content.len() as u64,
             mode: attrs.mode,
@@ -267,6 +274,7 @@ impl User {
             writers: 0,
         });
         self.tree.attach(at, name.clone(), ix);
+        self.named(ix, at);
         let lines = self.node_lines(ix);
         self.commit(lines)?;
         if let Some(parent) = self.tree.dir(at).map(|d| d.ino) {

@@ -10,7 +10,9 @@ use super::promise::Ack;
 use super::user::User;
 use crate::cache::disk::Disk;
 use crate::cache::fscache::Fscache;
+use crate::cache::metacache::{Books, Limits};
 use crate::cache::staging::Staging;
+use crate::cache::weight::Weights;
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
 use crate::format::{FolderId, Place};
@@ -32,7 +34,7 @@ pub struct Settings {
     pub fscache_max: u64,
     pub staging_dir: PathBuf,
     pub staging_max: u64,
-    pub metacache_max: u64,
+    pub metacache: Metacache,
     pub layout: Layout,
     pub backend: String,
     pub single_backend: bool,
@@ -65,6 +67,25 @@ pub struct Settings {
     pub gc: super::gc::Limits,
     /// How an absent user looks: asked for, or always there.
     pub ask_for_users: bool,
+}
+
+/// How the metacache is kept within its bounds.
+#[derive(Debug, Clone)]
+pub struct Metacache {
+    pub limits: Limits,
+    pub weights: Weights,
+    /// Folders whose index files have priority 2, as clients write them.
+    pub soon: Vec<Vec<u8>>,
+}
+
+impl Default for Metacache {
+    fn default() -> Metacache {
+        Metacache {
+            limits: Limits { max_space: 10 << 30, max_grace: 1 << 30 },
+            weights: Weights::default(),
+            soon: vec![b"INBOX".to_vec(), b"Junk".to_vec()],
+        }
+    }
 }
 
 /// What an inode number stands for.
@@ -120,6 +141,8 @@ pub struct UserCell {
     pub uploader: AtomicBool,
     /// One gc at a time; taken before `flushing`.
     pub collecting: tokio::sync::Mutex<()>,
+    /// Publishes that have not written their record.
+    pub publishing: super::close::UnderWay,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
     under_way: Mutex<HashMap<Ino, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -143,6 +166,10 @@ impl UserCell {
             CellState::Open(user) if user.ready => match f(user) {
                 Err(Stop::Error(Error::Vanished { folder, .. })) => {
                     Err(Stop::Wait(Need::Restore(self.clone(), folder)))
+                }
+                // Made again once it is known whose the user is then.
+                Err(Stop::Error(Error::HandingOver { .. })) if !self.session.is_closing() => {
+                    Err(Stop::Wait(Need::Open(self.clone())))
                 }
                 done => done,
             },
@@ -175,8 +202,10 @@ pub struct Session {
     pub settings: Settings,
     pub staging: Arc<Staging>,
     pub fscache: Arc<Fscache>,
+    pub metacache: Books,
     pub lease: Lease,
     pub lost_mails: lost::Met,
+    pub counts: super::counts::Counts,
     /// Random name of this session.
     pub id: String,
     pub started: Duration,
@@ -216,9 +245,12 @@ impl Session {
         let base = u64::try_from(env.clock.wall().secs).unwrap_or(1) << 20;
         let id = format!("{:016x}", env.random.u64());
         let flushes = settings.max_flushes.max(1);
-        Ok(Arc::new(Session {
+        let metacache = Books::new(settings.metacache.limits, settings.metacache.weights.clone());
+        let session = Arc::new(Session {
+            metacache,
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
+            counts: super::counts::Counts::default(),
             started: env.clock.boot(),
             env,
             runtime: tokio::runtime::Handle::current(),
@@ -236,7 +268,9 @@ impl Session {
             flushes: tokio::sync::Semaphore::new(flushes),
             user_list: Mutex::new(None),
             heads: super::heads::Heads::default(),
-        }))
+        });
+        session.count_all()?;
+        Ok(session)
     }
 
     /// Seconds since 1970 by the store's clock, by which retention counts; by the machine's if the
@@ -292,6 +326,7 @@ impl Session {
             uploading: tokio::sync::Mutex::new(()),
             uploader: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::new(()),
+            publishing: super::close::UnderWay::default(),
             under_way: Mutex::default(),
         });
         users.insert(name, cell.clone());
@@ -323,6 +358,11 @@ impl Session {
         let inos = std::mem::take(&mut *self.inos.write());
         // Not under the locks: a user that goes may take things from the session's books.
         drop((users, inos));
+    }
+
+    /// The whole mount ends: nobody is opened any more.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     pub fn wake_scheduler(&self) {

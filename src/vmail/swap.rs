@@ -72,6 +72,12 @@ pub async fn swap_head(
     swap(cell, head, old, why, true).await
 }
 
+/// Whether a head is the one that this session sent to hand the user over, and has not heard of.
+fn sent_last(cell: &UserCell, head: &Head) -> bool {
+    let is = |user: &mut super::user::User| user.handed_over.as_ref() == Some(&head.write_id);
+    cell.if_open(is) == Some(true)
+}
+
 /// Whether this session wrote a head.
 pub(super) fn ours(cell: &UserCell, head: &Head) -> bool {
     head.owner.as_ref().is_some_and(|owner| owner.session == cell.session.id)
@@ -97,8 +103,17 @@ pub(super) async fn swap(
             match read_head(cell, why).await? {
                 Some((now, tag)) if now.write_id == head.write_id => Ok(Some(tag)),
                 // An earlier swap of ours that was given up and has arrived since.
-                Some((now, tag)) if again && ours(cell, &now) && now.epoch == head.epoch => {
+                Some((now, tag))
+                    if again
+                        && now.epoch == head.epoch
+                        && (ours(cell, &now) || sent_last(cell, &now)) =>
+                {
                     Box::pin(swap(cell, head, Some(tag), why, false)).await
+                }
+                // No rival, and no absence: one of the two answers is wrong.
+                None => {
+                    let what = format!("head of {}: there for a write, and then not", cell.name);
+                    Err(Error::Doubt { what })
                 }
                 _ if matches!(first, StoreError::Precondition { .. }) => Ok(None),
                 _ => Err(Error::store(format!("head of {}", cell.name), During::Delivery, first)),

@@ -113,6 +113,8 @@ pub struct Folder {
     pub unfinished: bool,
     /// Whether its snapshot on the local disk is older than what is in memory.
     pub snapshot_stale: bool,
+    /// How soon its files are wanted, once that was looked at.
+    pub priority: Option<u8>,
 }
 
 impl Folder {
@@ -132,6 +134,7 @@ impl Folder {
             burnt_below: None,
             unfinished: false,
             snapshot_stale: true,
+            priority: None,
         }
     }
 

@@ -2,7 +2,7 @@
 //! session whose changes are lost may have given (I2).
 
 use super::error::{Error, Plain, Result};
-use super::node::{Kind, Since};
+use super::node::{Kind, Since, Tracker};
 use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::{Class, IndexKind};
@@ -11,7 +11,10 @@ use crate::dovecot::index_snapshot::SnapshotHeader;
 use crate::dovecot::records::whole_records_len;
 use crate::dovecot::{recover, uidlist, uidvalidity};
 use crate::format::journal::Change;
-use crate::format::{FolderId, Place};
+use crate::format::{FolderId, Place, Sub};
+
+/// No file that says UIDs is larger; one that is, is none of a mail server's.
+const MOST: usize = 64 << 20;
 
 /// What the whole transactions of an index log say of next-UID.
 fn whole_next_uid(log: &[u8]) -> u32 {
@@ -30,6 +33,22 @@ impl User {
             .ok_or_else(|| Error::Damaged { what: format!("{}: vanished", path.display()) })
     }
 
+    /// What a followed file will say of UIDs after a write that does not continue the last one:
+    /// Dovecot cuts off what an unfinished write left, and writes over it.
+    pub(super) fn track_anew(&mut self, ix: usize, offset: u64, data: &[u8]) -> Result<Tracker> {
+        let (class, size) = self.node(ix).map(|node| (node.class, node.size))?;
+        let failed = |e: std::io::Error| Error::disk("metacache", &e);
+        let len = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let end = len(offset).saturating_add(data.len());
+        if len(size).max(end) > MOST {
+            return Ok(self.track(class, b""));
+        }
+        let mut content = self.local_file(ix)?.read_exact_at(0, len(size)).map_err(failed)?;
+        content.resize(content.len().max(end), 0);
+        content[end - data.len()..end].copy_from_slice(data);
+        Ok(self.track(class, &content))
+    }
+
     /// Reads what the folder's files say of UIDs, and burns those that may have been given by a
     /// session whose changes are lost.
     pub(super) fn follow_uids(&mut self, id: FolderId) -> Result<()> {
@@ -44,6 +63,7 @@ impl User {
             })
             .collect();
         let burnt = self.tree.folders.get(&id).and_then(|f| f.burnt_below);
+        let maildir = burnt.is_some() && self.index_of_maildir(id)?;
         let mut next = None;
         for (name, ix) in files {
             if !self.tree.kind_is_local(ix) {
@@ -52,7 +72,8 @@ impl User {
             let class = self.node(ix)?.class;
             match class {
                 Class::Index(IndexKind::UidList | IndexKind::Log) => {
-                    if let Some(burnt) = burnt {
+                    let log_of_maildir = maildir && class == Class::Index(IndexKind::Log);
+                    if let Some(burnt) = burnt.filter(|_| !log_of_maildir) {
                         self.burn(ix, at, &name, class, burnt)?;
                     }
                     let content = self.content_of(ix)?;
@@ -75,6 +96,20 @@ impl User {
             folder.next_uid = folder.next_uid.max(next);
         }
         Ok(())
+    }
+
+    /// Whether the folder's index is of a Maildir. There `dovecot-uidlist` gives UIDs, and the index
+    /// follows: a next-UID raised in the index makes Dovecot take the mails that are in the uidlist
+    /// and not yet in the index for expunged ones, so that they are missing once and then get new
+    /// UIDs.
+    fn index_of_maildir(&self, id: FolderId) -> Result<bool> {
+        let state = self.index_state(id, b"dovecot.index")?;
+        let extensions = state.map(|s| s.extensions).unwrap_or_default();
+        if extensions.iter().any(|e| e.name == "maildir") {
+            return Ok(true);
+        }
+        let dbox = |name: &[u8]| name == b"dbox-Mails" || name == b"storage";
+        Ok(extensions.is_empty() && !self.tree.folders.values().any(|f| dbox(&f.name)))
     }
 
     /// Raises next-UID in a file of Dovecot's.
@@ -130,8 +165,20 @@ impl User {
                 local.file = None;
             }
         }
-        let lines = self.node_lines(ix);
+        self.recharge(ix);
+        let mut lines = self.node_lines(ix);
+        let (now, mut looked_at) = (self.now(), None);
+        if class == Class::Index(IndexKind::UidList) {
+            // Makes Dovecot read the list again and take its next-UID into the index: clients
+            // were told a higher one than the index of the last flush has.
+            let cur = Place { folder: at.folder, sub: Sub::Cur };
+            looked_at = self.touch_line(cur, now).map(|line| (cur, line));
+            lines.extend(looked_at.iter().map(|(_, line)| line.clone()));
+        }
         self.commit(lines)?;
+        if let Some((cur, _)) = looked_at {
+            self.touch(cur, now);
+        }
         self.important();
         Ok(())
     }
@@ -175,6 +222,7 @@ impl User {
             local.tracker = tracker;
             local.file = None;
         }
+        self.recharge(ix);
         if let Some(folder) = self.tree.folders.get_mut(&name.at.folder) {
             folder.next_uid = folder.next_uid.max(next);
         }

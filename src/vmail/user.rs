@@ -6,10 +6,12 @@
 //! unfinished). Should the disk refuse after the record was written, a second record states
 //! again what memory still says.
 
+use super::close::Leaving;
 use super::error::{Error, Plain, Result};
 use super::journal::Journal;
 use super::node::{Kind, Local, NodeIx, Since, Tracker};
 use super::session::{Session, UserCell};
+use super::space::Space;
 use super::tree::{NameBytes, Tree};
 use crate::cache::disk::{DiskFile, How};
 use crate::dovecot::classes::{Class, IndexKind, classify};
@@ -93,6 +95,10 @@ pub struct User {
     pub unclean: bool,
     /// The old name in the last record, if that is a rename. See [`User::run_unrecorded`].
     pub renamed_from: Option<(Place, Vec<u8>)>,
+    /// How far it is on its way out.
+    pub leaving: Leaving,
+    /// The write id of a head without an owner that was sent, while its answer is missing.
+    pub handed_over: Option<String>,
     /// Nothing of an earlier session is looked for any more: calls may be served.
     pub ready: bool,
     /// When something was last done with it.
@@ -100,6 +106,7 @@ pub struct User {
     pub cell: Weak<UserCell>,
     /// The counter from which Dovecot takes UIDVALIDITYs, where it was seen.
     pub uidvalidity: Option<u32>,
+    pub space: Space,
     /// What the head allows it to reach.
     pub uidvalidity_ceiling: Option<u32>,
     /// Raise the counter to this where it is found.
@@ -179,8 +186,19 @@ impl User {
         self.cache_path(at).join(std::ffi::OsStr::from_bytes(name))
     }
 
-    /// Nothing may be changed any more once another session owns the user, or the lease is over.
+    /// Nothing may be changed any more once another session owns the user, or the lease is over;
+    /// nor while the user is handed over.
     pub fn may_write(&self) -> Result<()> {
+        match self.leaving {
+            Leaving::Draining | Leaving::Sealed if !self.lost => {
+                Err(Error::HandingOver { user: self.name.to_string() })
+            }
+            _ => self.owns(),
+        }
+    }
+
+    /// Whether nobody else can own the user now.
+    pub(super) fn owns(&self) -> Result<()> {
         let user = || self.name.to_string();
         match (self.lost, self.session.lease.holds()) {
             (true, _) => Err(Error::Lost { user: user() }),
@@ -201,7 +219,7 @@ impl User {
         if changes.is_empty() {
             return Ok(());
         }
-        self.may_write()?;
+        self.may_finish()?;
         self.check_doomed(&changes)?;
         let ops: Vec<DiskOp> = changes
             .iter()
@@ -209,6 +227,7 @@ impl User {
             .collect();
         changes.shrink_to_fit();
         let record = self.journal.append(changes)?;
+        self.journal_grew();
         self.renamed_from = ops.iter().find_map(|op| match op {
             DiskOp::Rename { from, name, .. } => Some((*from, name.clone())),
             _ => None,
@@ -269,7 +288,7 @@ impl User {
         let again = |(at, name): (Place, &Vec<u8>)| {
             self.renamed_from.as_ref().is_some_and(|(a, n)| *a == at && n == name)
         };
-        if made.is_some_and(again) && self.may_write().is_ok() {
+        if made.is_some_and(again) && self.may_finish().is_ok() {
             return self.commit(vec![Change::Disk(op)]);
         }
         self.run(&op).map_err(|e| Error::disk("metacache", &e))
@@ -278,7 +297,7 @@ impl User {
     /// Does a disk operation; doing it again after it was done is harmless.
     pub fn run(&self, op: &DiskOp) -> io::Result<()> {
         let disk = &*self.session.env.disk;
-        let make_parent = |path: &PathBuf| path.parent().map_or(Ok(()), |p| disk.create_dirs(p));
+        let make_parent = |path: &PathBuf| path.parent().map_or(Ok(()), |p| self.make_cache_dir(p));
         match op {
             DiskOp::Create { at, name } => {
                 let path = self.file_path(*at, name);
@@ -298,7 +317,7 @@ impl User {
             DiskOp::Rename { from, name, to, new_name } => {
                 let (from, to) = (self.file_path(*from, name), self.file_path(*to, new_name));
                 if disk.is_dir(&from)? {
-                    disk.remove_tree(&to)?;
+                    self.drop_cache_dir(&to)?;
                 }
                 match disk.rename(&from, &to) {
                     Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -4,7 +4,7 @@ use super::env::Clock;
 use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
-use super::{fetch, flush, load, open, publish, restore};
+use super::{fetch, flush, load, open, publish, restore, space};
 use crate::format::key::parse_user_dir;
 use crate::store::Reason;
 use std::sync::Arc;
@@ -28,6 +28,11 @@ impl Patience {
         Patience { clock, end, pause: FIRST_PAUSE }
     }
 
+    /// By [`Clock::boot`].
+    pub fn end(&self) -> Duration {
+        self.end
+    }
+
     /// Pauses before one more try; false when there is no time for it.
     pub async fn again(&mut self) -> bool {
         if self.clock.boot() + self.pause >= self.end {
@@ -44,6 +49,40 @@ impl Patience {
 const EXISTS_WAIT: Duration = Duration::from_millis(300);
 
 pub async fn satisfy(session: &Arc<Session>, need: Need) -> Result<()> {
+    let (cell, delivery) = (need.cell().cloned(), is_delivery(&need));
+    let done = satisfy_once(session, need).await;
+    let done = if delivery { done.map_err(Error::for_delivery) } else { done };
+    match (done, cell) {
+        // The user was closed under it, for itself: the call is made again once that is over.
+        (Err(Error::HandingOver { .. } | Error::Closing), Some(cell)) if !session.is_closing() => {
+            open::open(&cell).await
+        }
+        (done, _) => done,
+    }
+}
+
+/// Whether a call that waits for this makes a mail, or what shows it, safe.
+fn is_delivery(need: &Need) -> bool {
+    match need {
+        Need::Publish(_)
+        | Need::SyncLocal(_)
+        | Need::SyncJournal(_)
+        | Need::Stage(..)
+        | Need::Room(..)
+        | Need::Ceiling(..)
+        | Need::UidValidity(..) => true,
+        Need::Open(_)
+        | Need::Exists(_)
+        | Need::Users
+        | Need::Load(..)
+        | Need::Restore(..)
+        | Need::Fetch(_)
+        | Need::FetchExtent(..)
+        | Need::Through(..) => false,
+    }
+}
+
+async fn satisfy_once(session: &Arc<Session>, need: Need) -> Result<()> {
     match need {
         Need::Open(cell) => open::open(&cell).await,
         Need::Exists(cell) => {
@@ -60,6 +99,7 @@ pub async fn satisfy(session: &Arc<Session>, need: Need) -> Result<()> {
         Need::FetchExtent(node, index) => fetch::fetch_extent(&node, index).await,
         Need::Through(node, offset) => fetch::through(&node, offset).await,
         Need::Stage(node, offset) => fetch::stage(&node, offset).await,
+        Need::Room(bytes, purpose) => space::reserve(session, bytes, purpose).await.map(drop),
         need @ (Need::Ceiling(..) | Need::UidValidity(..)) => flush::await_ceiling(need).await,
     }
 }
@@ -73,6 +113,8 @@ async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
     let in_time = session.env.clock.sleep(EXISTS_WAIT);
     let answer = tokio::select! {
         answer = asked => match answer {
+            // Who has been here is asked for again by whoever opens it.
+            Ok(None) if is_known_here(session, cell) => Exists::Yes,
             Ok(None) => Exists::No,
             Ok(Some((head, tag))) => {
                 session.heads.keep(&cell.name, session.env.clock.boot(), head, tag);
@@ -86,6 +128,12 @@ async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
     if root.exists == Exists::Unknown {
         root.exists = answer;
     }
+}
+
+/// Whether this machine has state of a user.
+fn is_known_here(session: &Session, cell: &UserCell) -> bool {
+    let head = session.state_dir_of(&cell.name).join("head");
+    session.disk().exists(&head).unwrap_or(true)
 }
 
 /// How long a list of all users is shown before it is made anew.

@@ -201,6 +201,33 @@ async fn i1_a_rewrite_during_a_publish_counts() {
     assert_eq!(again.read("u/storage/m.1").await.unwrap(), model);
 }
 
+/// Who closes a growing file promises only what was written through that descriptor: another
+/// process may be in the middle of a mail, and half a mail in the store outlives a crash.
+#[tokio::test]
+async fn i1_a_reader_that_closes_does_not_publish_half_a_mail() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.mkdir("u").await.unwrap();
+    client.mkdir("u/storage").await.unwrap();
+    client.flush("u").await;
+    let mine = client.create("u/storage/m.1").await.unwrap();
+    client.write(mine, 0, b"a whole mail").await.unwrap();
+    client.fsync(mine).await.unwrap();
+    let other = client.open("u/storage/m.1", WRITE).await.unwrap();
+    client.write(other, 12, b"half a m").await.unwrap();
+    let third = client.open("u/storage/m.1", WRITE).await.unwrap();
+    client.close_file(third).await.unwrap();
+    client.close_file(mine).await.unwrap();
+    assert_eq!(world.mails().len(), 1);
+    // Its own close makes safe what was written through it.
+    client.write(other, 20, b"ail").await.unwrap();
+    client.close_file(other).await.unwrap();
+    assert_eq!(world.mails().len(), 2);
+    drop(client);
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.read("u/storage/m.1").await.unwrap(), b"a whole mailhalf a mail");
+}
+
 /// What is due, and when, by a clock that the test moves.
 #[tokio::test]
 async fn flushes_are_due_as_the_table_says() {

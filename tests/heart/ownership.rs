@@ -195,3 +195,85 @@ async fn i4_a_page_in_place_of_a_head_is_an_outage() {
     });
     assert_eq!(fresh.list("u/new").await.unwrap(), ["1"]);
 }
+
+fn not_there(key: &str) -> Fault {
+    Fault::Before(vmailfs::store::StoreError::NotFound { key: key.to_string() })
+}
+
+/// I4: the store says that a user has no head who was here a moment ago. That is asked again, and
+/// never an absence, nor damage for which mail would be bounced.
+#[tokio::test]
+async fn i4_a_head_that_cannot_be_gone_is_a_doubt() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    drop(client);
+    let client = world.session(HERE);
+    world.faults(|r| match (r.op, r.key.ends_with("/head")) {
+        (Op::Get, true) => not_there(&r.key),
+        _ => Fault::None,
+    });
+    client.look("u").await.unwrap();
+    assert_eq!(client.list("u/new").await, Err(libc::EAGAIN));
+    assert_eq!(client.mkdir("u/.New").await, Err(libc::EAGAIN));
+    assert_eq!(client.deliver("u", "2", b"mail").await, Err(libc::EAGAIN));
+    assert!(world.requests().iter().filter(|r| r.1.ends_with("/head")).count() > 6);
+    assert!(world.requests().iter().all(|r| r.0 != Op::Put));
+    world.no_faults();
+    assert_eq!(client.list("u/new").await.unwrap(), ["1"]);
+    drop(client);
+    // Once is not noticed.
+    let client = world.session(HERE);
+    let first = AtomicUsize::new(0);
+    world.faults(move |r| match (r.op, r.key.ends_with("/head")) {
+        (Op::Get, true) if first.fetch_add(1, SeqCst) < 2 => not_there(&r.key),
+        _ => Fault::None,
+    });
+    assert_eq!(client.list("u/new").await.unwrap(), ["1"]);
+    // Nor does it make a rival of a swap that fails.
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    world.faults(|r| match (r.op, r.key.ends_with("/head")) {
+        (Op::Put, true) => {
+            let key = r.key.clone();
+            Fault::Before(vmailfs::store::StoreError::Precondition { key })
+        }
+        (Op::Get, true) => not_there(&r.key),
+        _ => Fault::None,
+    });
+    assert!(flush::flush(&client.cell("u"), Options::default()).await.is_err());
+    world.no_faults();
+    client.deliver("u", "2", b"mail").await.unwrap();
+    client.flush("u").await;
+    // And neither a bundle that is not there for once.
+    drop(client);
+    let once = AtomicUsize::new(0);
+    world.faults(move |r| match (r.op, r.key.contains("/bundle/")) {
+        (Op::Get, true) if once.fetch_add(1, SeqCst) == 0 => not_there(&r.key),
+        _ => Fault::None,
+    });
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.list("u/cur").await.unwrap(), ["1:2,S"]);
+}
+
+/// I4: what goes wrong in here while a mail is made safe is no reason to bounce it.
+#[tokio::test]
+async fn i4_a_mail_whose_staged_bytes_are_gone_is_deferred() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    let mail = client.create("u/tmp/1").await.unwrap();
+    client.write(mail, 0, b"mail").await.unwrap();
+    let mut cut = 0;
+    for file in std::fs::read_dir(world.machine_dir(HERE).join("staging")).unwrap() {
+        let path = file.unwrap().path();
+        if path.is_file() && path.metadata().unwrap().len() == 4 {
+            std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1).unwrap();
+            cut += 1;
+        }
+    }
+    assert_eq!(cut, 1);
+    assert_eq!(client.fsync(mail).await, Err(libc::EAGAIN));
+    assert_eq!(client.close_file(mail).await, Err(libc::EAGAIN));
+}

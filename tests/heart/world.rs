@@ -24,7 +24,7 @@ use vmailfs::vmail::env::{Clock, Env, Random};
 use vmailfs::vmail::flush::{self, Options, Report};
 use vmailfs::vmail::lost::LostMails;
 use vmailfs::vmail::promise::Ack;
-use vmailfs::vmail::session::{Session, Settings, UserCell};
+use vmailfs::vmail::session::{Metacache, Session, Settings, UserCell};
 
 /// Time that moves when somebody sleeps a little (a pause between two tries) or a test says so.
 #[derive(Debug, Default)]
@@ -213,7 +213,7 @@ impl World {
             fscache_max: 64 << 20,
             staging_dir: dir.join("staging"),
             staging_max: 64 << 20,
-            metacache_max: 64 << 20,
+            metacache: Metacache::default(),
             layout: Layout::parse("%u").unwrap(),
             backend: on.backend.into(),
             single_backend: true,

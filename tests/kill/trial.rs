@@ -32,7 +32,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const SLACK: Duration = Duration::from_secs(3);
 const SLOWER: u32 = 8;
 /// How long clients may work until something is acknowledged or a failpoint is reached.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// When the daemon dies.
 #[derive(Debug, Clone)]

@@ -436,7 +436,7 @@ impl Machine {
             gc: rules.gc,
             staging_dir: "staging".into(),
             staging_max: 64 << 20,
-            metacache_max: 64 << 20,
+            metacache: vmailfs::vmail::session::Metacache::default(),
             layout: Layout::parse("%u").unwrap(),
             backend: self.backend.clone(),
             single_backend: rules.single_backend,

@@ -14,6 +14,7 @@ pub mod messages;
 pub mod model;
 pub mod mount;
 pub mod mta;
+pub mod openmetrics;
 pub mod scenario;
 pub mod session;
 pub mod workload;

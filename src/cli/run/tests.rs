@@ -36,6 +36,9 @@ impl AdminApi for Fake {
     async fn status(&self) -> Status {
         Status::default()
     }
+    async fn metrics(&self) -> String {
+        String::new()
+    }
     async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError> {
         progress.say("flushing");
         *self.stops.lock() += 1;
@@ -121,7 +124,7 @@ async fn the_kernel_unmounts_it_and_something_is_at_risk() {
     let failure = result.unwrap_err();
     assert_eq!(failure.code, Code::TempFail);
     assert!(
-        failure.text.contains("important changes of 2 users, the oldest 1min old"),
+        failure.text.contains("important changes of 2 users (0B), the oldest 1min old"),
         "{failure}"
     );
     assert_eq!(stops, 1);
