@@ -36,6 +36,10 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn stamp(&self) -> io::Result<(u64, i64, i64)> {
         Ok((0, 0, 0))
     }
+    /// Bytes that the file takes on its file system, as that says.
+    fn allocated(&self) -> io::Result<u64> {
+        self.size()
+    }
 
     /// `len` bytes from `offset` on; an error if there are fewer.
     fn read_exact_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
@@ -58,6 +62,9 @@ pub struct DiskEntry {
     /// Seconds since 1970 of the last use that is known.
     pub used: i64,
 }
+
+/// The usual unit of space, in bytes.
+pub const BLOCK: u64 = 4096;
 
 /// Free and total space, in bytes and in files.
 #[derive(Debug, Clone, Copy, Default)]
@@ -86,6 +93,16 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Major and minor number of the device that a path lies on, where there is one.
     fn device(&self, _path: &Path) -> io::Result<(u32, u32)> {
         Ok((0, 0))
+    }
+    /// Bytes that a directory takes by itself, as its file system says.
+    fn dir_size(&self, path: &Path) -> io::Result<u64> {
+        let _ = path;
+        Ok(BLOCK)
+    }
+    /// The unit in which the file system of a directory gives space to files, in bytes.
+    fn block_size(&self, path: &Path) -> u64 {
+        let _ = path;
+        BLOCK
     }
 
     /// Replaces a file's content so that after a crash it is either the old or the new one.
@@ -167,6 +184,9 @@ impl DiskFile for RealFile {
     fn stamp(&self) -> io::Result<(u64, i64, i64)> {
         let meta = self.0.metadata()?;
         Ok((meta.ino(), meta.mtime(), meta.mtime_nsec()))
+    }
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.blocks() * 512)
     }
 }
 
@@ -264,6 +284,15 @@ impl Disk for RealDisk {
             files: s.files(),
             files_free: s.files_available(),
         })
+    }
+    fn dir_size(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::symlink_metadata(path)?.blocks() * 512)
+    }
+    fn block_size(&self, path: &Path) -> u64 {
+        match nix::sys::statvfs::statvfs(path) {
+            Ok(s) => s.fragment_size().clamp(BLOCK, 1 << 20),
+            Err(_) => BLOCK,
+        }
     }
     fn replace(&self, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
         let (mut file, temp) = new_beside(path)?;

@@ -36,19 +36,23 @@ fn prepare(settings: &Settings) -> Result<Claim, Failure> {
         let text = format!("/dev/fuse: {e}: load the fuse module, and mount as root");
         return Err(Failure::new(Code::Unavailable, text));
     }
-    let dirs = [
-        &settings.state_dir,
-        &settings.fscache.path,
-        &settings.staging.path,
-        &settings.metacache.path,
-    ];
-    for dir in dirs {
-        // Mails of all users: for nobody else's eyes.
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| {
-            Failure::new(Code::CantCreate, format!("{}: cannot make it: {e}", dir.display()))
-        })?;
+    // Mails of all users: for nobody else's eyes.
+    let make = |dir: &Path| DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    for dir in [&settings.state_dir, &settings.staging.path, &settings.metacache.path] {
+        make(dir).map_err(|e| cannot_make(dir, &e))?;
+    }
+    for cache in &settings.fscache {
+        match make(&cache.path) {
+            // The others go on without it; the log says so.
+            Err(_) if settings.fscache.len() > 1 => {}
+            made => made.map_err(|e| cannot_make(&cache.path, &e))?,
+        }
     }
     claim(&settings.state_dir)
+}
+
+fn cannot_make(dir: &Path, error: &io::Error) -> Failure {
+    Failure::new(Code::CantCreate, format!("{}: cannot make it: {error}", dir.display()))
 }
 
 fn check_mountpoint(path: &Path, nonempty: bool) -> Result<(), Failure> {

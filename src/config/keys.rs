@@ -147,13 +147,25 @@ pub const KEYS: &[Key] = &[
          (\"a@example.com/.Archive*\"); masks with * and ?, separated by spaces. A file system does\n\
          not know which client is reading, so it cannot be set for one client's address.",
     ),
-    text("fscache.path", "/var/cache/vmailfs", "Directory. Default: <state_dir>/fscache."),
-    text("fscache.max_size", "", "Size that is never exceeded; the least recently used go first."),
+    text(
+        "fscache.path",
+        "/var/cache/vmailfs",
+        "Directory. Default: <state_dir>/fscache. With %4Nu in it, four directories share the users by\n\
+         Dovecot's hash, each with max_size. Several sections [[fscache]] do the same with directories of\n\
+         any names and sizes; each needs a path.",
+    ),
+    text(
+        "fscache.max_size",
+        "",
+        "Size that is never exceeded, as du shows it. Mails read once go first, then those delivered,\n\
+         then those read again. What finds no room is streamed from the store.",
+    ),
     text("staging.path", "/var/lib/vmailfs/staging", "Directory. Default: <state_dir>/staging."),
     text(
         "staging.max_size",
         "",
-        "Size that is never exceeded; when it is reached, deliveries wait, then are deferred.",
+        "Size that is never exceeded; when it is reached, deliveries wait, then are deferred. A mail\n\
+         larger than this cannot be delivered.",
     ),
     text("metacache.path", "/ssd/metacache", "Directory. Default: <state_dir>/metacache."),
     text(
@@ -230,6 +242,11 @@ pub const KEYS: &[Key] = &[
     ),
     number("store_limits.max_requests", "Number of requests in flight at most."),
     text(
+        "store_limits.stream_memory",
+        "",
+        "Memory for mails that are streamed because fscache has no room for them; at least 8M.",
+    ),
+    text(
         "store_limits.lease",
         "",
         "Time for which this backend owns its users without the store; at least 10s. Another\n\
@@ -264,6 +281,11 @@ pub const KEYS: &[Key] = &[
         "admin.socket",
         "/run/vmailfs.sock",
         "Path of the socket. Default: <state_dir>/admin.sock.",
+    ),
+    flag(
+        "admin.directory",
+        "Show a read-only directory .vmailfs at the mount's root, with status and metrics as text\n\
+         files. It is not listed, and only the account that mounts may enter it.",
     ),
     text(
         "metrics.listen",

@@ -49,6 +49,10 @@ impl Config {
             None => table.insert(name.to_owned(), value),
             Some((section, key)) => match table.get_mut(section) {
                 Some(Value::Table(t)) => t.insert(key.to_owned(), value),
+                Some(Value::Array(_)) => {
+                    let text = format!("{name}: there are several [[{section}]]: change the file");
+                    return Err(ConfigError(text));
+                }
                 _ => return Err(unknown(name)),
             },
         };
@@ -74,24 +78,56 @@ impl Config {
         let mut section = "";
         for key in KEYS {
             let (in_section, name) = key.name.split_once('.').unwrap_or(("", key.name));
+            let tables = match table.get(in_section) {
+                Some(Value::Array(several)) => several.iter().filter_map(Value::as_table).collect(),
+                Some(Value::Table(one)) => vec![one],
+                _ => Vec::new(),
+            };
             if in_section != section {
                 section = in_section;
                 out.push('\n');
                 if let Some((_, about)) = SECTIONS.iter().find(|(s, _)| *s == section) {
                     comment(&mut out, about);
                 }
-                let _ = writeln!(out, "[{section}]");
+                if let [first, others @ ..] = tables.as_slice()
+                    && !others.is_empty()
+                {
+                    print_several(&mut out, section, first, others);
+                } else {
+                    let _ = writeln!(out, "[{section}]");
+                }
+            }
+            if tables.len() > 1 {
+                continue;
             }
             out.push('\n');
             comment(&mut out, key.help);
-            let value = if section.is_empty() {
-                table.get(name)
-            } else {
-                table.get(section).and_then(|t| t.get(name))
+            let value = match tables.first() {
+                Some(one) => one.get(name),
+                None if section.is_empty() => table.get(name),
+                None => None,
             };
             print_value(&mut out, key, name, value);
         }
         Ok(out)
+    }
+}
+
+/// Tables of the same keys; the first tells what they mean.
+fn print_several(out: &mut String, section: &str, first: &Table, others: &[&Table]) {
+    let all = std::iter::once((true, &first)).chain(others.iter().map(|t| (false, t)));
+    for (explained, table) in all {
+        let _ = writeln!(out, "\n[[{section}]]");
+        for key in KEYS {
+            let Some(name) = key.name.strip_prefix(section).and_then(|n| n.strip_prefix('.'))
+            else {
+                continue;
+            };
+            if explained {
+                comment(out, key.help);
+            }
+            print_value(out, key, name, table.get(name));
+        }
     }
 }
 

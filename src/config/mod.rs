@@ -19,7 +19,7 @@ pub use resolve::{
 };
 pub use types::{Mode, ParseError, Size, Span};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -50,7 +50,7 @@ pub struct Config {
     pub lost_mails: LostMails,
     /// Masks, separated by spaces.
     pub lost_mails_for: String,
-    pub fscache: Fscache,
+    pub fscache: Fscaches,
     pub staging: Staging,
     pub metacache: Metacache,
     pub s3: S3,
@@ -81,7 +81,7 @@ impl Default for Config {
             retention: Span::secs(7 * DAY),
             lost_mails: LostMails::Error,
             lost_mails_for: "*".into(),
-            fscache: Fscache::default(),
+            fscache: Fscaches::default(),
             staging: Staging::default(),
             metacache: Metacache::default(),
             s3: S3::default(),
@@ -106,6 +106,52 @@ pub struct Fscache {
 impl Default for Fscache {
     fn default() -> Self {
         Fscache { path: None, max_size: Size::gib(2) }
+    }
+}
+
+/// One `[fscache]`, or several `[[fscache]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fscaches(pub Vec<Fscache>);
+
+impl Default for Fscaches {
+    fn default() -> Self {
+        Fscaches(vec![Fscache::default()])
+    }
+}
+
+impl Serialize for Fscaches {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [one] => one.serialize(s),
+            several => several.serialize(s),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Fscaches {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> de::Visitor<'de> for Visit {
+            type Value = Fscaches;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table [fscache], or several [[fscache]]")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Fscaches, A::Error> {
+                let one = Fscache::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Fscaches(vec![one]))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Fscaches, A::Error> {
+                let mut all = Vec::new();
+                while let Some(one) = seq.next_element()? {
+                    all.push(one);
+                }
+                match all.is_empty() {
+                    true => Err(de::Error::invalid_length(0, &self)),
+                    false => Ok(Fscaches(all)),
+                }
+            }
+        }
+        d.deserialize_any(Visit)
     }
 }
 
@@ -229,6 +275,7 @@ pub struct StoreLimits {
     pub attempts: u32,
     pub delivery_timeout: Span,
     pub max_requests: u32,
+    pub stream_memory: Size,
     pub lease: Span,
     pub unmount_timeout: Span,
 }
@@ -241,6 +288,7 @@ impl Default for StoreLimits {
             attempts: 5,
             delivery_timeout: Span::secs(60),
             max_requests: 64,
+            stream_memory: Size(64 << 20),
             lease: Span::secs(180),
             unmount_timeout: Span::secs(60),
         }
@@ -283,11 +331,18 @@ impl Default for Fuse {
     }
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    pub directory: bool,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Admin { socket: None, directory: true }
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

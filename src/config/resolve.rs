@@ -93,7 +93,9 @@ pub struct Settings {
     pub single_backend: bool,
     pub ack: crate::vmail::promise::Ack,
     pub lost_mails: crate::vmail::lost::LostMails,
-    pub fscache: CacheDir,
+    /// At least one.
+    pub fscache: Vec<CacheDir>,
+    pub stream_memory: u64,
     pub staging: CacheDir,
     pub metacache: MetacacheSettings,
     pub gc: GcSettings,
@@ -104,6 +106,7 @@ pub struct Settings {
     pub fuse_threads: usize,
     pub passthrough: bool,
     pub admin_socket: PathBuf,
+    pub admin_directory: bool,
     pub metrics_listen: Option<SocketAddr>,
     pub log: Log,
 }
@@ -145,16 +148,15 @@ impl Config {
             Some(path) => absolute(key, path),
             None => Ok(state_dir.join(default)),
         };
-        let fscache = place("fscache.path", &self.fscache.path, "fscache")?;
+        let fscache = self.fscaches(&state_dir)?;
         let staging = place("staging.path", &self.staging.path, "staging")?;
         let metacache = place("metacache.path", &self.metacache.path, "metacache")?;
         let admin_socket = place("admin.socket", &self.admin.socket, "admin.sock")?;
 
-        let mut places = vec![
-            ("fscache.path", fscache.as_path()),
-            ("staging.path", staging.as_path()),
-            ("metacache.path", metacache.as_path()),
-        ];
+        let mut places: Vec<_> =
+            fscache.iter().map(|one| ("fscache.path", one.path.as_path())).collect();
+        places.push(("staging.path", staging.as_path()));
+        places.push(("metacache.path", metacache.as_path()));
         if let Some(dir) = &store_dir {
             places.push(("store", dir.as_path()));
         }
@@ -194,7 +196,8 @@ impl Config {
                 super::Ack::Journal => crate::vmail::promise::Ack::Journal,
             },
             lost_mails: self.lost_mails(),
-            fscache: CacheDir { path: fscache, max_size: self.fscache.max_size.0 },
+            fscache,
+            stream_memory: limits.stream_memory.0,
             staging: CacheDir { path: staging, max_size: self.staging.max_size.0 },
             metacache: MetacacheSettings {
                 path: metacache,
@@ -221,6 +224,7 @@ impl Config {
             fuse_threads: self.fuse.threads as usize,
             passthrough: self.fuse.passthrough,
             admin_socket,
+            admin_directory: self.admin.directory,
             metrics_listen: self.metrics_listen()?,
             log: self.log.clone(),
         })
@@ -260,6 +264,33 @@ impl Config {
         }
     }
 
+    /// Where the fscaches are. Which users belong to which follows from their order.
+    fn fscaches(&self, state_dir: &Path) -> Result<Vec<CacheDir>, ConfigError> {
+        let tables = self.fscache.0.as_slice();
+        let mut all = Vec::new();
+        for one in tables {
+            let path = match &one.path {
+                Some(path) => path.clone(),
+                None if tables.len() == 1 => state_dir.join("fscache"),
+                None => return err("each of several [[fscache]] needs a path".into()),
+            };
+            let paths = match split_path(&path)? {
+                Some(_) if tables.len() > 1 => {
+                    return err(
+                        "%Nu in fscache.path and several [[fscache]] exclude each other".into()
+                    );
+                }
+                Some(paths) => paths,
+                None => vec![path],
+            };
+            for path in paths {
+                let path = absolute("fscache.path", &path)?;
+                all.push(CacheDir { path, max_size: one.max_size.0 });
+            }
+        }
+        Ok(all)
+    }
+
     fn lost_mails(&self) -> crate::vmail::lost::LostMails {
         use crate::vmail::lost::LostMails as Answer;
         match self.lost_mails {
@@ -281,12 +312,12 @@ impl Config {
     }
 
     fn check_values(&self) -> Result<(), ConfigError> {
-        for (key, size) in [
-            ("fscache.max_size", self.fscache.max_size),
+        let fscaches = self.fscache.0.iter().map(|one| ("fscache.max_size", one.max_size));
+        for (key, size) in fscaches.chain([
             ("staging.max_size", self.staging.max_size),
             ("metacache.max_space", self.metacache.max_space),
             ("metacache.max_grace", self.metacache.max_grace),
-        ] {
+        ]) {
             if size.0 < MIN_CACHE {
                 return err(format!("{key} = {size} is too small: at least 1M"));
             }
@@ -317,6 +348,10 @@ impl Config {
             if number == 0 {
                 return err(format!("{key} must be at least 1"));
             }
+        }
+        if limits.stream_memory.0 < crate::vmail::stream::LEAST {
+            let size = limits.stream_memory;
+            return err(format!("store_limits.stream_memory = {size} is too small: at least 8M"));
         }
         if m.folder_change_quiet > m.folder_change_max {
             return err("metacache.folder_change_quiet is longer than folder_change_max".into());
@@ -378,6 +413,25 @@ impl Config {
             ));
         }
         Ok(name)
+    }
+}
+
+/// The directories that `%4Nu` in a path stands for.
+fn split_path(path: &Path) -> Result<Option<Vec<PathBuf>>, ConfigError> {
+    let Some((before, rest)) = path.to_str().and_then(|text| text.split_once('%')) else {
+        return Ok(None);
+    };
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let (range, variable) = rest.split_at(digits);
+    let range: u32 = range.parse().unwrap_or(0);
+    match variable.strip_prefix("Nu") {
+        Some(after) if (1..=256).contains(&range) && !after.contains('%') => {
+            Ok(Some((0..range).map(|n| format!("{before}{n:x}{after}").into()).collect()))
+        }
+        _ => err(format!(
+            "fscache.path {}: of Dovecot's variables only %<1 to 256>Nu, once, is understood here",
+            path.display()
+        )),
     }
 }
 

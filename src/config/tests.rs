@@ -170,11 +170,11 @@ fn paths_default_to_the_state_directory() {
     let mut c = usable(&base);
     c.owner = Some("0:0".into());
     let s = c.resolve().unwrap();
-    assert_eq!(s.fscache.path, base.join("state/fscache"));
+    assert_eq!(s.fscache[0].path, base.join("state/fscache"));
     assert_eq!(s.metacache.path, base.join("state/metacache"));
     assert_eq!(s.admin_socket, base.join("state/admin.sock"));
     assert_eq!(s.owner, Some(Owner { uid: 0, gid: 0 }));
-    assert_eq!(s.fscache.max_size, 2 << 30);
+    assert_eq!((s.fscache.len(), s.fscache[0].max_size), (1, 2 << 30));
     c.state_dir = None;
     let s = c.resolve().unwrap();
     assert_eq!(s.state_dir, Path::new("/var/lib/vmailfs").join(escape_path(&base.join("mnt"))));
@@ -229,4 +229,45 @@ fn escaped_paths_are_unique_file_names() {
     let long = format!("/{}", "x/".repeat(300));
     assert!(e(&long).len() < 220);
     assert_ne!(e(&long), e(&format!("{long}y")));
+}
+
+fn resolved(text: &str) -> Result<Settings, ConfigError> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::parse(text)?;
+    config.store = Some("file:///srv/nothing".into());
+    config.mountpoint = Some(dir.path().into());
+    config.state_dir = Some("/var/lib/x".into());
+    config.resolve()
+}
+
+#[test]
+fn there_may_be_several_fscaches() {
+    let places = |text: &str| -> Vec<(String, u64)> {
+        let all = resolved(text).unwrap().fscache;
+        all.into_iter().map(|c| (c.path.display().to_string(), c.max_size >> 20)).collect()
+    };
+    let place = |path: &str, size| (path.to_owned(), size);
+    let two = "[[fscache]]\npath = \"/a\"\nmax_size = \"5M\"\n[[fscache]]\npath = \"/b\"\n";
+    assert_eq!(places(two), [place("/a", 5), place("/b", 2048)]);
+    let split = "[fscache]\npath = \"/c/%4Nu/x\"\nmax_size = \"512M\"\n";
+    let four = ["/c/0/x", "/c/1/x", "/c/2/x", "/c/3/x"];
+    assert_eq!(places(split), four.map(|path| place(path, 512)));
+    // They are printed as they are read, and are no place for an option.
+    let mut config = Config::parse(two).unwrap();
+    let text = config.print().unwrap();
+    assert_eq!(Config::parse(&text).unwrap(), config, "{text}");
+    assert!(config.set("fscache.path", "/c").unwrap_err().0.contains("several [[fscache]]"));
+    let refused = |text: &str, why: &str| {
+        let error = resolved(text).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    };
+    refused("fscache = []\n", "several [[fscache]]");
+    refused("[[fscache]]\n[[fscache]]\npath = \"/b\"\n", "needs a path");
+    refused(&two.replace("/b", "/a"), "the same directory");
+    refused(&two.replace("/b", "/a/b"), "lies inside");
+    refused(&two.replace("5M", "5K"), "at least 1M");
+    refused(&two.replace("/b", "/b/%4Nu"), "exclude each other");
+    refused("[fscache]\npath = \"/c/%u\"\n", "%<1 to 256>Nu");
+    refused("[[fscache]]\nmax_size = \"x\"\n", "line 2: `x` is no size");
+    refused("[store_limits]\nstream_memory = \"1M\"\n", "at least 8M");
 }

@@ -238,6 +238,7 @@ fn plausible(layout: &[Segment], given: &str) -> bool {
             }
             _ => !given.starts_with('.'),
         },
+        [Segment::Literal(start), ..] => given.starts_with(start.as_str()),
         _ => true,
     }
 }
@@ -389,6 +390,11 @@ impl Variable {
 /// The first eight bytes of the MD5 (`%N`).
 fn md5_hash(value: &[u8]) -> u64 {
     Md5::digest(value).iter().take(8).fold(0, |n, b| n << 8 | u64::from(*b))
+}
+
+/// Dovecot's `%<range>Nu`: which of so many places a user belongs to.
+pub fn place_of(user: &str, range: u64) -> u64 {
+    md5_hash(user.as_bytes()).checked_rem(range).unwrap_or(0)
 }
 
 /// The hash of P. J. Weinberger (`%H`).

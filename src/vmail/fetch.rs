@@ -11,8 +11,10 @@ use super::node::{Kind, Node};
 use super::promise;
 use super::publish::blocking;
 use super::session::Session;
+use super::stream::{self, Piece};
 use crate::cache::disk::DiskFile;
-use crate::cache::fscache::{Cached, Reservation};
+use crate::cache::fscache::{Arrival, Cached, Reservation};
+use crate::cache::staging::Staged;
 use crate::format::ObjectId;
 use crate::format::key::{KeyTail, mail_key};
 use crate::store::{Reason, StoreError};
@@ -24,10 +26,12 @@ use std::sync::Arc;
 /// been spoilt on its way in spite of its length, and TCP's checksum lets some of that pass.
 pub const SPOILT_TRIES: u32 = 3;
 
-/// How much of a mail that does not fit the cache is read at a time.
-const WINDOW: u64 = 1024 * 1024;
-
-async fn failed(session: &Session, user: &Arc<str>, key: &KeyTail, error: StoreError) -> Error {
+pub(super) async fn failed(
+    session: &Session,
+    user: &Arc<str>,
+    key: &KeyTail,
+    error: StoreError,
+) -> Error {
     match error {
         StoreError::NotFound { .. } => lost::confirm(session, user, key).await,
         error => unread(user, error),
@@ -39,7 +43,7 @@ pub(super) fn unread(user: &str, error: StoreError) -> Error {
 }
 
 /// The cached copy, its checksum looked at where that is not known to be right.
-async fn cached(
+pub(super) async fn cached(
     session: &Arc<Session>,
     user: &Arc<str>,
     key: &KeyTail,
@@ -75,7 +79,8 @@ fn digest(file: &dyn DiskFile) -> io::Result<(u64, u32)> {
     }
 }
 
-/// Brings an object into fscache; `None` if there is no room for it, or its disk fails.
+/// Brings an object into fscache; `None` if there is no room for it, or its disk fails: it is
+/// streamed then.
 async fn to_cache(
     session: &Arc<Session>,
     user: &Arc<str>,
@@ -85,21 +90,27 @@ async fn to_cache(
     if let Some(copy) = cached(session, user, key, size).await? {
         return Ok(Some(copy));
     }
-    let Some(room) = session.fscache.reserve(size) else { return Ok(None) };
-    let local = |e: io::Error| Error::disk("fscache", &e);
-    let brought = match download(session, user, key, size, room).await {
-        Ok(room) => session.fscache.commit(room, user, key.id()).map_err(local),
-        Err(error) => Err(error),
+    // Who comes second finds it.
+    let _turn = session.fetching.take((user.clone(), key.id())).await;
+    if let Some(copy) = cached(session, user, key, size).await? {
+        return Ok(Some(copy));
+    }
+    session.fscache.missed(user);
+    let room = session.fscache.reserve(user, key.id(), size, Arrival::Read);
+    let Some(room) = room else { return Ok(None) };
+    let brought = match download(session, user, key, size, &room).await {
+        // A disk that does not keep it has said so in the log.
+        Ok(()) => return Ok(session.fscache.commit(room).ok()),
+        Err(error) => error,
     };
     match brought {
-        Ok(copy) => Ok(Some(copy)),
-        Err(
-            error @ (Error::Disk { .. } | Error::Store { source: StoreError::Full { .. }, .. }),
-        ) => {
-            tracing::warn!(%user, %error, "no mail can be put into fscache; it is read through memory");
+        Error::Disk { .. } => Ok(None),
+        // The store tells a local disk that is full apart, and calls any other fault of it its own.
+        Error::Store { source: StoreError::Full { .. }, .. } => {
+            room.failed(&io::ErrorKind::StorageFull.into());
             Ok(None)
         }
-        Err(error) => Err(error),
+        error => Err(error),
     }
 }
 
@@ -108,16 +119,26 @@ async fn download(
     user: &Arc<str>,
     key: &KeyTail,
     size: u64,
-    room: Reservation,
-) -> Result<Reservation> {
-    let local = |e: io::Error| Error::disk("fscache", &e);
-    let file = room.create().map_err(local)?;
+    room: &Reservation,
+) -> Result<()> {
+    let file = room.create().map_err(|e| Error::disk("fscache", &e))?;
+    download_to(session, user, key, size, &file).await
+}
+
+/// Fills an empty local file with an object, checked.
+pub(super) async fn download_to(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    size: u64,
+    file: &Arc<dyn DiskFile>,
+) -> Result<()> {
     for _ in 0..SPOILT_TRIES {
-        if download_once(session, user, key, size, &file).await? {
-            return Ok(room);
+        if download_once(session, user, key, size, file).await? {
+            return Ok(());
         }
         tracing::warn!(%user, object = %key, "spoilt on its way, reading it again");
-        file.set_len(0).map_err(local)?;
+        file.set_len(0).map_err(|e| Error::disk("local copy", &e))?;
     }
     Err(Error::Damaged {
         what: format!("user {user}: object {key} does not hold what was published"),
@@ -132,7 +153,7 @@ async fn download_once(
     size: u64,
     file: &Arc<dyn DiskFile>,
 ) -> Result<bool> {
-    let local = |e: io::Error| Error::disk("fscache", &e);
+    let local = |e: io::Error| Error::disk("local copy", &e);
     let store_key = mail_key(user, key);
     match (promise::read(session, user, key).await?, file.real()) {
         (Some(bytes), _) => file.write_all_at(&bytes, 0).map_err(local)?,
@@ -158,17 +179,35 @@ async fn download_once(
 
 /// Keeps bytes that were just published as the object's cached copy. Best effort.
 pub fn keep(session: &Arc<Session>, user: &Arc<str>, id: ObjectId, bytes: &Bytes) {
-    let Some(room) = session.fscache.reserve(bytes.len() as u64) else { return };
-    let kept = room
-        .create()
-        .and_then(|file| file.write_all_at(bytes, 0))
-        .and_then(|()| session.fscache.commit(room, user, id));
-    if let Err(error) = kept {
-        tracing::warn!(%user, %error, "published bytes not kept in fscache");
+    let room = session.fscache.reserve(user, id, bytes.len() as u64, Arrival::Delivered);
+    let Some(room) = room else { return };
+    let written = room.create().and_then(|file| file.write_all_at(bytes, 0));
+    match written {
+        Ok(()) => _ = session.fscache.commit(room),
+        Err(error) => room.failed(&error),
     }
 }
 
-/// For an open: brings a mail's copy, or notes that it must be read through memory.
+/// Copies a staged file into the room that another file system has for it. Best effort, too.
+pub async fn copy_in(session: Arc<Session>, room: Reservation, staged: Arc<Staged>) {
+    let copied = blocking(move || room.fill(&*staged.file).map(|()| room)).await;
+    if let Ok(Ok(room)) = copied {
+        let _ = session.fscache.commit(room);
+    }
+}
+
+/// What a mail that fscache has no room for begins with: whether it is there shows now.
+async fn stream_begins(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    object: &KeyTail,
+    size: u64,
+) -> Result<()> {
+    let first = Piece { object: object.clone(), size, index: 0 };
+    stream::bring(session, user, &first).await
+}
+
+/// For an open: brings a mail's copy, or notes that it is streamed.
 pub async fn fetch(node: &NodeRef) -> Result<()> {
     let cell = &node.cell;
     let wanted = cell.open_user(|user| {
@@ -182,7 +221,12 @@ pub async fn fetch(node: &NodeRef) -> Result<()> {
         }
     })?;
     let Some((key, size)) = wanted else { return Ok(()) };
-    let copy = match to_cache(&cell.session, &cell.name, &key, size).await {
+    let session = &cell.session;
+    let copy = match to_cache(session, &cell.name, &key, size).await {
+        Ok(None) => stream_begins(session, &cell.name, &key, size).await.map(|()| None),
+        copy => copy,
+    };
+    let copy = match copy {
         Err(gone @ Error::Gone { .. }) => {
             let blank = cell.open_user(|user| user.blank(node.ix))?;
             let Some(bare) = blank else { return Err(gone) };
@@ -218,65 +262,26 @@ pub async fn fetch_extent(node: &NodeRef, index: usize) -> Result<()> {
     let Some(extent) = wanted else { return Ok(()) };
     let id = extent.object.id();
     let copy = match to_cache(&cell.session, &cell.name, &extent.object, extent.len).await? {
-        Some(copy) => copy,
+        Some(copy) => Some(copy),
         None => {
-            let bytes = whole(&cell.session, &cell.name, &extent.object, extent.len).await?;
-            cell.session.fscache.apart(bytes)
+            stream_begins(&cell.session, &cell.name, &extent.object, extent.len).await?;
+            None
         }
     };
     cell.if_open(|user| {
         if let Ok(found) = user.known_mut(node)
             && let Kind::Growing(grow) = &mut found.kind
         {
-            grow.open.insert(id, copy);
-        }
-    });
-    Ok(())
-}
-
-/// Reads a piece of a mail that the cache has no room for.
-pub async fn through(node: &NodeRef, offset: u64) -> Result<()> {
-    let cell = &node.cell;
-    let wanted = cell.open_user(|user| match &user.node_known(node.ix, node.ino)?.kind {
-        Kind::Mail(mail) => Ok(mail.object.clone().map(|key| (key, mail.published_size))),
-        _ => Ok(None),
-    })?;
-    let Some((key, size)) = wanted.filter(|(_, size)| offset < *size) else { return Ok(()) };
-    let range = offset..size.min(offset + WINDOW);
-    let limit = range.end - range.start;
-    if let Some(bytes) = promise::read(&cell.session, &cell.name, &key).await? {
-        let start = usize::try_from(range.start).unwrap_or(usize::MAX).min(bytes.len());
-        let end = usize::try_from(range.end).unwrap_or(usize::MAX).min(bytes.len());
-        cell.if_open(|user| {
-            if let Ok(Node { kind: Kind::Mail(mail), .. }) = user.known_mut(node) {
-                mail.window = Some((offset, bytes.slice(start..end)));
+            match copy {
+                Some(copy) => _ = grow.open.insert(id, copy),
+                None => _ = grow.through.insert(id),
             }
-        });
-        return Ok(());
-    }
-    let store = &cell.session.env.store;
-    let got = store.get(&mail_key(&cell.name, &key), Some(range), limit, Reason("fetch")).await;
-    let got = match got {
-        Ok(got) => got,
-        Err(error) => return Err(failed(&cell.session, &cell.name, &key, error).await),
-    };
-    let all = offset == 0 && got.1.len() as u64 == size;
-    if all && crc32c::crc32c(&got.1) != key.decode().crc {
-        return Err(Error::Damaged {
-            what: format!("user {}: object {key} does not hold what was published", cell.name),
-        });
-    }
-    cell.if_open(|user| {
-        if let Ok(found) = user.known_mut(node)
-            && let Kind::Mail(mail) = &mut found.kind
-        {
-            mail.window = Some((offset, got.1));
         }
     });
     Ok(())
 }
 
-/// All bytes of an object, checked. For small or rare reads.
+/// All bytes of an object, checked. For rare reads, behind the scenes.
 pub async fn whole(
     session: &Arc<Session>,
     user: &Arc<str>,
@@ -305,74 +310,4 @@ pub async fn whole(
     Err(Error::Damaged {
         what: format!("user {user}: object {key} does not hold what was published"),
     })
-}
-
-/// Brings a published file back to staging, from `offset` on, so that it can be written.
-pub async fn stage(node: &NodeRef, offset: u64) -> Result<()> {
-    let cell = &node.cell;
-    let session = &cell.session;
-    let _one = cell.one_at_a_time(node.ino).await;
-    enum What {
-        Mail(KeyTail, u64),
-        Growing(u64, Vec<crate::format::listing::Extent>),
-    }
-    let wanted = cell.open_user(|user| match &user.node_known(node.ix, node.ino)?.kind {
-        Kind::Mail(mail) if mail.staged.is_none() => {
-            Ok(mail.object.clone().map(|key| What::Mail(key, mail.published_size)))
-        }
-        Kind::Growing(grow) if offset < grow.published => {
-            let from = grow.rewrite_from(offset);
-            let again =
-                grow.extents.iter().filter(|e| e.offset >= from && e.offset < grow.published);
-            Ok(Some(What::Growing(from, again.cloned().collect())))
-        }
-        _ => Ok(None),
-    })?;
-    let local = |e: io::Error| Error::disk("staging", &e);
-    match wanted {
-        None => Ok(()),
-        Some(What::Mail(key, size)) => {
-            let bytes =
-                whole(session, &cell.name, &key, size).await.map_err(Error::for_delivery)?;
-            let staged = session.staging.create().map_err(local)?;
-            staged.write(&bytes, 0).map_err(local)?;
-            cell.open_user(|user| {
-                if let Kind::Mail(mail) = &mut user.known_mut(node)?.kind
-                    && mail.staged.is_none()
-                {
-                    mail.staged = Some(Arc::new(staged));
-                }
-                Ok(())
-            })
-        }
-        Some(What::Growing(from, extents)) => {
-            let mut pieces = Vec::new();
-            for extent in extents {
-                let bytes = whole(session, &cell.name, &extent.object, extent.len)
-                    .await
-                    .map_err(Error::for_delivery)?;
-                pieces.push((extent.offset, bytes));
-            }
-            cell.open_user(|user| {
-                let staging = user.session.staging.clone();
-                let Kind::Growing(grow) = &mut user.known_mut(node)?.kind else { return Ok(()) };
-                if from >= grow.published {
-                    return Ok(());
-                }
-                let tail = match &grow.tail {
-                    Some(tail) => tail.clone(),
-                    None => Arc::new(staging.create().map_err(local)?),
-                };
-                for (at, bytes) in &pieces {
-                    tail.write_sparse(bytes, *at, from).map_err(local)?;
-                }
-                grow.tail = Some(tail);
-                grow.published = from;
-                grow.dirty = true;
-                grow.writes += 1;
-                grow.lowest = from;
-                Ok(())
-            })
-        }
-    }
 }

@@ -1,11 +1,13 @@
 //! The bytes of files: open, read, write, truncate, and what close and fsync must wait for.
 
 use super::error::{Error, Plain, Result};
+use super::fetch;
 use super::lost;
 use super::need::{Need, NodeRef, Op, Stop};
 use super::node::{Growing, Kind, Mail, Node, NodeIx, Tracker};
+use super::stream::Piece;
 use super::user::User;
-use crate::cache::fscache::Cached;
+use crate::cache::fscache::{Cached, Taken};
 use crate::dovecot::classes::{Class, IndexKind};
 use crate::dovecot::index_log;
 use crate::format::journal::Change;
@@ -126,6 +128,7 @@ impl User {
         let closed = node.writers == 0;
         let named = node.nlink > 0;
         let mut retry = false;
+        let mut elsewhere = None;
         let size = node.size;
         match &mut node.kind {
             Kind::Mail(mail) => {
@@ -138,16 +141,16 @@ impl User {
                     && named
                 {
                     match fscache.take_over(&staged.path(), &name, object.id(), size) {
-                        Ok(Some(copy)) => mail.cached = Arc::downgrade(&copy),
-                        Ok(None) => {}
+                        Ok(Taken::Kept(copy)) => mail.cached = Arc::downgrade(&copy),
+                        Ok(Taken::Elsewhere(room)) => elsewhere = Some((room, staged)),
+                        Ok(Taken::NoRoom) => {}
                         Err(error) => {
-                            tracing::warn!(user = %name, %error, "fresh mail not taken into fscache");
+                            tracing::debug!(user = %name, %error, "fresh mail not taken into fscache");
                         }
                     }
                 }
                 if idle && mail.staged.is_none() {
                     mail.fetched = None;
-                    mail.window = None;
                     mail.through = false;
                     mail.blank = None;
                     if let Some(object) = mail.object.take() {
@@ -159,6 +162,7 @@ impl User {
                 retry = closed && grow.dirty && named;
                 if idle {
                     grow.open.clear();
+                    grow.through.clear();
                     if !grow.dirty {
                         grow.tail = None;
                     }
@@ -166,6 +170,10 @@ impl User {
             }
             Kind::Local(local) if idle => local.file = None,
             Kind::Local(_) | Kind::Published(_) | Kind::Symlink(_) => {}
+        }
+        if let Some((room, staged)) = elsewhere {
+            let copy = fetch::copy_in(self.session.clone(), room, staged);
+            let _task = self.session.runtime.spawn(copy);
         }
         if retry {
             let ino = node.ino;
@@ -191,7 +199,8 @@ impl User {
     ) -> Op<Vec<u8>> {
         let reference = self.node_ref(ix)?;
         let name = self.name.clone();
-        let fscache = self.session.fscache.clone();
+        let session = self.session.clone();
+        let fscache = &session.fscache;
         let node = self.node_mut(ix)?;
         let end = node.size.min(offset.saturating_add(u64::from(size)));
         if offset >= end {
@@ -207,27 +216,27 @@ impl User {
                 Ok(buf)
             }
             Kind::Mail(mail) => {
+                let size = mail.published_size;
                 if let Some(staged) = &mail.staged {
                     return Ok(staged.file.read_exact_at(offset, len).map_err(|e| disk(&e))?);
                 }
-                let copy = copy.cloned().or_else(|| mail.cached.upgrade());
-                let copy = copy.or_else(|| {
-                    fscache.get(&name, mail.object.as_ref()?.id(), mail.published_size)
+                let key = mail.object.clone().ok_or(Plain::BadHandle)?;
+                let copy = copy.cloned().or_else(|| mail.fetched.clone());
+                let copy = copy.or_else(|| mail.cached.upgrade()).or_else(|| {
+                    // It was being written when this handle was opened.
+                    let found = (!mail.through).then(|| fscache.get(&name, key.id(), size))??;
+                    mail.fetched = Some(found.clone());
+                    Some(found)
                 });
-                if let Some(copy) = copy {
-                    return Ok(copy.file.read_exact_at(offset, len).map_err(|e| disk(&e))?);
+                if let Some(bytes) = copy.and_then(|copy| copy.read(offset, len)) {
+                    return Ok(bytes);
                 }
                 if let Some(bare) = mail.blank {
                     return Ok(lost::blank_bytes(bare, offset, len));
                 }
-                if let Some((start, bytes)) = &mail.window {
-                    let from = offset.checked_sub(*start).and_then(|n| usize::try_from(n).ok());
-                    if let Some(found) = from.and_then(|n| bytes.get(n..)).filter(|b| !b.is_empty())
-                    {
-                        return Ok(found[..found.len().min(len)].to_vec());
-                    }
-                }
-                Err(Stop::Wait(Need::Through(reference, offset)))
+                session.streams.read(&name, key.id(), offset, len).map_err(|index| {
+                    Stop::Wait(Need::Through(reference, Piece { object: key, size, index }))
+                })
             }
             Kind::Growing(grow) => {
                 let mut out = Vec::with_capacity(len);
@@ -253,20 +262,34 @@ impl User {
                     };
                     let id = extent.object.id();
                     let open = match grow.open.get(&id) {
-                        Some(open) => open.clone(),
-                        None => match fscache.get(&name, id, extent.len) {
-                            Some(open) => {
-                                grow.open.insert(id, open.clone());
-                                open
-                            }
-                            None => return Err(Stop::Wait(Need::FetchExtent(reference, i))),
-                        },
+                        Some(open) => Some(open.clone()),
+                        None => fscache.get(&name, id, extent.len).inspect(|open| {
+                            grow.open.insert(id, open.clone());
+                        }),
                     };
                     let stop = (extent.offset + extent.len).min(grow.published);
                     let n = usize::try_from(stop - at).unwrap_or(usize::MAX).min(want);
-                    let bytes =
-                        open.file.read_exact_at(at - extent.offset, n).map_err(|e| disk(&e))?;
+                    let from = at - extent.offset;
+                    if open.is_none() && !grow.through.contains(&id) {
+                        return Err(Stop::Wait(Need::FetchExtent(reference, i)));
+                    }
+                    let bytes = match open.and_then(|open| open.read(from, n)) {
+                        Some(bytes) => bytes,
+                        None => {
+                            let (object, size) = (extent.object.clone(), extent.len);
+                            session.streams.read(&name, id, from, n).map_err(|index| {
+                                Stop::Wait(Need::Through(
+                                    reference.clone(),
+                                    Piece { object, size, index },
+                                ))
+                            })?
+                        }
+                    };
                     out.extend(bytes);
+                }
+                // What the next read needs first is what this one needed last.
+                if grow.open.len() > OPEN_EXTENTS {
+                    grow.open.clear();
                 }
                 Ok(out)
             }
@@ -357,9 +380,15 @@ impl User {
     }
 
     fn write_mail(&mut self, ix: NodeIx, offset: u64, data: &[u8]) -> Op<()> {
+        let cell = self.cell();
         let node = self.node_mut(ix)?;
         let Kind::Mail(mail) = &mut node.kind else { return Err(Plain::BadHandle.into()) };
         let Some(staged) = mail.staged.clone() else { return Err(Plain::Access.into()) };
+        if !staged.reserve(offset + data.len() as u64) {
+            // For as long as it waits, and if it waits in vain.
+            mail.refused = Some(mail.refused.map_or(offset, |first| first.min(offset)));
+            return Err(Stop::Wait(Need::Staging(cell, data.len() as u64)));
+        }
         if let Err(error) = staged.write(data, offset) {
             mail.refused = Some(mail.refused.map_or(offset, |first| first.min(offset)));
             return Err(Error::disk("staging", &error).into());
@@ -386,6 +415,10 @@ impl User {
                 tail
             }
         };
+        let end = offset + data.len() as u64;
+        if !tail.reserve(end.saturating_sub(grow.published)) {
+            return Err(Stop::Wait(Need::Staging(reference.cell, data.len() as u64)));
+        }
         tail.write_sparse(data, offset, grow.published).map_err(|e| Error::disk("staging", &e))?;
         grow.dirty = true;
         grow.lowest = grow.lowest.min(offset);
@@ -436,6 +469,9 @@ impl User {
         match &mut node.kind {
             Kind::Mail(mail) => match &mail.staged {
                 Some(staged) => {
+                    if !staged.reserve(len) {
+                        return Err(Stop::Wait(Need::Staging(reference.cell, len)));
+                    }
                     staged.set_len(len).map_err(|e| Error::disk("staging", &e))?;
                     mail.refused = mail.refused.filter(|first| *first < len);
                     mail.dirty = true;
@@ -455,6 +491,10 @@ impl User {
                     grow.tail = Some(Arc::new(tail));
                 }
                 if let Some(tail) = &grow.tail {
+                    let held = len.saturating_sub(grow.published);
+                    if !tail.reserve(held) {
+                        return Err(Stop::Wait(Need::Staging(reference.cell, held)));
+                    }
                     tail.set_len_sparse(len, grow.published)
                         .map_err(|e| Error::disk("staging", &e))?;
                 }
@@ -561,7 +601,7 @@ impl User {
     }
 
     pub fn sync_journal(&mut self) -> Op<()> {
-        match self.journal.sync_point() {
+        match self.sync_point()? {
             None => Ok(()),
             Some(_) => Err(Stop::Wait(Need::SyncJournal(self.cell()))),
         }
@@ -584,6 +624,9 @@ pub fn is_dirty(kind: &Kind) -> bool {
         Kind::Published(_) | Kind::Local(_) | Kind::Symlink(_) => false,
     }
 }
+
+/// Copies of extents that an open file keeps open.
+const OPEN_EXTENTS: usize = 16;
 
 /// Files stay below this size.
 pub const MAX_FILE: u64 = 1 << 40;

@@ -3,6 +3,7 @@
 use super::error::{Error, Plain};
 use super::node::NodeIx;
 use super::session::UserCell;
+use super::stream::Piece;
 use super::user::User;
 use crate::cache::metacache::Purpose;
 use crate::format::FolderId;
@@ -42,8 +43,10 @@ pub enum Need {
     FetchExtent(NodeRef, usize),
     /// So many bytes of the metacache must be free.
     Room(u64, Purpose),
-    /// Bytes of a mail that does not fit the cache.
-    Through(NodeRef, u64),
+    /// A piece of an object that fscache has no room for.
+    Through(NodeRef, Piece),
+    /// Room in staging for so many bytes.
+    Staging(Arc<UserCell>, u64),
     /// A published file that may still be written must be in staging again; a growing one from
     /// this offset on.
     Stage(NodeRef, u64),
@@ -63,6 +66,7 @@ impl Need {
             | Need::Load(cell, _)
             | Need::Restore(cell, _)
             | Need::SyncJournal(cell)
+            | Need::Staging(cell, _)
             | Need::Ceiling(cell, ..)
             | Need::UidValidity(cell, _) => Some(cell),
             Need::Publish(node)

@@ -10,8 +10,7 @@ use crate::format::key::KeyTail;
 use crate::format::listing::{Attrs, Entry, Extent, Owner};
 use crate::format::{ObjectId, Place, Timestamp};
 use crate::fs::api::Ino;
-use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 /// Index of a node in its user's slab.
@@ -194,12 +193,10 @@ pub struct Mail {
     pub cached: Weak<Cached>,
     /// A copy that was fetched for an open that has not come back for it yet.
     pub fetched: Option<Arc<Cached>>,
-    /// The cache has no room for it: it is read through memory.
+    /// The cache has no room for it: it is streamed.
     pub through: bool,
     /// Its object is gone and it is shown blank, with so many bare line ends, until it is closed.
     pub blank: Option<u64>,
-    /// Bytes read through memory, from this offset on.
-    pub window: Option<(u64, Bytes)>,
 }
 
 /// A file that grows by appending.
@@ -218,8 +215,10 @@ pub struct Growing {
     pub temporary: bool,
     /// Where the earliest write since the last publish began lies.
     pub lowest: u64,
-    /// Cached copies of extents, open while a handle is.
+    /// Cached copies of extents that were read lately, open while a handle is.
     pub open: HashMap<ObjectId, Arc<Cached>>,
+    /// Extents that are streamed.
+    pub through: HashSet<ObjectId>,
 }
 
 #[derive(Debug)]

@@ -29,12 +29,15 @@ use super::error::{During, Error, Result};
 use super::publish::blocking;
 use super::session::{Session, UserCell};
 use super::user::User;
+use crate::cache::disk::How;
 use crate::format::ObjectId;
 use crate::format::key::{KeyTail, Piece, mail_key, user_dir};
 use crate::store::{Body, PutMode, Reason};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
+use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -52,6 +55,8 @@ pub enum Ack {
 
 /// Larger mails wait for the store, in bytes.
 pub const LARGEST: u64 = 16 << 20;
+/// What stands in front of the bytes is shorter than this.
+const FRONT: usize = 64 << 10;
 /// Uploads of one user at a time.
 const AT_ONCE: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -102,7 +107,7 @@ fn dir_of(state_dir: &Path) -> PathBuf {
 }
 
 fn read_at(session: &Session, path: &Path) -> Result<Option<Promise>> {
-    let read = session.disk().read(path, LARGEST + (64 << 10));
+    let read = session.disk().read(path, LARGEST + FRONT as u64);
     let read = read.map_err(|e| Error::disk(path.display().to_string(), &e))?;
     read.map(|content| Promise::decode(content, path)).transpose()
 }
@@ -142,7 +147,7 @@ pub(super) fn set_aside(session: &Session, user: &str, state_dir: &Path) -> Resu
 
 fn forget(session: &Session, path: &Path) {
     if let Err(error) = session.disk().remove_file(path)
-        && error.kind() != std::io::ErrorKind::NotFound
+        && error.kind() != io::ErrorKind::NotFound
     {
         // Uploaded again at the next start, under the same key.
         tracing::warn!(%error, path = %path.display(), "kept promise not removed");
@@ -183,6 +188,37 @@ pub(super) async fn read(
     let session = session.clone();
     let found = blocking(move || read_at(&session, &path)).await??;
     Ok(found.map(|promise| promise.bytes))
+}
+
+/// A part of the same bytes; not checked.
+pub(super) async fn read_range(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    range: Range<u64>,
+) -> Result<Option<Bytes>> {
+    if session.settings.ack == Ack::Store {
+        return Ok(None);
+    }
+    let path = dir_of(&session.state_dir_of(user)).join(key.id().to_string());
+    let session = session.clone();
+    blocking(move || {
+        let file = match session.disk().open(&path, How::Read) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::disk(path.display().to_string(), &e)),
+        };
+        let local = |e: io::Error| Error::disk(path.display().to_string(), &e);
+        let mut front = vec![0; FRONT];
+        let n = file.read_at(&mut front, 0).map_err(local)?;
+        let end = front[..n].iter().position(|b| *b == b'\n');
+        let end =
+            end.ok_or_else(|| Error::Damaged { what: format!("{}: no header", path.display()) })?;
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let bytes = file.read_exact_at(end as u64 + 1 + range.start, len).map_err(local)?;
+        Ok(Some(Bytes::from(bytes)))
+    })
+    .await?
 }
 
 async fn upload(cell: &Arc<UserCell>, path: PathBuf) -> Result<()> {

@@ -7,15 +7,17 @@ use super::lost::{self, LostMails};
 use super::need::{Need, Op, Stop};
 use super::node::NodeIx;
 use super::promise::Ack;
+use super::stream::Streams;
+use super::turns::Turns;
 use super::user::User;
 use crate::cache::disk::Disk;
-use crate::cache::fscache::Fscache;
+use crate::cache::fscache::{self, Fscache};
 use crate::cache::metacache::{Books, Limits};
 use crate::cache::staging::Staging;
 use crate::cache::weight::Weights;
 use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
-use crate::format::{FolderId, Place};
+use crate::format::{FolderId, ObjectId, Place};
 use crate::fs::api::{Ino, Invalidate};
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -30,8 +32,10 @@ use std::time::Duration;
 pub struct Settings {
     pub state_dir: PathBuf,
     pub metacache_dir: PathBuf,
-    pub fscache_dir: PathBuf,
-    pub fscache_max: u64,
+    /// At least one.
+    pub fscache: Vec<fscache::Place>,
+    /// Memory for mails that fscache has no room for.
+    pub stream_memory: u64,
     pub staging_dir: PathBuf,
     pub staging_max: u64,
     pub metacache: Metacache,
@@ -144,20 +148,14 @@ pub struct UserCell {
     /// Publishes that have not written their record.
     pub publishing: super::close::UnderWay,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
-    under_way: Mutex<HashMap<Ino, Arc<tokio::sync::Mutex<()>>>>,
+    under_way: Turns<Ino>,
 }
 
 impl UserCell {
     /// The right to move a file's bytes. Two publishes of one file at a time would each think
     /// that theirs is the content.
     pub async fn one_at_a_time(&self, ino: Ino) -> tokio::sync::OwnedMutexGuard<()> {
-        let lock = {
-            let mut all = self.under_way.lock();
-            // Those that nobody holds or waits for are done.
-            all.retain(|_, lock| Arc::strong_count(lock) > 1);
-            all.entry(ino).or_default().clone()
-        };
-        lock.lock_owned().await
+        self.under_way.take(ino).await
     }
 
     /// Calls `f` with the open user, or says that it must be opened first.
@@ -203,6 +201,9 @@ pub struct Session {
     pub staging: Arc<Staging>,
     pub fscache: Arc<Fscache>,
     pub metacache: Books,
+    pub streams: Streams,
+    /// Objects that are being brought to fscache.
+    pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
     pub lost_mails: lost::Met,
     pub counts: super::counts::Counts,
@@ -238,8 +239,8 @@ impl Session {
         }
         let staging = Staging::open(env.disk.clone(), &settings.staging_dir, settings.staging_max)
             .map_err(|e| disk("staging", e))?;
-        let fscache = Fscache::open(env.disk.clone(), &settings.fscache_dir, settings.fscache_max)
-            .map_err(|e| disk("fscache", e))?;
+        let fscache =
+            Fscache::open(&env.disk, &settings.fscache).map_err(|e| disk("fscache", e))?;
         // Inode numbers are not given twice within a run, nor, by starting from the clock, in
         // the next one: Postfix writes them into the names of mails.
         let base = u64::try_from(env.clock.wall().secs).unwrap_or(1) << 20;
@@ -251,6 +252,8 @@ impl Session {
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
             counts: super::counts::Counts::default(),
+            streams: Streams::new(settings.stream_memory),
+            fetching: Turns::default(),
             started: env.clock.boot(),
             env,
             runtime: tokio::runtime::Handle::current(),
@@ -327,7 +330,7 @@ impl Session {
             uploader: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::new(()),
             publishing: super::close::UnderWay::default(),
-            under_way: Mutex::default(),
+            under_way: Turns::default(),
         });
         users.insert(name, cell.clone());
         cell
@@ -351,6 +354,11 @@ impl Session {
         all
     }
 
+    /// The whole mount ends: nobody is opened any more.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
     /// Lets go of all users. They and their session hold each other, which is no matter for a
     /// process that ends with its session, and would fill the memory of one that goes on.
     pub fn forget_users(&self) {
@@ -358,11 +366,6 @@ impl Session {
         let inos = std::mem::take(&mut *self.inos.write());
         // Not under the locks: a user that goes may take things from the session's books.
         drop((users, inos));
-    }
-
-    /// The whole mount ends: nobody is opened any more.
-    pub fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
     }
 
     pub fn wake_scheduler(&self) {

@@ -4,7 +4,7 @@ use super::env::Clock;
 use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
-use super::{fetch, flush, load, open, publish, restore, space};
+use super::{fetch, flush, load, open, publish, restore, space, stage, stream};
 use crate::format::key::parse_user_dir;
 use crate::store::Reason;
 use std::sync::Arc;
@@ -44,6 +44,28 @@ impl Patience {
     }
 }
 
+/// How often a delivery looks whether staging has room.
+const ROOM_PAUSE: Duration = Duration::from_millis(50);
+
+/// Waits for room in staging, for as long as a delivery may wait.
+pub async fn staging_room(session: &Session, bytes: u64) -> Result<()> {
+    let clock = &session.env.clock;
+    let end = clock.boot() + session.settings.delivery_timeout;
+    let full = |what: &str| Error::Full(format!("staging {what}: {bytes} bytes more"));
+    if !session.staging.ever_fits(bytes) {
+        return Err(full("is too small"));
+    }
+    loop {
+        clock.sleep(ROOM_PAUSE).await;
+        if session.staging.may_fit(bytes) {
+            return Ok(());
+        }
+        if clock.boot() >= end {
+            return Err(full("is full"));
+        }
+    }
+}
+
 /// How long a lookup waits to hear whether a user exists: the kernel holds the lock of the
 /// users' directory meanwhile.
 const EXISTS_WAIT: Duration = Duration::from_millis(300);
@@ -69,6 +91,7 @@ fn is_delivery(need: &Need) -> bool {
         | Need::SyncJournal(_)
         | Need::Stage(..)
         | Need::Room(..)
+        | Need::Staging(..)
         | Need::Ceiling(..)
         | Need::UidValidity(..) => true,
         Need::Open(_)
@@ -97,9 +120,10 @@ async fn satisfy_once(session: &Arc<Session>, need: Need) -> Result<()> {
         Need::SyncJournal(cell) => publish::sync_user(&cell).await,
         Need::Fetch(node) => fetch::fetch(&node).await,
         Need::FetchExtent(node, index) => fetch::fetch_extent(&node, index).await,
-        Need::Through(node, offset) => fetch::through(&node, offset).await,
-        Need::Stage(node, offset) => fetch::stage(&node, offset).await,
+        Need::Through(node, piece) => stream::through(&node, &piece).await,
         Need::Room(bytes, purpose) => space::reserve(session, bytes, purpose).await.map(drop),
+        Need::Staging(cell, bytes) => staging_room(&cell.session, bytes).await,
+        Need::Stage(node, offset) => stage::stage(&node, offset).await,
         need @ (Need::Ceiling(..) | Need::UidValidity(..)) => flush::await_ceiling(need).await,
     }
 }
@@ -131,7 +155,7 @@ async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
 }
 
 /// Whether this machine has state of a user.
-fn is_known_here(session: &Session, cell: &UserCell) -> bool {
+pub(super) fn is_known_here(session: &Session, cell: &UserCell) -> bool {
     let head = session.state_dir_of(&cell.name).join("head");
     session.disk().exists(&head).unwrap_or(true)
 }

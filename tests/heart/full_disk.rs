@@ -11,10 +11,11 @@ use vmailfs::cache::disk::{Disk, DiskEntry, DiskFile, How, Space};
 pub struct FullDisk {
     inner: Arc<dyn Disk>,
     full: Arc<AtomicBool>,
+    fail_sync: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
-struct FullFile(Arc<dyn DiskFile>, Arc<AtomicBool>);
+struct FullFile(Arc<dyn DiskFile>, Arc<AtomicBool>, Option<Arc<AtomicBool>>);
 
 fn no_space(full: &AtomicBool) -> io::Result<()> {
     match full.load(Ordering::SeqCst) {
@@ -25,7 +26,12 @@ fn no_space(full: &AtomicBool) -> io::Result<()> {
 
 impl FullDisk {
     pub fn new(inner: Arc<dyn Disk>) -> FullDisk {
-        FullDisk { inner, full: Arc::default() }
+        FullDisk { inner, full: Arc::default(), fail_sync: Arc::default() }
+    }
+
+    /// The next sync of a journal fails; like a disk, it says so once.
+    pub fn fail_next_sync(&self) {
+        self.fail_sync.store(true, Ordering::SeqCst);
     }
 
     pub fn set_full(&self, full: bool) {
@@ -48,6 +54,9 @@ impl DiskFile for FullFile {
         self.0.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
+        if self.2.as_ref().is_some_and(|fails| fails.swap(false, Ordering::SeqCst)) {
+            return Err(io::Error::other("bad sector"));
+        }
         self.0.sync_data()
     }
     fn real(&self) -> Option<Arc<std::fs::File>> {
@@ -57,7 +66,10 @@ impl DiskFile for FullFile {
 
 impl Disk for FullDisk {
     fn open(&self, path: &Path, how: How) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(FullFile(self.inner.open(path, how)?, self.full.clone())))
+        let journal =
+            path.file_name().is_some_and(|name| name == "journal" || name == "journal.new");
+        let fails = journal.then(|| self.fail_sync.clone());
+        Ok(Arc::new(FullFile(self.inner.open(path, how)?, self.full.clone(), fails)))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.inner.rename(from, to)

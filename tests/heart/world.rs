@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use vmailfs::cache::disk::{Disk, RealDisk};
+use vmailfs::cache::fscache::Place;
 use vmailfs::dovecot::template::Layout;
 use vmailfs::format::Timestamp;
 use vmailfs::format::head::Head;
@@ -209,8 +210,8 @@ impl World {
         Settings {
             state_dir: dir.join("state"),
             metacache_dir: dir.join("meta"),
-            fscache_dir: dir.join("fscache"),
-            fscache_max: 64 << 20,
+            fscache: vec![Place { path: dir.join("fscache"), max: 64 << 20 }],
+            stream_memory: 8 << 20,
             staging_dir: dir.join("staging"),
             staging_max: 64 << 20,
             metacache: Metacache::default(),
@@ -283,7 +284,7 @@ pub struct Open {
 pub type Answer<T> = Result<T, i32>;
 
 const WHO: Caller = Caller { uid: 1000, gid: 1000, pid: 1 };
-const READ: OpenMode =
+pub const READ: OpenMode =
     OpenMode { read: true, write: false, append: false, truncate: false, exclusive: false };
 pub const WRITE: OpenMode =
     OpenMode { read: true, write: true, append: false, truncate: false, exclusive: false };

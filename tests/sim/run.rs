@@ -122,7 +122,7 @@ impl Run {
             single_backend: chance.percent(65),
             upload_interval: Duration::from_secs([20, 60, 300][chance.index(3)]),
             max_rescan: [1, 10][chance.index(2)],
-            fscache_max: [64 << 20, 2000][chance.index(2)],
+            fscache_max: [64 << 20, 150_000][chance.index(2)],
             delivery_timeout: Duration::from_secs(20),
             idle_upload: Duration::from_secs([60, 3600][chance.index(2)]),
             gc: gc::Limits {

@@ -15,6 +15,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use vmailfs::cache::fscache::Place;
 use vmailfs::dovecot::template::Layout;
 use vmailfs::format::Timestamp;
 use vmailfs::format::head::Head;
@@ -430,8 +431,8 @@ impl Machine {
         Settings {
             state_dir: "state".into(),
             metacache_dir: "meta".into(),
-            fscache_dir: "fscache".into(),
-            fscache_max: rules.fscache_max,
+            fscache: vec![Place { path: "fscache".into(), max: rules.fscache_max }],
+            stream_memory: 8 << 20,
             ack: vmailfs::vmail::promise::Ack::Store,
             gc: rules.gc,
             staging_dir: "staging".into(),

@@ -1,6 +1,7 @@
 //! What the heart tells of itself.
 
 use crate::admin::{AtRisk, Backlog, CacheUse, Changes, Flushes, LeaseStatus, Status, UserStatus};
+use crate::cache::fscache::FscacheUsage;
 use crate::vmail::admin::Waiting;
 use crate::vmail::session::Session;
 use std::path::Path;
@@ -74,11 +75,15 @@ pub(super) fn fill(session: &Arc<Session>, status: &mut Status) {
         ..CacheUse::default()
     };
     let fscache = session.fscache.usage();
+    let sum = |of: fn(&FscacheUsage) -> u64| fscache.iter().map(of).sum();
+    let paths: Vec<String> = fscache.iter().map(|one| one.path.display().to_string()).collect();
     status.caches.fscache = CacheUse {
-        files: Some(fscache.files),
-        hits: Some(fscache.hits),
-        misses: Some(fscache.misses),
-        ..place(&settings.fscache_dir, fscache.used, fscache.max)
+        path: paths.join(" "),
+        used: sum(|one| one.used),
+        max: sum(|one| one.max),
+        files: Some(sum(|one| one.files)),
+        hits: Some(sum(|one| one.hits)),
+        misses: Some(sum(|one| one.misses)),
     };
     let (staged, staging_max) = session.staging.usage();
     status.caches.staging = place(&settings.staging_dir, staged, staging_max);
