@@ -18,18 +18,15 @@ use std::sync::Arc;
 
 pub(super) const INDEX_LOG: &[u8] = b"dovecot.index.log";
 
-/// sdbox: each mail gets a free number at or above the ceiling, and a record. Where there is no
-/// index one is begun that makes Dovecot look what is there: it would make an empty one.
+/// sdbox: each mail gets a free number at or above the ceiling, and a record. A folder without an
+/// index is one whose mails were promised to nobody (see [`super::publish`]); where its index would
+/// be is not known, and a log in the wrong place would be taken for it ever after.
 pub(super) async fn put_back_numbered(
     cell: &Arc<UserCell>,
     folder: FolderId,
     objects: Vec<Found>,
 ) -> Result<()> {
-    let mut index = index_folder(cell, folder, INDEX_LOG).await?;
-    if index.is_none() {
-        let path = cell.open_user(|user| Ok(user.index_path(folder)))?;
-        index = Some(first_index(cell, &path).await?);
-    }
+    let index = index_folder(cell, folder, INDEX_LOG).await?;
     cell.open_user(|user| user.put_back_sdbox(folder, index, objects))
 }
 

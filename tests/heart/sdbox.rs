@@ -6,8 +6,6 @@ use std::fs;
 use vmailfs::dovecot::records::header;
 use vmailfs::dovecot::replay::{IndexState, replay};
 use vmailfs::dovecot::transaction::Transaction;
-use vmailfs::store::Op;
-use vmailfs::store::faulty::Fault;
 
 const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
 
@@ -55,28 +53,6 @@ async fn numbers(client: &Client) -> Vec<u32> {
         names.iter().filter_map(|n| n.strip_prefix("u.")?.parse().ok()).collect();
     all.sort_unstable();
     all
-}
-
-/// I1: a mail that reached the store, of a folder that did not, comes back with an index that makes
-/// Dovecot look for it: without one it would take the folder for a new one, and empty.
-#[tokio::test]
-async fn i1_a_mail_of_a_folder_that_is_in_no_head_shows() {
-    let world = World::new();
-    let client = world.session(HERE);
-    folders(&client, MAILS).await;
-    world.faults(|r| match (r.op, r.key.contains("/bundle/")) {
-        (Op::Put, true) => Fault::Before(down()),
-        _ => Fault::None,
-    });
-    let file = client.create(&format!("{MAILS}/.temp.1")).await.unwrap();
-    client.write(file, 0, b"mail").await.unwrap();
-    assert_eq!(client.fsync(file).await, Err(libc::EAGAIN), "not promised without its folder");
-    drop(client);
-    world.no_faults();
-    let fresh = world.session(FRESH);
-    assert_eq!(fresh.read(&format!("{MAILS}/u.1")).await.unwrap(), b"mail");
-    let state = index(&fresh, MAILS).await;
-    assert_eq!(state.flags & header::FLAG_FSCKD, header::FLAG_FSCKD, "{state:?}");
 }
 
 /// I1, I2: a power cut that leaves a mail's number in the journal, and of Dovecot's log only what
