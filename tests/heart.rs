@@ -20,6 +20,7 @@ mod heart {
     mod publish;
     mod random;
     mod repair;
+    mod sdbox;
     mod uids;
     mod world;
 }

@@ -313,7 +313,7 @@ impl User {
     fn probe_uids(&mut self, ix: NodeIx, offset: u64, data: &[u8]) -> Op<Option<Tracker>> {
         let node = self.node(ix)?;
         let Kind::Local(local) = &node.kind else { return Ok(None) };
-        let probe = match &local.tracker {
+        let mut probe = match &local.tracker {
             Tracker::None => return Ok(None),
             Tracker::UidList(t) => {
                 let mut t = t.clone();
@@ -326,7 +326,11 @@ impl User {
                 Tracker::Log(t)
             }
         };
-        if let (Some(next), Some(name)) = (User::tracker_next_uid(&probe), node.names.first()) {
+        let name = node.names.first();
+        if probe.is_lost() {
+            probe = self.track_anew(ix, offset, data)?;
+        }
+        if let (Some(next), Some(name)) = (User::tracker_next_uid(&probe), name) {
             self.await_ceiling(name.at.folder, next)?;
         }
         Ok(Some(probe))
