@@ -156,7 +156,7 @@ impl User {
         if raised == content {
             return Ok(());
         }
-        self.write_local(at, name, &raised)?;
+        self.rewrite_local(at, name, &raised)?;
         let size = raised.len() as u64;
         if let Some(node) = self.tree.nodes.get_mut(ix) {
             node.size = size;
@@ -210,7 +210,7 @@ impl User {
         let mut content = self.content_of(ix)?;
         content.truncate(append.at);
         content.extend_from_slice(&append.bytes);
-        self.write_local(name.at, &bytes, &content)?;
+        self.rewrite_local(name.at, &bytes, &content)?;
         let size = content.len() as u64;
         let class = self.node(ix)?.class;
         let tracker = self.track(class, &content);
