@@ -65,8 +65,11 @@ install: all
 	install -D -m 755 mount-scripts/umount.vmailfs $(DESTDIR)$(SBIN)/umount.vmailfs
 	ln -sf mount.vmailfs $(DESTDIR)$(SBIN)/mount.fuse.vmailfs
 	ln -sf umount.vmailfs $(DESTDIR)$(SBIN)/umount.fuse.vmailfs
+	install -D -m 755 mount-scripts/vmailfs-stop $(DESTDIR)$(PREFIX)/bin/vmailfs-stop
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/vmailfs
-	sed "s|/usr/local/bin|$(PREFIX)/bin|" "mount-scripts/vmailfs@.service" \
-		> "$(DESTDIR)$(PREFIX)/lib/systemd/system/vmailfs@.service"
+	for unit in mount-scripts/*.service mount-scripts/*.timer; do \
+		sed "s|/usr/local/bin|$(PREFIX)/bin|" "$$unit" \
+			> "$(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}" || exit 1; \
+	done
 	install -m 644 mount-scripts/dovecot/10-vmailfs.conf $(DESTDIR)$(PREFIX)/share/vmailfs/
 	"$(TARGET)/release/vmailfs" config > $(DESTDIR)$(PREFIX)/share/vmailfs/vmailfs.toml

@@ -7,6 +7,7 @@ mod heart {
     mod caches;
     mod close;
     mod crash;
+    mod erase;
     mod flush;
     mod fscache;
     mod fsck;

@@ -264,6 +264,29 @@ async fn a_listing_that_does_not_say_how_it_goes_on_is_refused() {
     assert!(matches!(refused, StoreError::BadBody { .. }), "{refused}");
 }
 
+/// A page that names a next one is not the last, whatever else it forgets to say.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_names_a_next_one_goes_on() {
+    let server = http::start(|request| async move {
+        let dir = request.query("prefix").unwrap_or_default();
+        let entry = |name| format!("<Contents><Key>{dir}{name}</Key><Size>1</Size></Contents>");
+        let (entry, next) = match request.query("continuation-token").as_deref() {
+            None => (entry("a"), "<NextContinuationToken>t</NextContinuationToken>"),
+            Some(_) => (entry("b"), ""),
+        };
+        let page = format!("<ListBucketResult>{entry}{next}</ListBucketResult>");
+        answer(OK, &[], page.as_bytes())
+    })
+    .await;
+    let store = connect(&server.endpoint).await;
+    let keys = |listed: Vec<vmailfs::store::ObjectMeta>| -> Vec<String> {
+        listed.into_iter().map(|meta| meta.key).collect()
+    };
+    assert_eq!(keys(store.list("d", None, WHY).await.unwrap()), ["d/a", "d/b"]);
+    assert_eq!(keys(store.list_some("d", None, 1, WHY).await.unwrap()), ["d/a"]);
+    assert_eq!(store.wire_requests(), Some(3));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_beyond_the_limit_wait_their_turn() {
     let server = http::start(|_| async {

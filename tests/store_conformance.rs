@@ -169,6 +169,10 @@ async fn listings(store: &dyn ObjectStore) {
     let between = store.list_before("l/d", Some("l/d/a"), "l/d/b", WHY).await.unwrap();
     assert_eq!(between.iter().map(|meta| &*meta.key).collect::<Vec<_>>(), ["l/d/a-", "l/d/a0"]);
     assert_eq!(keys("l", None).await, ["l/Z"]);
+    // Directories do not count.
+    let some = store.list_some("l/d", Some("l/d/a0"), 1, WHY).await.unwrap();
+    assert_eq!(some.iter().map(|meta| &*meta.key).collect::<Vec<_>>(), ["l/d/b"]);
+    assert!(store.list_some("l/d", Some("l/d/b"), 1, WHY).await.unwrap().is_empty());
     assert_eq!(store.list_dirs("l", WHY).await.unwrap(), ["d", "d-e", "d.f"]);
     assert_eq!(store.list_dirs("l/d", WHY).await.unwrap(), ["sub"]);
     assert!(store.list_dirs("", WHY).await.unwrap().contains(&"l".to_owned()));
@@ -194,7 +198,16 @@ async fn many(store: Store) {
     assert_eq!(listed.into_iter().map(|meta| meta.key).collect::<Vec<_>>(), keys);
     let listed = store.list("many", Some("many/01000"), WHY).await.unwrap();
     assert_eq!(listed.into_iter().map(|meta| meta.key).collect::<Vec<_>>(), keys[1001..]);
+    let some = store.list_some("many", Some("many/00003"), 1500, WHY).await.unwrap();
+    assert_eq!(some.into_iter().map(|meta| meta.key).collect::<Vec<_>>(), keys[4..1504]);
+    let rest = store.list_some("many", Some("many/02340"), 1500, WHY).await.unwrap();
+    assert_eq!(rest.into_iter().map(|meta| meta.key).collect::<Vec<_>>(), keys[2341..]);
     // The pages behind the end are not asked for.
+    let before = store.wire_requests();
+    assert_eq!(store.list_some("many", None, 10, WHY).await.unwrap().len(), 10);
+    if let (Some(before), Some(after)) = (before, store.wire_requests()) {
+        assert_eq!(after - before, 1);
+    }
     let before = store.wire_requests();
     let listed = store.list_before("many", Some("many/00003"), "many/00006", WHY).await.unwrap();
     assert_eq!(listed.len(), 2);

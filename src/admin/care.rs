@@ -18,6 +18,8 @@ pub enum Care {
     Undelete { user: String, folder: Option<String>, since: Option<i64>, dry_run: bool },
     /// Write a state into a directory.
     Export { user: String, at: i64, dir: PathBuf },
+    /// Read a bundle from the store into a new file.
+    Bundle { key: String, to: PathBuf },
     /// Bring back what a state had and is gone.
     Restore { user: String, at: i64, dry_run: bool },
 }
@@ -31,6 +33,8 @@ pub enum Cared {
     History(HistoryReport),
     BroughtBack(BroughtBack),
     Exported(Exported),
+    /// Its bytes.
+    Bundle(u64),
 }
 
 /// States of a user, the newest first.

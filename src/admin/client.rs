@@ -1,7 +1,7 @@
 //! The commands' side of the socket: blocking, since a command has nothing else to do.
 
 use super::place::{self, Address};
-use super::{AdminError, Answer, Reply, Request};
+use super::{AdminError, Answer, Reply, Request, Told};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -92,7 +92,7 @@ fn connect(socket: &Path) -> io::Result<UnixStream> {
 pub fn call(
     socket: &Path,
     request: &Request,
-    progress: &mut dyn FnMut(&str),
+    progress: &mut dyn FnMut(&Told),
 ) -> Result<Answer, ClientError> {
     let (answer, _) = exchange(socket, request, progress)?;
     Ok(answer)
@@ -103,7 +103,7 @@ pub fn call(
 pub fn stop(
     socket: &Path,
     patience: Duration,
-    progress: &mut dyn FnMut(&str),
+    progress: &mut dyn FnMut(&Told),
 ) -> Result<Answer, ClientError> {
     let (answer, mut stream) = exchange(socket, &Request::Stop, progress)?;
     let daemon = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?.pid();
@@ -131,7 +131,7 @@ fn alive(pid: i32) -> bool {
 fn exchange(
     socket: &Path,
     request: &Request,
-    progress: &mut dyn FnMut(&str),
+    progress: &mut dyn FnMut(&Told),
 ) -> Result<(Answer, UnixStream), ClientError> {
     let mut stream = connect(socket)
         .map_err(|source| ClientError::NotRunning { what: socket.display().to_string(), source })?;
@@ -148,7 +148,7 @@ fn exchange(
             return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));
         }
         match serde_json::from_str(&line).map_err(|e| ClientError::Protocol(e.to_string()))? {
-            Reply::Progress(text) => progress(&text),
+            Reply::Progress(told) => progress(&told),
             Reply::Done(answer) => return Ok((answer, stream)),
             Reply::Error(error) => return Err(ClientError::Refused(error)),
         }

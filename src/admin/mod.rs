@@ -9,6 +9,7 @@
 //!
 //! A symbolic link per mount in the run directory ([`place`]) lets commands find the socket.
 
+pub mod caches;
 pub mod care;
 pub mod client;
 pub mod gc;
@@ -24,6 +25,7 @@ pub use status::{
 };
 
 use async_trait::async_trait;
+use caches::{CacheAnswer, CacheRequest, FlushRequest};
 use care::{Care, Cared};
 use gc::{GcReport, GcRequest};
 use serde::{Deserialize, Serialize};
@@ -34,19 +36,10 @@ use tokio::sync::mpsc;
 /// What the daemon offers to its admin.
 #[async_trait]
 pub trait AdminApi: Send + Sync + 'static {
-    /// Uploads what one user has changed. `important_only` leaves caches and the like.
+    /// Uploads what users have changed.
     async fn flush(
         &self,
-        user: &str,
-        important_only: bool,
-        progress: &Progress,
-    ) -> Result<FlushReport, AdminError>;
-
-    /// The same for all users with changes whose name matches `mask` (`*` and `?`; none: all).
-    async fn flush_all(
-        &self,
-        mask: Option<&str>,
-        important_only: bool,
+        what: FlushRequest,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError>;
 
@@ -63,6 +56,15 @@ pub trait AdminApi: Send + Sync + 'static {
 
     /// Does something for users' data.
     async fn care(&self, _what: Care, _progress: &Progress) -> Result<Cared, AdminError> {
+        Err(AdminError::new(ErrorKind::Usage, "this is not served here"))
+    }
+
+    /// Something about the caches, or about whole users.
+    async fn caches(
+        &self,
+        _what: CacheRequest,
+        _progress: &Progress,
+    ) -> Result<CacheAnswer, AdminError> {
         Err(AdminError::new(ErrorKind::Usage, "this is not served here"))
     }
 
@@ -131,9 +133,9 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    Flush { user: String, important_only: bool },
-    FlushAll { mask: Option<String>, important_only: bool },
+    Flush(FlushRequest),
     Gc(GcRequest),
+    Caches { what: CacheRequest },
     Status,
     Care { care: Care },
     Stop,
@@ -142,7 +144,7 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Reply {
-    Progress(String),
+    Progress(Told),
     Done(Answer),
     Error(AdminError),
 }
@@ -153,14 +155,28 @@ enum Reply {
 pub enum Answer {
     Flush(FlushReport),
     Gc(GcReport),
+    Caches(CacheAnswer),
     Status(Box<Status>),
     Care(Cared),
     Stop(StopReport),
 }
 
+/// What a long operation says meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    Line(String),
+    /// How far it is: so many of so many `users` and the like.
+    Step {
+        done: u64,
+        of: u64,
+        what: String,
+    },
+}
+
 /// Where a long operation tells how far it is. Never blocks; what nobody reads is dropped.
 #[derive(Clone)]
-pub struct Progress(Option<mpsc::Sender<String>>);
+pub struct Progress(Option<mpsc::Sender<Told>>);
 
 impl Progress {
     /// For callers that nobody watches.
@@ -168,15 +184,23 @@ impl Progress {
         Progress(None)
     }
 
-    fn channel() -> (Progress, mpsc::Receiver<String>) {
+    fn channel() -> (Progress, mpsc::Receiver<Told>) {
         let (sender, receiver) = mpsc::channel(64);
         (Progress(Some(sender)), receiver)
     }
 
     /// One line for people.
     pub fn say(&self, text: impl Into<String>) {
+        self.tell(Told::Line(text.into()));
+    }
+
+    pub fn step(&self, done: u64, of: u64, what: &str) {
+        self.tell(Told::Step { done, of, what: what.to_owned() });
+    }
+
+    fn tell(&self, told: Told) {
         if let Some(sender) = &self.0 {
-            let _ = sender.try_send(text.into());
+            let _ = sender.try_send(told);
         }
     }
 }

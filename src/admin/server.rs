@@ -13,8 +13,8 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-/// Longest request, bytes.
-const MAX_REQUEST: u64 = 64 * 1024;
+/// Longest request, bytes: a file of users' names.
+const MAX_REQUEST: u64 = 4 << 20;
 /// Connections served at the same time; others wait in the listen queue.
 const MAX_CONNECTIONS: usize = 32;
 /// How long a peer may take to send its request, or to take one line of the answer.
@@ -169,12 +169,8 @@ async fn connection(
 
 async fn answer(request: Request, api: Arc<dyn AdminApi>, progress: Progress) -> Reply {
     let answer = match request {
-        Request::Flush { user, important_only } => {
-            api.flush(&user, important_only, &progress).await.map(Answer::Flush)
-        }
-        Request::FlushAll { mask, important_only } => {
-            api.flush_all(mask.as_deref(), important_only, &progress).await.map(Answer::Flush)
-        }
+        Request::Flush(what) => api.flush(what, &progress).await.map(Answer::Flush),
+        Request::Caches { what } => api.caches(what, &progress).await.map(Answer::Caches),
         Request::Gc(what) => api.gc(what, &progress).await.map(Answer::Gc),
         Request::Status => Ok(Answer::Status(Box::new(api.status().await))),
         Request::Care { care } => api.care(care, &progress).await.map(Answer::Care),

@@ -1,3 +1,4 @@
+use super::caches::Whom;
 use super::client::{self, ClientError};
 use super::place::{Registration, link_of};
 use super::server::Server;
@@ -19,26 +20,25 @@ struct Fake {
 impl AdminApi for Fake {
     async fn flush(
         &self,
-        user: &str,
-        important_only: bool,
+        what: FlushRequest,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError> {
-        self.asked.lock().push(format!("flush {user} {important_only}"));
-        if user == "nobody" {
-            return Err(AdminError::new(ErrorKind::NoSuchUser, "nobody: no such user"));
+        let FlushRequest { whom, important_only, .. } = what;
+        self.asked.lock().push(format!("{whom:?} {important_only}"));
+        match whom {
+            Whom::User(user) if user == "nobody" => {
+                Err(AdminError::new(ErrorKind::NoSuchUser, "nobody: no such user"))
+            }
+            Whom::User(_) => {
+                progress.say("one part uploaded");
+                progress.step(1, 2, "users");
+                Ok(FlushReport { flushed: 1, bytes: 17, ..FlushReport::default() })
+            }
+            _ => Ok(FlushReport {
+                failed: vec![("u1".into(), "down".into())],
+                ..FlushReport::default()
+            }),
         }
-        progress.say("one part uploaded");
-        Ok(FlushReport { flushed: 1, bytes: 17, ..FlushReport::default() })
-    }
-
-    async fn flush_all(
-        &self,
-        mask: Option<&str>,
-        important_only: bool,
-        _: &Progress,
-    ) -> Result<FlushReport, AdminError> {
-        self.asked.lock().push(format!("flush_all {mask:?} {important_only}"));
-        Ok(FlushReport { failed: vec![("u1".into(), "down".into())], ..FlushReport::default() })
     }
 
     async fn gc(
@@ -90,22 +90,26 @@ fn requests_are_answered() {
     let mode = std::fs::metadata(&running.socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
-    let mut lines = Vec::new();
-    let flush = Request::Flush { user: "u@x".into(), important_only: true };
-    let answer = client::call(&running.socket, &flush, &mut |l| lines.push(l.to_owned())).unwrap();
+    let one = |user: &str| {
+        let whom = Whom::User(user.into());
+        Request::Flush(FlushRequest { whom, important_only: true })
+    };
+    let mut told = Vec::new();
+    let answer = client::call(&running.socket, &one("u@x"), &mut |t| told.push(t.clone())).unwrap();
     assert!(matches!(answer, Answer::Flush(r) if r.flushed == 1 && r.bytes == 17));
-    assert_eq!(lines, ["one part uploaded"]);
+    let step = Told::Step { done: 1, of: 2, what: "users".into() };
+    assert_eq!(told, [Told::Line("one part uploaded".into()), step]);
 
-    let all = Request::FlushAll { mask: Some("u*".into()), important_only: false };
+    let all = Request::Flush(FlushRequest::all());
     let answer = client::call(&running.socket, &all, &mut |_| {}).unwrap();
     assert!(matches!(answer, Answer::Flush(r) if r.failed.len() == 1));
-    assert_eq!(*running.fake.asked.lock(), ["flush u@x true", "flush_all Some(\"u*\") false"]);
+    let asked = running.fake.asked.lock().clone();
+    assert_eq!(asked, ["User(\"u@x\") true", "Matching { mask: None, field: None } false"]);
 
     let answer = client::call(&running.socket, &Request::Status, &mut |_| {}).unwrap();
     assert!(matches!(answer, Answer::Status(s) if s.users_open == 3));
 
-    let nobody = Request::Flush { user: "nobody".into(), important_only: false };
-    match client::call(&running.socket, &nobody, &mut |_| {}) {
+    match client::call(&running.socket, &one("nobody"), &mut |_| {}) {
         Err(ClientError::Refused(e)) => assert_eq!(e.kind, ErrorKind::NoSuchUser),
         other => panic!("{other:?}"),
     }
@@ -115,7 +119,7 @@ fn requests_are_answered() {
 fn a_bad_request_is_answered_and_harms_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let running = start(dir.path(), "a.sock");
-    for bad in ["", "\n", "{}\n", "{\"command\":\"rm\"}\n", "\u{0}\n", &"x".repeat(200_000)] {
+    for bad in ["", "\n", "{}\n", "{\"command\":\"rm\"}\n", "\u{0}\n", &"x".repeat(5 << 20)] {
         let mut s = std::os::unix::net::UnixStream::connect(&running.socket).unwrap();
         let _ = s.write_all(bad.as_bytes());
         let _ = s.shutdown(std::net::Shutdown::Write);

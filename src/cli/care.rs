@@ -1,6 +1,7 @@
 //! Checks, earlier states and restores: done from the store alone, or by the mount that owns the
 //! user.
 
+use super::bars::Watch;
 use super::exit::{Code, Failure};
 use super::index_lock::ThroughMount;
 use super::live::s3_config;
@@ -11,7 +12,7 @@ use crate::admin::care::{
 use crate::admin::{AdminError, Answer, ErrorKind, Request, client, place};
 use crate::format::escape::escape;
 use crate::store::url::{StoreUrl, open_store};
-use crate::store::{ObjectStore, Reason};
+use crate::store::{ObjectStore, Reason, StoreError};
 use crate::vmail::error::Error;
 use crate::vmail::flush::Options;
 use crate::vmail::history::{self, Ends};
@@ -21,9 +22,9 @@ use crate::vmail::stored::{self, Stored};
 use crate::vmail::undelete::{Back, Which, undelete};
 use crate::vmail::{export, fsck};
 use clap::Args;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
 
 /// Where a command finds the users: in a running mount, or in a store without one.
 #[derive(Debug, Default, Args)]
@@ -88,8 +89,8 @@ impl Via {
     pub(super) fn ask(&self, care: Care) -> Result<Cared, Failure> {
         match self {
             Via::Mount(socket) => {
-                let mut progress = |line: &str| _ = writeln!(std::io::stderr(), "{line}");
-                match client::call(socket, &Request::Care { care }, &mut progress)? {
+                let mut watch = Watch::new();
+                match client::call(socket, &Request::Care { care }, &mut |t| watch.told(t))? {
                     Answer::Care(cared) => Ok(cared),
                     _ => Err(super::talk::unexpected()),
                 }
@@ -112,7 +113,9 @@ pub(super) async fn from_mount(
     care: Care,
 ) -> Result<Cared, AdminError> {
     let user = match &care {
-        Care::Users => return from_store(&session.env.store, care).await,
+        Care::Users | Care::Bundle { .. } => {
+            return from_store(&session.env.store, care).await;
+        }
         Care::Fsck { user, .. }
         | Care::History { user }
         | Care::Undelete { user, .. }
@@ -242,9 +245,34 @@ pub(super) async fn from_store(
                 missing: done.missing,
             }))
         }
+        Care::Bundle { key, to } => bundle(store, &key, &to).await.map(Cared::Bundle),
         Care::Undelete { .. } => Err(needs_mount("undelete")),
         Care::Restore { .. } => Err(needs_mount("a restore in place")),
     }
+}
+
+async fn bundle(store: &Arc<dyn ObjectStore>, key: &str, to: &Path) -> Result<u64, AdminError> {
+    if !key.contains("/bundle/") {
+        let text = format!("{key}: bundles are called <hh>/<user>/bundle/<id>.tar.zst");
+        return Err(AdminError::new(ErrorKind::Usage, text));
+    }
+    let got = store.get(key, None, crate::format::unpack::LIMIT, Reason("unpack")).await;
+    let (_, bytes) = match got {
+        Ok(got) => got,
+        Err(StoreError::NotFound { .. }) => {
+            let text = format!("{key}: neither a file nor an object of the store");
+            return Err(AdminError::new(ErrorKind::Usage, text));
+        }
+        Err(error) => return Err(AdminError::new(ErrorKind::TempFail, error.to_string())),
+    };
+    let failed =
+        |e: std::io::Error| AdminError::new(ErrorKind::Internal, format!("{}: {e}", to.display()));
+    let mut options = tokio::fs::OpenOptions::new();
+    let mut file =
+        options.write(true).create_new(true).mode(0o600).open(to).await.map_err(failed)?;
+    file.write_all(&bytes).await.map_err(failed)?;
+    file.flush().await.map_err(failed)?;
+    Ok(bytes.len() as u64)
 }
 
 fn needs_mount(what: &str) -> AdminError {

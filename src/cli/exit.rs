@@ -16,6 +16,8 @@ pub enum Code {
     Usage = 64,
     /// Stored data is damaged.
     DataErr = 65,
+    /// A file that is to be read cannot be.
+    NoInput = 66,
     /// No such user.
     NoUser = 67,
     /// The mount is not running, or something it needs is absent.

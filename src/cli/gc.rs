@@ -148,7 +148,7 @@ pub(super) async fn run(
             Ok(Outcome::Absent) => {}
             Err(error) => report.failed.push((cell.name.to_string(), error.to_string())),
         }
-        progress.say(format!("{} of {total} users", report.looked_at));
+        progress.step(report.looked_at, total as u64, "users");
     }
     report.users.sort_by(|a, b| a.user.cmp(&b.user));
     Ok(report)

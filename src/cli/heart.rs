@@ -2,6 +2,7 @@
 
 use super::exit::{Code, Failure};
 use super::live::Heart;
+use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest};
 use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::{AdminError, ErrorKind, FlushReport, Progress, Status, StopReport, UserStatus};
@@ -16,7 +17,6 @@ use crate::store::counted::CountedStore;
 use crate::vmail::counts::CountsNow;
 use crate::vmail::env::{Env, SystemClock, SystemRandom};
 use crate::vmail::error::Error;
-use crate::vmail::flush::Options;
 use crate::vmail::gc;
 use crate::vmail::lease::Lease;
 use crate::vmail::schedule;
@@ -26,7 +26,10 @@ use async_trait::async_trait;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod aliases;
+mod caches;
 mod status;
+mod whom;
 
 use status::{at_risk, user_status};
 
@@ -170,69 +173,18 @@ pub(super) fn told(error: &Error) -> AdminError {
 impl Heart for LiveHeart {
     async fn flush(
         &self,
-        user: &str,
-        important_only: bool,
-        _progress: &Progress,
-    ) -> Result<FlushReport, AdminError> {
-        if self.session.settings.layout.path_of(user).is_none() {
-            let text = format!("{user}: not a user's name in this layout");
-            return Err(AdminError::new(ErrorKind::NoSuchUser, text));
-        }
-        let options = Options { caches: !important_only, release: false, important_only };
-        let done = self.session.flush_user(user, options).await.map_err(|e| told(&e))?;
-        Ok(match done {
-            Some(report) if report.flushed => {
-                FlushReport { flushed: 1, bytes: report.bytes, ..FlushReport::default() }
-            }
-            _ => FlushReport { unchanged: 1, ..FlushReport::default() },
-        })
-    }
-
-    async fn flush_all(
-        &self,
-        mask: Option<&str>,
-        important_only: bool,
+        what: FlushRequest,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError> {
-        let options = Options { caches: !important_only, release: false, important_only };
-        let mut report = FlushReport::default();
-        let all: Vec<_> = self
-            .session
-            .all_users()
-            .into_iter()
-            .filter(|cell| {
-                mask.is_none_or(|mask| {
-                    crate::dovecot::mask::matches(mask.as_bytes(), cell.name.as_bytes())
-                })
-            })
-            .collect();
-        let total = all.len();
-        let mut running = tokio::task::JoinSet::new();
-        let mut next = all.into_iter();
-        let mut done = 0;
-        loop {
-            while running.len() < FLUSHES {
-                let Some(cell) = next.next() else { break };
-                running.spawn(async move {
-                    let result = crate::vmail::flush::flush(&cell, options).await;
-                    (cell.name.to_string(), result)
-                });
-            }
-            match running.join_next().await {
-                None => return Ok(report),
-                Some(Ok((_, Ok(one)))) if one.flushed => {
-                    report.flushed += 1;
-                    report.bytes += one.bytes;
-                }
-                Some(Ok((_, Ok(_)))) => report.unchanged += 1,
-                Some(Ok((name, Err(error)))) => report.failed.push((name, error.to_string())),
-                Some(Err(error)) => {
-                    return Err(AdminError::new(ErrorKind::Internal, error.to_string()));
-                }
-            }
-            done += 1;
-            progress.say(format!("{done} of {total} users"));
-        }
+        caches::flush(&self.session, what, progress).await
+    }
+
+    async fn caches(
+        &self,
+        what: CacheRequest,
+        progress: &Progress,
+    ) -> Result<CacheAnswer, AdminError> {
+        caches::serve(&self.session, what, progress).await
     }
 
     async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {

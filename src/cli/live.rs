@@ -1,6 +1,7 @@
 //! A mount and what is below it, as one thing that answers the admin.
 
 use super::exit::{Code, Failure};
+use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest};
 use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::metrics::{self, Numbers};
@@ -33,17 +34,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub(super) trait Heart: Send + Sync + 'static {
     async fn flush(
         &self,
-        user: &str,
-        important_only: bool,
+        what: FlushRequest,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError>;
 
-    async fn flush_all(
+    /// Something about the caches, or about whole users.
+    async fn caches(
         &self,
-        mask: Option<&str>,
-        important_only: bool,
+        what: CacheRequest,
         progress: &Progress,
-    ) -> Result<FlushReport, AdminError>;
+    ) -> Result<CacheAnswer, AdminError>;
 
     /// Deletes what was dropped longer than the retention ago.
     async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError>;
@@ -218,20 +218,18 @@ impl LiveMount {
 impl AdminApi for LiveMount {
     async fn flush(
         &self,
-        user: &str,
-        important_only: bool,
+        what: FlushRequest,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError> {
-        self.heart.flush(user, important_only, progress).await
+        self.heart.flush(what, progress).await
     }
 
-    async fn flush_all(
+    async fn caches(
         &self,
-        mask: Option<&str>,
-        important_only: bool,
+        what: CacheRequest,
         progress: &Progress,
-    ) -> Result<FlushReport, AdminError> {
-        self.heart.flush_all(mask, important_only, progress).await
+    ) -> Result<CacheAnswer, AdminError> {
+        self.heart.caches(what, progress).await
     }
 
     async fn status(&self) -> Status {
@@ -305,7 +303,7 @@ impl AdminApi for LiveMount {
         let deadline = tokio::time::Instant::now() + patience;
         // Most of the work while files can still be used; what changes meanwhile follows below.
         progress.say("flushing");
-        let early = self.heart.flush_all(None, false, progress);
+        let early = self.heart.flush(FlushRequest::all(), progress);
         let _ = tokio::time::timeout(patience / 2, early).await;
         let mounted = self.state.lock().mounted.take();
         let mut holders = Vec::new();

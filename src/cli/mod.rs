@@ -3,6 +3,8 @@
 //! [`mount`] becomes the daemon; the others talk to a running one over its admin socket
 //! ([`talk`]), or, like `config`, to nobody. Exit codes are those of [`exit`].
 
+mod bars;
+mod caches;
 mod care;
 mod exit;
 mod fsck;
@@ -15,7 +17,10 @@ mod mount;
 mod options;
 mod run;
 mod show;
+mod shown;
 mod talk;
+mod top;
+mod unpack;
 mod user;
 mod when;
 
@@ -26,15 +31,17 @@ use clap::{Args, Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// A mail server's mail in an object store, as ordinary files.
 #[derive(Debug, Parser)]
 #[command(name = "vmailfs", version, disable_help_subcommand = true)]
-#[command(
-    after_help = "Exit codes are those of sysexits.h: 64 usage, 67 no such user, 69 no such \
-    mount, 70 defect, 75 try again (nothing is lost), 77 not allowed, 78 configuration."
-)]
+#[command(after_help = "Exit codes are those of sysexits.h: 64 usage, 65 the data are not as \
+    asked for, 66 no such file, 67 no such user, 69 no such mount, 70 defect, 75 try again (nothing is lost), 77 not allowed, 78 configuration.")]
 struct Cli {
+    /// Tell how far long work is, also where there is no terminal.
+    #[arg(short)]
+    verbose: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -74,11 +81,25 @@ enum Command {
         /// The mount; may be left out if there is only one.
         mountpoint: Option<PathBuf>,
         /// The mount's admin socket.
-        #[arg(long, conflicts_with = "mountpoint")]
+        #[arg(long, short = 'S', conflicts_with = "mountpoint")]
         socket: Option<PathBuf>,
         /// Everything as one JSON object.
         #[arg(long)]
         json: bool,
+    },
+    /// Watch a mount: what is at risk, and what it does each second. q ends it.
+    Top {
+        /// The mount; may be left out if there is only one.
+        mountpoint: Option<PathBuf>,
+        /// The mount's admin socket.
+        #[arg(long, short = 'S', conflicts_with = "mountpoint")]
+        socket: Option<PathBuf>,
+        /// Seconds between two looks.
+        #[arg(long, short, default_value_t = 2.0)]
+        delay: f64,
+        /// Show one view (of so many seconds) and end; needs no terminal.
+        #[arg(long)]
+        once: bool,
     },
     /// Delete from the store what was dropped longer than `retention` ago.
     ///
@@ -106,7 +127,10 @@ enum Command {
     },
     /// Index files and listings of the users seen lately.
     #[command(subcommand)]
-    Metacache(Metacache),
+    Metacache(caches::Metacache),
+    /// Whole users, in obox's words.
+    #[command(subcommand)]
+    Obox(caches::Obox),
     /// Check users: what is in the store against what is named, both ways.
     ///
     /// One finding a line, fields separated by tabs: kind, user, folder, name, object, and a text
@@ -121,35 +145,11 @@ enum Command {
     IndexLock { path: PathBuf },
 }
 
-#[derive(Debug, Subcommand)]
-enum Metacache {
-    /// Upload one user's changes now.
-    Flush {
-        #[arg(short, long)]
-        user: String,
-        /// Only important changes: flags, expunges, moves, folders; no caches.
-        #[arg(short, long)]
-        important: bool,
-        #[command(flatten)]
-        target: Target,
-    },
-    /// Upload the changes of all users now.
-    Flushall {
-        /// Only important changes: flags, expunges, moves, folders; no caches.
-        #[arg(short, long)]
-        important: bool,
-        /// Only users whose name matches this (`*` and `?`).
-        mask: Option<String>,
-        #[command(flatten)]
-        target: Target,
-    },
-}
-
 /// Which mount is meant; may be left out if there is only one.
 #[derive(Debug, Default, Args)]
 struct Target {
     /// The mount's admin socket.
-    #[arg(long, conflicts_with = "mountpoint")]
+    #[arg(long, short = 'S', short_alias = 'a', conflicts_with = "mountpoint")]
     socket: Option<PathBuf>,
     /// Where it is mounted.
     #[arg(long)]
@@ -169,6 +169,9 @@ pub fn main() -> ExitCode {
             };
         }
     };
+    if cli.verbose {
+        bars::be_verbose();
+    }
     let result = match cli.command {
         Command::Mount(args) => mount::mount(&args),
         Command::Umount { mountpoint, config, dead, socket } => umount_point(mountpoint, config)
@@ -186,11 +189,11 @@ pub fn main() -> ExitCode {
         Command::Fsck(args) => fsck::fsck(&args),
         Command::User(command) => user::user(command),
         Command::IndexLock { path } => index_lock::hold(&path),
-        Command::Metacache(Metacache::Flush { user, important, target }) => {
-            talk::flush(target.socket.as_deref(), target.mountpoint.as_deref(), user, important)
-        }
-        Command::Metacache(Metacache::Flushall { important, mask, target }) => {
-            talk::flush_all(target.socket.as_deref(), target.mountpoint.as_deref(), mask, important)
+        Command::Metacache(command) => caches::metacache(command),
+        Command::Obox(command) => caches::obox(command),
+        Command::Top { mountpoint, socket, delay, once } => {
+            let every = Duration::try_from_secs_f64(delay).unwrap_or(Duration::from_secs(2));
+            top::top(mountpoint.as_deref(), socket.as_deref(), every, once)
         }
     };
     match result {

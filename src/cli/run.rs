@@ -4,7 +4,8 @@ use super::exit::{Code, Failure};
 use super::heart;
 use super::live::{self, Heart, LiveMount};
 use super::mount::Claim;
-use super::show;
+use super::{show, shown};
+use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest};
 use crate::admin::care::{Care, Cared};
 use crate::admin::gc::{GcReport, GcRequest};
 use crate::admin::http;
@@ -12,7 +13,7 @@ use crate::admin::place::{self, Registration};
 use crate::admin::server::Server;
 use crate::admin::{AdminApi, AdminError, FlushReport, Progress, Status, StopReport};
 use crate::config::Settings;
-use crate::fs::api::MailFs;
+use crate::fs::VmailFs;
 use crate::fuse::daemon::{Background, daemonize};
 use crate::store::counted::CountedStore;
 use async_trait::async_trait;
@@ -107,15 +108,19 @@ impl Signals {
 async fn bring_up(settings: &Settings) -> Result<Live, Failure> {
     let store = live::open(settings).await?;
     let (fs, heart) = start_heart(settings, store.clone()).await?;
-    let (live, gone) = LiveMount::start(settings, store, fs, heart)?;
-    Ok(Live { api: Arc::new(live), gone: Box::pin(gone) })
+    let (live, gone) = LiveMount::start(settings, store, fs.clone(), heart)?;
+    let api: Arc<dyn AdminApi> = Arc::new(live);
+    if settings.admin_directory {
+        shown::show(&fs, &api);
+    }
+    Ok(Live { api, gone: Box::pin(gone) })
 }
 
 /// The one place that makes the file system and its heart.
 async fn start_heart(
     settings: &Settings,
     store: Arc<CountedStore>,
-) -> Result<(Arc<dyn MailFs>, Arc<dyn Heart>), Failure> {
+) -> Result<(Arc<VmailFs>, Arc<dyn Heart>), Failure> {
     let (fs, heart) = heart::start(settings, store).await?;
     Ok((fs, Arc::new(heart)))
 }
@@ -225,20 +230,18 @@ impl fmt::Debug for StopOnce {
 impl AdminApi for StopOnce {
     async fn flush(
         &self,
-        user: &str,
-        important_only: bool,
+        what: FlushRequest,
         progress: &Progress,
     ) -> Result<FlushReport, AdminError> {
-        self.inner.flush(user, important_only, progress).await
+        self.inner.flush(what, progress).await
     }
 
-    async fn flush_all(
+    async fn caches(
         &self,
-        mask: Option<&str>,
-        important_only: bool,
+        what: CacheRequest,
         progress: &Progress,
-    ) -> Result<FlushReport, AdminError> {
-        self.inner.flush_all(mask, important_only, progress).await
+    ) -> Result<CacheAnswer, AdminError> {
+        self.inner.caches(what, progress).await
     }
 
     async fn gc(&self, what: GcRequest, progress: &Progress) -> Result<GcReport, AdminError> {

@@ -1,7 +1,9 @@
 //! Commands that talk to a running mount.
 
+use super::bars::Watch;
 use super::exit::{Code, Failure};
-use super::{out, show};
+use super::{Target, out, show};
+use crate::admin::caches::FlushRequest;
 use crate::admin::client::{self, ClientError};
 use crate::admin::{Answer, FlushReport, Request, place};
 use std::io::Write;
@@ -11,17 +13,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// How long a daemon may take to end after it said that it is done.
 const LAST_BREATH: Duration = Duration::from_secs(10);
 
-fn progress(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
 pub(super) fn ask(
     socket: Option<&Path>,
     mountpoint: Option<&Path>,
     request: &Request,
 ) -> Result<Answer, Failure> {
     let socket = client::find(&place::run_dir(), socket, mountpoint)?;
-    Ok(client::call(&socket, request, &mut progress)?)
+    let mut watch = Watch::new();
+    Ok(client::call(&socket, request, &mut |told| watch.told(told))?)
+}
+
+pub(super) fn ask_of(target: &Target, request: &Request) -> Result<Answer, Failure> {
+    ask(target.socket.as_deref(), target.mountpoint.as_deref(), request)
 }
 
 pub(super) fn unexpected() -> Failure {
@@ -45,24 +48,8 @@ pub(super) fn status(
     out(&show::status(&status, now))
 }
 
-pub(super) fn flush(
-    socket: Option<&Path>,
-    mountpoint: Option<&Path>,
-    user: String,
-    important_only: bool,
-) -> Result<(), Failure> {
-    let answer = ask(socket, mountpoint, &Request::Flush { user, important_only })?;
-    flushed(answer)
-}
-
-pub(super) fn flush_all(
-    socket: Option<&Path>,
-    mountpoint: Option<&Path>,
-    mask: Option<String>,
-    important_only: bool,
-) -> Result<(), Failure> {
-    let answer = ask(socket, mountpoint, &Request::FlushAll { mask, important_only })?;
-    flushed(answer)
+pub(super) fn flush(target: &Target, what: FlushRequest) -> Result<(), Failure> {
+    flushed(ask_of(target, &Request::Flush(what))?)
 }
 
 fn flushed(answer: Answer) -> Result<(), Failure> {
@@ -82,8 +69,9 @@ fn flushed(answer: Answer) -> Result<(), Failure> {
 }
 
 pub(super) fn umount(mountpoint: &Path, socket: Option<&Path>) -> Result<(), Failure> {
+    let mut watch = Watch::new();
     let result = client::find(&place::run_dir(), socket, Some(mountpoint))
-        .and_then(|s| client::stop(&s, LAST_BREATH, &mut progress));
+        .and_then(|s| client::stop(&s, LAST_BREATH, &mut |told| watch.told(told)));
     match result {
         Ok(Answer::Stop(report)) => {
             let text = show::stopped(&report);

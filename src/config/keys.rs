@@ -282,6 +282,11 @@ pub const KEYS: &[Key] = &[
         "/run/vmailfs.sock",
         "Path of the socket. Default: <state_dir>/admin.sock.",
     ),
+    flag(
+        "admin.directory",
+        "Show a read-only directory .vmailfs at the mount's root, with status and metrics as text\n\
+         files. It is not listed, and only the account that mounts may enter it.",
+    ),
     text(
         "metrics.listen",
         "127.0.0.1:9154",

@@ -106,6 +106,7 @@ pub struct Settings {
     pub fuse_threads: usize,
     pub passthrough: bool,
     pub admin_socket: PathBuf,
+    pub admin_directory: bool,
     pub metrics_listen: Option<SocketAddr>,
     pub log: Log,
 }
@@ -223,6 +224,7 @@ impl Config {
             fuse_threads: self.fuse.threads as usize,
             passthrough: self.fuse.passthrough,
             admin_socket,
+            admin_directory: self.admin.directory,
             metrics_listen: self.metrics_listen()?,
             log: self.log.clone(),
         })

@@ -238,6 +238,7 @@ fn plausible(layout: &[Segment], given: &str) -> bool {
             }
             _ => !given.starts_with('.'),
         },
+        [Segment::Literal(start), ..] => given.starts_with(start.as_str()),
         _ => true,
     }
 }

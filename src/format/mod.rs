@@ -16,6 +16,7 @@ pub mod key;
 pub mod listing;
 pub mod part;
 mod tar;
+pub mod unpack;
 
 pub use ids::{Epoch, FolderId, ObjectId, Place, Sub, Timestamp};
 

@@ -27,7 +27,7 @@ impl VmailFs {
     }
 
     /// The inode number of a directory above the users.
-    fn above_ino(&self, path: &[&[u8]]) -> Ino {
+    pub(super) fn above_ino(&self, path: &[&[u8]]) -> Ino {
         let key: Vec<Vec<u8>> = path.iter().map(|p| p.to_vec()).collect();
         let mut known = self.above.lock();
         if let Some(ino) = known.get(&key) {
@@ -40,6 +40,9 @@ impl VmailFs {
     }
 
     pub(super) fn lookup_above(&self, path: &[Vec<u8>], name: &[u8]) -> Step<Lookup> {
+        if let Some(shown) = self.lookup_shown(path, name) {
+            return shown;
+        }
         let layout = &self.session.settings.layout;
         let parts = Self::parts(path, name);
         if parts.len() < layout.depth() {
@@ -99,6 +102,9 @@ impl VmailFs {
         name: &[u8],
         mode: u32,
     ) -> Step<Found> {
+        if self.is_shown(path) {
+            return Step::Done(Err(self.refuse_in(path, name)));
+        }
         let layout = &self.session.settings.layout;
         let parts = Self::parts(path, name);
         if parts.len() < layout.depth() {
@@ -145,6 +151,9 @@ impl VmailFs {
         cookie: u64,
         emit: &mut dyn FnMut(&DirEntry) -> bool,
     ) -> Step<()> {
+        if self.is_shown(path) {
+            return self.list_shown(ino, cookie, emit);
+        }
         let mut names = std::collections::BTreeSet::new();
         {
             let listed = self.session.user_list.lock();

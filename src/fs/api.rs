@@ -42,6 +42,14 @@ impl Need {
         Need(Box::new(what))
     }
 
+    /// What it was made of, if that is a `T`.
+    ///
+    /// # Errors
+    /// It is something else, and is given back.
+    pub fn try_downcast<T: Any>(self) -> Result<T, Need> {
+        self.0.downcast().map(|what| *what).map_err(Need)
+    }
+
     /// What it was made of; `None` if another file system made it.
     pub fn downcast<T: Any>(self) -> Option<T> {
         self.0.downcast().ok().map(|what| *what)

@@ -7,6 +7,7 @@ use super::api::{
 };
 use super::attr;
 use super::handles::{Handles, OpenDirs};
+use super::shown::{Ours, Shown};
 use crate::dovecot::classes::Class;
 use crate::format::journal::Change;
 use crate::format::listing::{Attrs, Line, Owner};
@@ -22,7 +23,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The file system over a session.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub struct VmailFs {
     pub(super) handles: Handles,
     dirs: OpenDirs,
     pub(super) above: Mutex<HashMap<Vec<Vec<u8>>, Ino>>,
+    pub(super) shown: OnceLock<Shown>,
 }
 
 pub(super) fn step<T>(op: Op<T>) -> Step<T> {
@@ -53,6 +55,7 @@ impl VmailFs {
             handles: Handles::default(),
             dirs: OpenDirs::default(),
             above: Mutex::default(),
+            shown: OnceLock::new(),
         }
     }
 
@@ -267,6 +270,13 @@ fn target_loaded(user: &User, at: Place, name: &[u8]) -> Op<Option<Target>> {
 #[async_trait]
 impl MailFs for VmailFs {
     async fn wait(&self, need: Need) -> Result<(), FsError> {
+        let need = match Ours::of(need) {
+            Ours::Text(name) => {
+                self.make_shown(name).await;
+                return Ok(());
+            }
+            Ours::Other(need) => need,
+        };
         let Some(need) = need.downcast::<HeartNeed>() else {
             return Err(Error::Internal("a need of another file system".into()).answer());
         };
@@ -328,7 +338,10 @@ impl MailFs for VmailFs {
     fn getattr(&self, ino: Ino, _fh: Option<Fh>) -> Step<Attr> {
         match self.target(ino) {
             Err(error) => Step::Done(Err(error.answer())),
-            Ok(InoTarget::Above(_)) => Step::Done(Ok(attr::above(&self.session, ino))),
+            Ok(InoTarget::Above(path)) => {
+                let shown = self.shown_attr(&path, ino);
+                Step::Done(Ok(shown.unwrap_or_else(|| attr::above(&self.session, ino))))
+            }
             Ok(InoTarget::Dir(cell, at)) => self.dir_attr(&cell, at),
             Ok(InoTarget::Node(cell, ix)) => {
                 step(cell.with(|user| Ok(attr::of_node(user, user.node_known(ix, ino)?))))

@@ -54,7 +54,8 @@ impl VmailFs {
                 }
                 self.open_in(user, &cell, ix, how)
             })),
-            Ok(_) => plain(Plain::IsDir),
+            Ok(InoTarget::Above(path)) => self.open_shown(&path, how),
+            Ok(InoTarget::Dir(..)) => plain(Plain::IsDir),
         }
     }
 
@@ -71,6 +72,9 @@ impl VmailFs {
     }
 
     pub(super) fn read_file(&self, fh: Fh, offset: u64, size: u32) -> Step<Vec<u8>> {
+        if self.handles.get(fh).is_none() {
+            return self.read_shown(fh, offset, size);
+        }
         self.with_handle(fh, |user, handle| {
             user.read(handle.ix, handle.copy.as_ref(), offset, size)
         })
@@ -89,6 +93,9 @@ impl VmailFs {
     }
 
     pub(super) fn close_file(&self, fh: Fh) -> Step<()> {
+        if self.has_shown(fh) {
+            return Step::Done(Ok(()));
+        }
         self.with_handle(fh, |user, handle| {
             let written = handle.written.load(Ordering::Relaxed);
             user.close(handle.ix, handle.write, written).map_err(for_delivery)
@@ -121,6 +128,8 @@ impl VmailFs {
                     user.release(handle.ix, handle.write);
                 }
             });
+        } else {
+            self.release_shown(fh);
         }
     }
 }

@@ -30,9 +30,14 @@ pub struct Handles {
 
 impl Handles {
     pub fn add(&self, handle: Handle) -> Fh {
-        let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let fh = self.number();
         self.open.write().insert(fh, Arc::new(handle));
         fh
+    }
+
+    /// A number that no handle has or will have.
+    pub fn number(&self) -> Fh {
+        self.last.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     pub fn get(&self, fh: Fh) -> Option<Arc<Handle>> {

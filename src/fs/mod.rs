@@ -10,5 +10,6 @@ mod attr;
 mod calls;
 mod files;
 mod handles;
+pub mod shown;
 
 pub use calls::VmailFs;

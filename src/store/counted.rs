@@ -257,6 +257,17 @@ impl ObjectStore for CountedStore {
         self.run(Op::List, dir, why, request, |entries| Volume::pages(entries.len())).await
     }
 
+    async fn list_some(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+        why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let request = self.inner.list_some(dir, start_after, most, why);
+        self.run(Op::List, dir, why, request, |entries| Volume::pages(entries.len())).await
+    }
+
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>> {
         let request = self.inner.list_dirs(dir, why);
         self.run(Op::ListDirs, dir, why, request, |names| Volume::pages(names.len())).await

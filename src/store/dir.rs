@@ -177,6 +177,17 @@ impl ObjectStore for DirStore {
         self.blocking(move |inner| inner.list(&dir, after.as_deref())).await
     }
 
+    async fn list_some(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+        _why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let (dir, after) = (dir.to_owned(), start_after.map(str::to_owned));
+        self.blocking(move |inner| inner.list_some(&dir, after.as_deref(), most)).await
+    }
+
     async fn list_dirs(&self, dir: &str, _why: Reason) -> StoreResult<Vec<String>> {
         let dir = dir.to_owned();
         self.blocking(move |inner| inner.list_dirs(&dir)).await
@@ -190,6 +201,26 @@ impl ObjectStore for DirStore {
     /// The clock by which the file system dates files: that of the server, if it is a remote one.
     fn time(&self) -> Option<i64> {
         Some(seconds(SystemTime::now()) + self.inner.ahead.load(Ordering::Relaxed))
+    }
+}
+
+/// What a listing tells of a name; `None` for what is no file, or gone by now.
+fn object_at(
+    key: String,
+    stat: std::io::Result<std::fs::Metadata>,
+    dir: &str,
+) -> StoreResult<Option<ObjectMeta>> {
+    match stat {
+        Ok(stat) if stat.is_file() => Ok(Some(ObjectMeta {
+            key,
+            size: stat.size(),
+            etag: None,
+            modified: Some(stat.mtime()),
+            metadata: Vec::new(),
+        })),
+        Ok(_) => Ok(None),
+        Err(e) if is_missing(&e) => Ok(None),
+        Err(e) => Err(plain(e, dir)),
     }
 }
 
@@ -324,16 +355,27 @@ impl Inner {
 
     /// The entries of a directory; none if it is missing while the root is there.
     fn entries(&self, dir: &str) -> StoreResult<Vec<(String, std::fs::DirEntry)>> {
+        let mut found = Vec::new();
+        self.each_entry(dir, |name, entry| found.push((name, entry)))?;
+        Ok(found)
+    }
+
+    /// All names in a directory that may be keys.
+    fn each_entry(
+        &self,
+        dir: &str,
+        mut each: impl FnMut(String, std::fs::DirEntry),
+    ) -> StoreResult<()> {
         let path = self.dir_path(dir)?;
         let entries = match std::fs::read_dir(&path) {
             Ok(entries) => entries,
             Err(e) if is_missing(&e) => {
                 self.root.check()?;
-                return Ok(Vec::new());
+                return Ok(());
             }
             Err(e) => return Err(plain(e, dir)),
         };
-        let mut found = Vec::new();
+        let mut empty = true;
         for entry in entries {
             let entry = entry.map_err(|e| plain(e, dir))?;
             // What is not ours: names that are no keys, deleted files that NFS still holds.
@@ -342,13 +384,51 @@ impl Inner {
                 && !name.starts_with(".nfs")
                 && !(dir.is_empty() && name.starts_with('.'))
             {
-                found.push((name, entry));
+                empty = false;
+                each(name, entry);
             }
         }
-        if found.is_empty() {
+        if empty {
             self.root.check()?;
         }
-        Ok(found)
+        Ok(())
+    }
+
+    /// The first names are kept while all are read: a file system gives them in no order.
+    fn list_some(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let after = name_after(dir, start_after)?.unwrap_or("");
+        let mut from = after.to_owned();
+        let mut objects = Vec::new();
+        loop {
+            let mut first = std::collections::BinaryHeap::new();
+            self.each_entry(dir, |name, _| {
+                let full = first.len() == most;
+                if *name <= *from || full && first.peek().is_none_or(|last| name >= *last) {
+                    return;
+                }
+                if full {
+                    first.pop();
+                }
+                first.push(name);
+            })?;
+            let names = first.into_sorted_vec();
+            let all = names.len() < most;
+            from = names.last().cloned().unwrap_or(from);
+            for name in names {
+                let path = self.dir_path(dir)?.join(&name);
+                objects.extend(object_at(join(dir, &name), path.symlink_metadata(), dir)?);
+            }
+            // Some may have been directories, or were just removed.
+            if all || objects.len() >= most {
+                objects.truncate(most);
+                return Ok(objects);
+            }
+        }
     }
 
     fn list(&self, dir: &str, start_after: Option<&str>) -> StoreResult<Vec<ObjectMeta>> {
@@ -358,19 +438,7 @@ impl Inner {
             if name.as_str() <= after {
                 continue;
             }
-            let stat = match entry.metadata() {
-                Ok(stat) if stat.is_file() => stat,
-                Ok(_) => continue,
-                Err(e) if is_missing(&e) => continue,
-                Err(e) => return Err(plain(e, dir)),
-            };
-            objects.push(ObjectMeta {
-                key: join(dir, &name),
-                size: stat.size(),
-                etag: None,
-                modified: Some(stat.mtime()),
-                metadata: Vec::new(),
-            });
+            objects.extend(object_at(join(dir, &name), entry.metadata(), dir)?);
         }
         objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         Ok(objects)

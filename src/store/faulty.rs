@@ -210,6 +210,17 @@ impl ObjectStore for FaultyStore {
         Self::run(&fault, self.inner.list_before(dir, start_after, before, why)).await
     }
 
+    async fn list_some(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+        why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let fault = self.fault(Op::List, dir, why);
+        Self::run(&fault, self.inner.list_some(dir, start_after, most, why)).await
+    }
+
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>> {
         let fault = self.fault(Op::ListDirs, dir, why);
         Self::run(&fault, self.inner.list_dirs(dir, why)).await

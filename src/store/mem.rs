@@ -103,6 +103,29 @@ impl MemStore {
     }
 }
 
+impl MemStore {
+    fn first(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        check_dir(dir)?;
+        let after = name_after(dir, start_after)?.unwrap_or("");
+        let from = join(dir, after);
+        let state = self.state.lock();
+        let prefix = join(dir, "");
+        let rest =
+            state.objects.range::<str, _>((Bound::Excluded(from.as_str()), Bound::Unbounded));
+        Ok(rest
+            .take_while(|(key, _)| key.starts_with(&prefix))
+            .filter(|(key, _)| !key[prefix.len()..].contains('/'))
+            .map(|(key, object)| object.meta(key, false))
+            .take(most)
+            .collect())
+    }
+}
+
 #[async_trait]
 impl ObjectStore for MemStore {
     fn describe(&self) -> String {
@@ -190,18 +213,17 @@ impl ObjectStore for MemStore {
         start_after: Option<&str>,
         _why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        check_dir(dir)?;
-        let after = name_after(dir, start_after)?.unwrap_or("");
-        let from = join(dir, after);
-        let state = self.state.lock();
-        let prefix = join(dir, "");
-        let rest =
-            state.objects.range::<str, _>((Bound::Excluded(from.as_str()), Bound::Unbounded));
-        Ok(rest
-            .take_while(|(key, _)| key.starts_with(&prefix))
-            .filter(|(key, _)| !key[prefix.len()..].contains('/'))
-            .map(|(key, object)| object.meta(key, false))
-            .collect())
+        self.first(dir, start_after, usize::MAX)
+    }
+
+    async fn list_some(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+        _why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        self.first(dir, start_after, most)
     }
 
     async fn list_dirs(&self, dir: &str, _why: Reason) -> StoreResult<Vec<String>> {

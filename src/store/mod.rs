@@ -180,6 +180,21 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
         Ok(found)
     }
 
+    /// The first of these objects: `most` of them, or all if there are not so many. For who goes
+    /// through a directory of any size without holding all of it; the next call starts after the
+    /// last key of this one.
+    async fn list_some(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+        why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let mut found = self.list(dir, start_after, why).await?;
+        found.truncate(most);
+        Ok(found)
+    }
+
     /// The names of the "directories" directly in `dir` (empty string: the store's root), sorted.
     /// One whose objects were all deleted may still be named for a while.
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>>;

@@ -217,6 +217,7 @@ impl S3Store {
         dir: &str,
         start_after: Option<&str>,
         before: Option<&str>,
+        most: usize,
     ) -> StoreResult<Vec<ObjectMeta>> {
         let prefix = self.full_dir(dir)?;
         let after = name_after(dir, start_after)?;
@@ -245,11 +246,12 @@ impl S3Store {
                     metadata: Vec::new(),
                 });
             }
-            more
+            more && found.len() < most
         })
         .await?;
         found.sort_by(|a, b| a.key.cmp(&b.key));
         found.dedup_by(|a, b| a.key == b.key);
+        found.truncate(most);
         Ok(found)
     }
 
@@ -460,7 +462,7 @@ impl ObjectStore for S3Store {
         start_after: Option<&str>,
         _why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, None).await
+        self.list_range(dir, start_after, None, usize::MAX).await
     }
 
     async fn list_before(
@@ -470,7 +472,17 @@ impl ObjectStore for S3Store {
         before: &str,
         _why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, Some(before)).await
+        self.list_range(dir, start_after, Some(before), usize::MAX).await
+    }
+
+    async fn list_some(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+        _why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        self.list_range(dir, start_after, None, most).await
     }
 
     async fn list_dirs(&self, dir: &str, _why: Reason) -> StoreResult<Vec<String>> {

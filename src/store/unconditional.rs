@@ -73,6 +73,16 @@ impl ObjectStore for Unconditional {
         self.0.list_before(dir, start_after, before, why).await
     }
 
+    async fn list_some(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+        why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        self.0.list_some(dir, start_after, most, why).await
+    }
+
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>> {
         self.0.list_dirs(dir, why).await
     }

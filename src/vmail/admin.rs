@@ -5,8 +5,12 @@ use super::error::{Error, Result};
 use super::flush::{self, Options, Report};
 use super::io::is_dirty;
 use super::node::Kind;
+use super::open;
 use super::session::{CellState, Session, UserCell};
+use super::swap::read_head;
 use super::user::User;
+use super::wait::is_known_here;
+use crate::store::Reason;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -87,16 +91,28 @@ impl Session {
         (open, all)
     }
 
-    /// Flushes a user by name; one that is not open has nothing to flush.
+    /// Flushes a user by name. One that is not open has nothing to flush, unless an earlier session
+    /// left something here.
+    ///
+    /// # Errors
+    /// [`Error::NoUser`] if neither this machine nor the store knows the user.
     pub async fn flush_user(
         self: &Arc<Self>,
         name: &str,
         options: Options,
     ) -> Result<Option<Report>> {
-        match self.known_user(name) {
-            Some(cell) => flush::flush(&cell, options).await.map(Some),
-            None => Ok(None),
+        let no_user = || Error::NoUser { user: name.to_string() };
+        let cell = self.user_by_name(name).ok_or_else(no_user)?;
+        if cell.if_open(|_| ()).is_none() {
+            if !is_known_here(self, &cell) {
+                return match read_head(&cell, Reason("flush")).await? {
+                    Some(_) => Ok(None),
+                    None => Err(no_user()),
+                };
+            }
+            open::open_now(&cell).await?;
         }
+        flush::flush(&cell, options).await.map(Some)
     }
 
     /// After the kernel is gone: hands over every user. Gives those that could not be, and why.

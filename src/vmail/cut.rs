@@ -426,6 +426,7 @@ impl User {
 
     /// The flush failed: everything counts as unflushed again.
     pub fn undo_cut(&mut self, cut: Cut) {
+        self.cut_out = false;
         for folder in cut.folders {
             self.give_back(folder);
         }
@@ -450,6 +451,7 @@ impl User {
 
     /// The flush succeeded: what it carried is what the parts hold.
     pub fn settle_cut(&mut self, cut: Cut, parts: &HashMap<FolderId, PartRef>) {
+        self.cut_out = false;
         for folder in cut.folders {
             for file in &folder.files {
                 if let Some(node) = self.tree.nodes.get_mut(file.ix)

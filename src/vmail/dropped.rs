@@ -22,16 +22,27 @@ use std::sync::Arc;
 /// # Errors
 /// As reading a folder's parts: a store that fails, a bundle that is gone or damaged.
 pub async fn read(cell: &Arc<UserCell>, parts: &[PartRef], why: Reason) -> Result<DroppedList> {
+    let mut list = DroppedList::default();
+    read_onto(cell, &mut list, parts, why).await?;
+    Ok(list)
+}
+
+/// Puts further segments of the list on top of what was read before.
+pub(super) async fn read_onto(
+    cell: &Arc<UserCell>,
+    list: &mut DroppedList,
+    parts: &[PartRef],
+    why: Reason,
+) -> Result<()> {
     let refs: Vec<&PartRef> = parts.iter().collect();
     let frames = fetch_ranges_for(cell, &refs, why).await?;
     let what = || format!("user {}: dropped list", cell.name);
-    let mut list = DroppedList::default();
     for (part, frame) in parts.iter().zip(frames) {
         part.check(&frame).map_err(|e| Error::corrupt(what(), e))?;
         let limit = part.raw_len.saturating_add(4096).min(PART_LIMIT);
         list.extend(decode_dropped(&frame, limit).map_err(|e| Error::corrupt(what(), e))?);
     }
-    Ok(list)
+    Ok(())
 }
 
 /// The record that takes a mail off the list, to be committed together with the line that names

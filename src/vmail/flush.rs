@@ -129,7 +129,9 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
     let extent = Extent { caches: options.caches };
     let cut = cell.open_user(|user| {
         user.may_finish()?;
+        user.mend_journal()?;
         let cut = user.cut(extent)?;
+        user.cut_out = true;
         if options.release {
             user.leaving = Leaving::Sealed;
         }

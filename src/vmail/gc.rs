@@ -15,8 +15,11 @@
 //!
 //! # Order, and what a death in between leaves
 //!
-//! The list is read; what is due is doomed in memory, in a bundle with the whole list as one new
-//! base, and by the swap; then come the requests that delete, with no lock that a flush needs;
+//! The list is read, everything is listed where that is due, and the folders are looked through
+//! for what the list has in spite of a name: all that beside the flushes of the user, which a mail
+//! in a new folder waits for. Then no flush may come between: what was flushed meanwhile is read,
+//! what is due is doomed in memory, in a bundle with the whole list as one new base, and by the
+//! swap; then come the requests that delete, with no lock that a flush needs;
 //! then the next flush takes what is gone off the list, on its way. A death before the swap
 //! leaves a bundle that no head names, which goes on the list when the epoch is over. A death
 //! after it leaves doomed objects, some of them gone: the next gc deletes all of them (again,
@@ -54,7 +57,9 @@ use crate::format::ObjectId;
 use crate::format::head::{Head, PartKind};
 use crate::format::key::{bundle_key, file_key, mail_key};
 use crate::format::listing::{Entry, Line};
-use crate::format::part::{BundleWriter, Dropped, DroppedId, DroppedList, encode_dropped};
+use crate::format::part::{
+    BundleWriter, Dropped, DroppedId, DroppedList, DroppedRow, encode_dropped,
+};
 use crate::store::{Body, ETag, PutMode, Reason};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -179,12 +184,56 @@ impl Looked {
     }
 }
 
-/// The state that a gc starts from. The head does not change while `flushing` is held.
+/// The state that a gc starts from.
 pub(super) struct Look {
     pub head: Head,
     pub etag: ETag,
     pub list: DroppedList,
     pub now: i64,
+}
+
+impl Look {
+    /// What this session has deleted is not on the list, whatever the head says.
+    fn without_deleted(&mut self, cell: &UserCell) -> Result<()> {
+        cell.open_user(|user| {
+            for object in &user.deleted {
+                self.list.apply(DroppedRow::Out(object.clone()));
+            }
+            Ok(())
+        })
+    }
+
+    /// What was flushed since. The head does not change while `flushing` is held.
+    async fn refresh(&mut self, cell: &Arc<UserCell>) -> Result<()> {
+        let (head, etag) = cell.open_user(|user| {
+            user.may_write()?;
+            Ok((user.head.clone(), user.etag.clone()))
+        })?;
+        let known = self.head.dropped.len();
+        if head.dropped.starts_with(&self.head.dropped) {
+            dropped::read_onto(cell, &mut self.list, &head.dropped[known..], WHY).await?;
+        } else {
+            self.list = dropped::read(cell, &head.dropped, WHY).await?;
+        }
+        (self.head, self.etag) = (head, etag);
+        self.without_deleted(cell)
+    }
+}
+
+/// The mails that are due, without those that some folder names, whatever the list says: what is
+/// deleted cannot be brought back. Folders in memory are looked at later.
+async fn due_mails(cell: &Arc<UserCell>, look: &Look) -> Result<HashSet<ObjectId>> {
+    let due = Report::default().sort_out(&cell.session, &look.list, look.now);
+    let mail = |id| if let DroppedId::Mail(id) = id { Some(id) } else { None };
+    let mut mails: HashSet<ObjectId> = due.into_iter().filter_map(mail).collect();
+    if mails.is_empty() {
+        return Ok(mails);
+    }
+    for id in gc_scan::named_among(cell, &look.head, mails.clone()).await? {
+        tracing::error!(user = %cell.name, object = %id, "on the dropped list, and named; it is kept");
+        mails.remove(&id);
+    }
+    Ok(mails)
 }
 
 /// Deletes what is due of a user that is open and owned by this session.
@@ -194,7 +243,6 @@ pub(super) struct Look {
 /// is deleted next time.
 pub async fn collect(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
     let _one = cell.collecting.lock().await;
-    let flushing = cell.flushing.lock().await;
     let mut report = Report::default();
     let (head, etag) = cell.open_user(|user| {
         user.may_write()?;
@@ -203,18 +251,20 @@ pub async fn collect(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
         }
         Ok((user.head.clone(), user.etag.clone()))
     })?;
-    let mut list = dropped::read(cell, &head.dropped, WHY).await?;
-    cell.open_user(|user| {
-        for object in &user.deleted {
-            list.apply(crate::format::part::DroppedRow::Out(object.clone()));
-        }
-        Ok(())
-    })?;
+    let list = dropped::read(cell, &head.dropped, WHY).await?;
     let now = cell.session.store_time();
     let over = now.saturating_add(cell.session.settings.gc.retention_secs());
-    let look = Look { head, etag, list, now };
-    let found = if options.scan { Some(gc_scan::scan(cell, &look).await?) } else { None };
-    let due = cell.open_user(|user| user.due(&look, &mut report))?;
+    let mut look = Look { head, etag, list, now };
+    look.without_deleted(cell)?;
+    let mut found = if options.scan { Some(gc_scan::scan(cell, &look).await?) } else { None };
+    let looked_at = due_mails(cell, &look).await?;
+    // From here on no flush may come between what is looked at and the swap.
+    let flushing = cell.flushing.lock().await;
+    look.refresh(cell).await?;
+    let due = cell.open_user(|user| user.due(&look, &looked_at, &mut report))?;
+    if let Some(found) = &mut found {
+        found.without_dropped(&look.list);
+    }
     let orphans = found.iter().flat_map(|f| f.orphans.clone()).collect::<Vec<_>>();
     report.orphans = orphans.len() as u64;
     let fresh = due.iter().any(|id| look.list.get(*id).is_some_and(|at| !at.doomed));
@@ -243,12 +293,19 @@ pub async fn collect(cell: &Arc<UserCell>, options: Options) -> Result<Report> {
 
 impl User {
     /// What is due of the list.
-    fn due(&mut self, look: &Look, report: &mut Report) -> Result<Vec<DroppedId>> {
+    fn due(
+        &mut self,
+        look: &Look,
+        looked_at: &HashSet<ObjectId>,
+        report: &mut Report,
+    ) -> Result<Vec<DroppedId>> {
         self.may_write()?;
         let mut due = report.sort_out(&self.session, &look.list, look.now);
         let named = named_bundles(&look.head);
         due.retain(|id| match id {
-            DroppedId::Mail(id) => !self.again.iter().any(|tail| tail.id() == *id),
+            DroppedId::Mail(id) => {
+                looked_at.contains(id) && !self.again.iter().any(|tail| tail.id() == *id)
+            }
             DroppedId::Bundle(id) => !named.contains(id),
             DroppedId::File(_) => true,
         });
@@ -337,7 +394,7 @@ async fn mark(
     head.dropped.clear();
     let bundles = no_longer_named(&old, &head, id);
     let rows = orphans.into_iter().chain(bundles);
-    list.extend(rows.map(|object| crate::format::part::DroppedRow::since(now, object)));
+    list.extend(rows.map(|object| DroppedRow::since(now, object)));
     let mut bundle = BundleWriter::new(id);
     head.dropped = vec![bundle.add(PartKind::Base, &encode_dropped(&list.rows()))];
     head.write_id = new_write_id(cell);

@@ -488,7 +488,7 @@ impl User {
     }
 
     pub fn sync_journal(&mut self) -> Op<()> {
-        match self.journal.sync_point() {
+        match self.sync_point()? {
             None => Ok(()),
             Some(_) => Err(Stop::Wait(Need::SyncJournal(self.cell()))),
         }

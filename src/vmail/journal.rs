@@ -5,14 +5,19 @@
 //! power cut loses nothing that was synced. A record that cannot be written whole is taken
 //! back; until that has succeeded, the journal takes no more records, because a record after a
 //! torn one would never be read.
+//!
+//! A sync that failed is not made again: the kernel may have dropped the pages, and says success
+//! to the next one. The journal counts as not on the disk until it was written anew
+//! (`User::mend_journal`).
 
 use super::error::{Error, Result, pass};
 use crate::cache::disk::{Disk, DiskFile, How};
 use crate::failpoint;
 use crate::format::journal::{Change, Record, encode_journal_header, encode_record};
+use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[derive(Debug)]
 pub struct Journal {
@@ -22,6 +27,15 @@ pub struct Journal {
     seq: u64,
     synced: Arc<AtomicU64>,
     broken: bool,
+    syncing: Arc<Syncing>,
+}
+
+/// One sync at a time: of two, the first may be told of a failure, and the second of a success
+/// for the same bytes.
+#[derive(Debug, Default)]
+struct Syncing {
+    one: Mutex<()>,
+    failed: AtomicBool,
 }
 
 /// What a sync needs, without the user's lock.
@@ -30,6 +44,7 @@ pub struct SyncPoint {
     file: Arc<dyn DiskFile>,
     seq: u64,
     synced: Arc<AtomicU64>,
+    syncing: Arc<Syncing>,
 }
 
 impl Journal {
@@ -45,6 +60,7 @@ impl Journal {
             seq,
             synced: Arc::new(AtomicU64::new(0)),
             broken: false,
+            syncing: Arc::default(),
         })
     }
 
@@ -53,7 +69,8 @@ impl Journal {
         let what = || format!("journal {}", path.display());
         let file = disk.open(path, How::ReadWrite).map_err(|e| Error::disk(what(), &e))?;
         file.set_len(len).map_err(|e| Error::disk(what(), &e))?;
-        Ok(Journal { file, len, seq, synced: Arc::new(AtomicU64::new(0)), broken: false })
+        let (synced, syncing) = (Arc::default(), Arc::default());
+        Ok(Journal { file, len, seq, synced, broken: false, syncing })
     }
 
     pub fn append(&mut self, changes: Vec<Change>) -> Result<Record> {
@@ -94,12 +111,18 @@ impl Journal {
         self.len
     }
 
+    /// Whether a sync of it failed.
+    pub fn failed(&self) -> bool {
+        self.syncing.failed.load(Ordering::Acquire)
+    }
+
     /// What to sync so that everything written up to now is durable; `None` if it is.
     pub fn sync_point(&self) -> Option<SyncPoint> {
         (self.synced.load(Ordering::Acquire) < self.seq).then(|| SyncPoint {
             file: self.file.clone(),
             seq: self.seq,
             synced: self.synced.clone(),
+            syncing: self.syncing.clone(),
         })
     }
 }
@@ -111,7 +134,18 @@ impl SyncPoint {
             return Ok(());
         }
         pass(failpoint::JOURNAL_BEFORE_SYNC)?;
-        self.file.sync_data().map_err(|e| Error::disk("sync of journal", &e))?;
+        let _one = self.syncing.one.lock();
+        if self.synced.load(Ordering::Acquire) >= self.seq {
+            return Ok(());
+        }
+        let failed = |e| Error::disk("sync of journal", &e);
+        if self.syncing.failed.load(Ordering::Acquire) {
+            return Err(failed(std::io::Error::other("an earlier sync failed")));
+        }
+        self.file.sync_data().map_err(|e| {
+            self.syncing.failed.store(true, Ordering::Release);
+            failed(e)
+        })?;
         self.synced.fetch_max(self.seq, Ordering::AcqRel);
         Ok(())
     }

@@ -14,7 +14,7 @@
 //! snapshot end in the same state.
 
 use super::error::{Error, Result, pass};
-use super::journal::Journal;
+use super::journal::{Journal, SyncPoint};
 use super::snapshot::seal_snapshot;
 use super::tree::Target;
 use super::user::User;
@@ -332,6 +332,22 @@ impl User {
         }
         self.recount_state();
         Ok(())
+    }
+
+    /// A journal whose sync failed is written anew. While a cut is out, what that carries is in no
+    /// memory that a new journal is made from: then it stays as it is, and so does the failure.
+    pub(super) fn mend_journal(&mut self) -> Result<()> {
+        if !self.journal.failed() || self.cut_out {
+            return Ok(());
+        }
+        tracing::error!(user = %self.name, "a sync of the journal failed; it is written anew");
+        self.checkpoint()
+    }
+
+    /// What to sync so that every change up to now is on the disk.
+    pub fn sync_point(&mut self) -> Result<Option<SyncPoint>> {
+        self.mend_journal()?;
+        Ok(self.journal.sync_point())
     }
 
     /// Writes everything anew if somebody removed it: what is in memory needs none of it, but a

@@ -15,6 +15,7 @@ pub mod cut;
 pub mod dropped;
 pub mod entries;
 pub mod env;
+pub mod erase;
 pub mod error;
 pub mod exchange;
 pub mod export;

@@ -479,7 +479,7 @@ async fn settle(node: &NodeRef) -> Result<()> {
 }
 
 async fn sync_journal(node: &NodeRef) -> Result<()> {
-    let point = node.cell.open_user(|user| Ok(user.journal.sync_point()))?;
+    let point = node.cell.open_user(|user| user.sync_point())?;
     match point {
         Some(point) => blocking(move || point.sync()).await?,
         None => Ok(()),
@@ -501,7 +501,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 /// Puts a local file and the journal on disk.
 pub async fn sync_local(node: &NodeRef) -> Result<()> {
     let start = node.cell.open_user(|user| {
-        let point = user.journal.sync_point();
+        let point = user.sync_point()?;
         let file = user.local_file(node.ix)?;
         match &user.node(node.ix)?.kind {
             Kind::Local(local) => Ok((file, local.writes, point)),
@@ -526,7 +526,7 @@ pub async fn sync_local(node: &NodeRef) -> Result<()> {
 
 /// Puts the journal on disk.
 pub async fn sync_user(cell: &Arc<super::session::UserCell>) -> Result<()> {
-    match cell.open_user(|user| Ok(user.journal.sync_point()))? {
+    match cell.open_user(|user| user.sync_point())? {
         Some(point) => blocking(move || point.sync()).await?,
         None => Ok(()),
     }

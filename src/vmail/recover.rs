@@ -19,6 +19,7 @@ use super::recover_sdbox::{INDEX_LOG, index_folder, put_back_numbered};
 use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::user::User;
+use super::{dropped, gc_scan};
 use crate::dovecot::classes::Class;
 use crate::failpoint;
 use crate::format::head::Head;
@@ -154,6 +155,19 @@ pub async fn late_arrivals(
     if found.is_empty() {
         return Ok(());
     }
+    // One that was adopted before has a name, or was expunged since.
+    let head = cell.open_user(|user| Ok(user.head.clone()))?;
+    let list = dropped::read(cell, &head.dropped, Reason("recover")).await?;
+    found.retain(|(tail, _)| list.mail(tail.id()).is_none());
+    let mut ids: HashSet<ObjectId> = found.iter().map(|(tail, _)| tail.id()).collect();
+    cell.if_open(|user| user.without_named(&mut ids));
+    for id in gc_scan::named_among(cell, &head, ids.clone()).await? {
+        ids.remove(&id);
+    }
+    found.retain(|(tail, _)| ids.contains(&tail.id()));
+    if found.is_empty() {
+        return Ok(());
+    }
     tracing::warn!(
         user = %cell.name, objects = found.len(),
         "adopting mails that reached the store after their session was followed by another"
@@ -246,7 +260,7 @@ pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
     Ok(())
 }
 
-fn tail_of(object: &ObjectMeta) -> Option<KeyTail> {
+pub(super) fn tail_of(object: &ObjectMeta) -> Option<KeyTail> {
     KeyTail::parse(object.key.rsplit_once('/')?.1).ok()
 }
 

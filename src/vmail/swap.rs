@@ -95,7 +95,12 @@ pub(super) async fn swap(
         None => PutMode::Create,
     };
     head.check().map_err(|e| Error::corrupt(format!("new head of {}", cell.name), e))?;
-    let body = Body::Bytes(Bytes::from(head.encode()));
+    let bytes = head.encode();
+    if bytes.len() as u64 > HEAD_LIMIT {
+        // Nobody could read it.
+        return Err(Error::Full(format!("head of {} is too large", cell.name)));
+    }
+    let body = Body::Bytes(Bytes::from(bytes));
     match cell.session.env.store.put(&head_key(&cell.name), body, mode, &[], why).await {
         Ok(tag) => Ok(Some(tag)),
         Err(first @ (StoreError::Precondition { .. } | StoreError::Unavailable { .. })) => {

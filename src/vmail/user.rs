@@ -95,6 +95,8 @@ pub struct User {
     pub unclean: bool,
     /// The old name in the last record, if that is a rename. See [`User::run_unrecorded`].
     pub renamed_from: Option<(Place, Vec<u8>)>,
+    /// A cut is taken and neither settled nor undone.
+    pub cut_out: bool,
     /// How far it is on its way out.
     pub leaving: Leaving,
     /// The write id of a head without an owner that was sent, while its answer is missing.
@@ -221,6 +223,7 @@ impl User {
         }
         self.may_finish()?;
         self.check_doomed(&changes)?;
+        self.mend_journal()?;
         let ops: Vec<DiskOp> = changes
             .iter()
             .filter_map(|c| if let Change::Disk(op) = c { Some(op.clone()) } else { None })

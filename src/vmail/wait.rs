@@ -154,7 +154,7 @@ async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
 }
 
 /// Whether this machine has state of a user.
-fn is_known_here(session: &Session, cell: &UserCell) -> bool {
+pub(super) fn is_known_here(session: &Session, cell: &UserCell) -> bool {
     let head = session.state_dir_of(&cell.name).join("head");
     session.disk().exists(&head).unwrap_or(true)
 }

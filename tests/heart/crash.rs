@@ -1,9 +1,11 @@
 //! Deaths and losses (I1, I3, I6): what is there afterwards, and that it is there once.
 
+use super::full_disk::FullDisk;
 use super::world::*;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use vmailfs::cache::disk::RealDisk;
 use vmailfs::store::Op;
 use vmailfs::store::faulty::Fault;
 
@@ -367,4 +369,39 @@ fn find(dir: &std::path::Path, name: &str) -> std::path::PathBuf {
         }
     }
     panic!("no {name}");
+}
+
+/// I3: after a sync of the journal that failed, the next one proves nothing: the journal is written
+/// anew before anything is called safe.
+#[tokio::test]
+async fn i3_a_journal_whose_sync_failed_is_written_anew() {
+    use std::os::unix::fs::MetadataExt;
+    let world = World::new();
+    let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+    let client = world.session_with(world.settings(HERE), disk.clone());
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    let journal = client.cell("u").open_user(|u| Ok(u.state_dir.join("journal"))).unwrap();
+    let before = std::fs::metadata(&journal).unwrap().ino();
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    let mail = client.create("u/tmp/2").await.unwrap();
+    client.write(mail, 0, b"second").await.unwrap();
+    disk.fail_next_sync();
+    assert_eq!(client.fsync(mail).await, Err(libc::EAGAIN));
+    assert_eq!(std::fs::metadata(&journal).unwrap().ino(), before);
+    client.fsync(mail).await.unwrap();
+    assert_ne!(std::fs::metadata(&journal).unwrap().ino(), before);
+    client.close_file(mail).await.unwrap();
+    client.rename("u/tmp/2", "u/new/2").await.unwrap();
+    // A flush, too, asks for the journal on the disk.
+    client.rename("u/cur/1:2,S", "u/cur/1:2,RS").await.unwrap();
+    disk.fail_next_sync();
+    let cell = client.cell("u");
+    assert!(vmailfs::vmail::flush::flush(&cell, Default::default()).await.is_err());
+    client.flush("u").await;
+    client.rename("u/new/2", "u/cur/2:2,S").await.unwrap();
+    drop((client, cell));
+    let client = world.session(HERE);
+    assert_eq!(client.list("u/cur").await.unwrap(), ["1:2,RS", "2:2,S"]);
 }

@@ -298,3 +298,29 @@ async fn i4_the_root_lists_the_users_that_exist() {
     assert_eq!(again.mkdir("carl").await, Err(libc::EEXIST));
     assert_eq!(again.list("").await.unwrap(), ["anna", "bert", "carl"]);
 }
+
+/// A user that nobody knows is an error, and not one with nothing to upload; what an earlier
+/// session left here is flushed without anybody else opening the user.
+#[tokio::test]
+async fn a_flush_by_name_knows_who_there_is() {
+    use vmailfs::vmail::error::Error;
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    let by_name = async |client: &Client, name: &str| {
+        client.session().flush_user(name, Options::default()).await
+    };
+    let typo = by_name(&client, "typo").await;
+    assert!(matches!(typo, Err(Error::NoUser { .. })), "{typo:?}");
+    let elsewhere = world.session(FRESH);
+    assert_eq!(by_name(&elsewhere, "u").await.unwrap(), None);
+    drop(client);
+    let client = world.session(HERE);
+    assert!(by_name(&client, "u").await.unwrap().unwrap().flushed);
+    drop(client);
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.list("u/cur").await.unwrap(), ["1:2,S"]);
+}

@@ -15,10 +15,11 @@ pub struct FullDisk {
     broken: AtomicBool,
     /// Only below this.
     at: PathBuf,
+    fail_sync: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
-struct FullFile(Arc<dyn DiskFile>, Arc<AtomicBool>);
+struct FullFile(Arc<dyn DiskFile>, Arc<AtomicBool>, Option<Arc<AtomicBool>>);
 
 fn no_space(full: &AtomicBool) -> io::Result<()> {
     match full.load(Ordering::SeqCst) {
@@ -33,7 +34,13 @@ impl FullDisk {
     }
 
     pub fn below(inner: Arc<dyn Disk>, at: &Path) -> FullDisk {
-        FullDisk { inner, full: Arc::default(), broken: AtomicBool::new(false), at: at.into() }
+        FullDisk {
+            inner,
+            full: Arc::default(),
+            fail_sync: Arc::default(),
+            broken: AtomicBool::new(false),
+            at: at.into(),
+        }
     }
 
     pub fn set_broken(&self, broken: bool) {
@@ -45,6 +52,11 @@ impl FullDisk {
             true => Err(io::Error::from_raw_os_error(libc::EIO)),
             false => Ok(()),
         }
+    }
+
+    /// The next sync of a journal fails; like a disk, it says so once.
+    pub fn fail_next_sync(&self) {
+        self.fail_sync.store(true, Ordering::SeqCst);
     }
 
     pub fn set_full(&self, full: bool) {
@@ -67,6 +79,9 @@ impl DiskFile for FullFile {
         self.0.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
+        if self.2.as_ref().is_some_and(|fails| fails.swap(false, Ordering::SeqCst)) {
+            return Err(io::Error::other("bad sector"));
+        }
         self.0.sync_data()
     }
     fn real(&self) -> Option<Arc<std::fs::File>> {
@@ -85,10 +100,13 @@ impl Disk for FullDisk {
     fn open(&self, path: &Path, how: How) -> io::Result<Arc<dyn DiskFile>> {
         self.works(path)?;
         let file = self.inner.open(path, how)?;
-        Ok(match path.starts_with(&self.at) {
-            true => Arc::new(FullFile(file, self.full.clone())),
-            false => file,
-        })
+        if !path.starts_with(&self.at) {
+            return Ok(file);
+        }
+        let journal =
+            path.file_name().is_some_and(|name| name == "journal" || name == "journal.new");
+        let fails = journal.then(|| self.fail_sync.clone());
+        Ok(Arc::new(FullFile(file, self.full.clone(), fails)))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.works(to)?;

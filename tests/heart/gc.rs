@@ -488,3 +488,198 @@ async fn i8_gc_of_an_idle_user_comes_to_rest() {
     assert!(last.iter().all(|r| matches!(r.0, Op::List | Op::Get)), "{last:?}");
     assert!(last.len() < 5 * 8, "{last:?}");
 }
+
+/// Begins a gc that waits in the first of such requests until the gate is notified.
+async fn held_gc(
+    world: &World,
+    client: &Client,
+    which: Op,
+) -> (
+    std::sync::Arc<tokio::sync::Notify>,
+    tokio::task::JoinHandle<vmailfs::vmail::error::Result<Report>>,
+) {
+    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    let held = gate.clone();
+    world.requests();
+    let first = std::sync::atomic::AtomicBool::new(true);
+    world.faults(move |r| {
+        let hangs = r.op == which && r.why.0 == "gc";
+        match hangs && first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            true => Fault::HangBefore(held.clone()),
+            false => Fault::None,
+        }
+    });
+    let cell = client.cell("u");
+    let slow = tokio::spawn(async move { gc::collect(&cell, SCAN).await });
+    while !world.log.lock().iter().any(|r| r.0 == which && r.2 == "gc") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.no_faults();
+    (gate, slow)
+}
+
+/// I8: the first mail of a new folder waits for a flush, and that for no listing of a gc.
+#[tokio::test]
+async fn i8_a_delivery_does_not_wait_for_a_gc() {
+    let world = World::new();
+    let client = mailbox(&world, 2).await;
+    client.unlink("u/new/0").await.unwrap();
+    client.flush("u").await;
+    world.clock.advance(DAY * 8);
+    for which in [Op::List, Op::Get] {
+        let (gate, slow) = held_gc(&world, &client, which).await;
+        let folder = format!("u/.{which}");
+        client.maildir(&[&folder]).await;
+        let mail = client.deliver(&folder, "9", b"first");
+        tokio::time::timeout(Duration::from_secs(20), mail).await.unwrap().unwrap();
+        gate.notify_one();
+        let report = slow.await.unwrap().unwrap();
+        assert_eq!((report.adopted.len(), report.late.len()), (0, 0), "{report:?}");
+    }
+    assert_eq!(world.mails().len(), 3);
+    client.close().await;
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.list("u/new").await.unwrap(), ["1"]);
+    assert_eq!(fresh.read("u/.list/new/9").await.unwrap(), b"first");
+}
+
+/// I6: what is named again while a gc looks around is not doomed by it, whether that was flushed
+/// meanwhile or not.
+#[tokio::test]
+async fn i6_what_comes_back_while_a_gc_looks_is_kept() {
+    for flushed in [true, false] {
+        let world = World::new();
+        let client = mailbox(&world, 3).await;
+        client.unlink("u/new/0").await.unwrap();
+        client.unlink("u/new/1").await.unwrap();
+        client.flush("u").await;
+        let list = dropped_list(&client).await;
+        let tail = list
+            .iter()
+            .find_map(|at| match &at.object {
+                vmailfs::format::part::Dropped::Mail(tail) => Some(tail.clone()),
+                _ => None,
+            })
+            .unwrap();
+        world.clock.advance(DAY * 8);
+        let (gate, slow) = held_gc(&world, &client, Op::List).await;
+        assert!(name_again(&client, &tail, dropped::again(&list, &tail).unwrap()));
+        if flushed {
+            client.flush("u").await;
+        }
+        gate.notify_one();
+        let report = slow.await.unwrap().unwrap();
+        assert_eq!((report.mails, report.adopted.len()), (1, 0), "{report:?}");
+        let key = vmailfs::format::key::mail_key("u", &tail);
+        assert!(world.mem.keys().contains(&key), "flushed: {flushed}");
+        if !flushed {
+            drop(client);
+            let client = world.session(HERE);
+            assert_eq!(client.read("u/new/back").await.unwrap(), b"mail");
+        }
+    }
+}
+
+/// An undelete that comes while a gc is under way finds what that has left; one that came first is
+/// waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn i6_an_undelete_and_a_gc_take_turns() {
+    use vmailfs::vmail::bring_back::Alone;
+    use vmailfs::vmail::undelete::{Which, undelete};
+    let all = Which::Expunged { folder: None, since: None };
+    let world = World::new();
+    let client = mailbox(&world, 3).await;
+    client.unlink("u/new/0").await.unwrap();
+    client.flush("u").await;
+    world.clock.advance(DAY * 8);
+    let (gate, slow) = held_gc(&world, &client, Op::List).await;
+    let (cell, which) = (client.cell("u"), all.clone());
+    let back = tokio::spawn(async move { undelete(&cell, &which, false, &Alone).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    gate.notify_one();
+    assert_eq!(slow.await.unwrap().unwrap().mails, 1);
+    assert_eq!(back.await.unwrap().unwrap().mails.len(), 0);
+    assert_eq!(client.list("u/new").await.unwrap(), ["1", "2"]);
+
+    client.unlink("u/new/1").await.unwrap();
+    client.flush("u").await;
+    world.clock.advance(DAY * 8);
+    let gate = std::sync::Arc::new(tokio::sync::Notify::new());
+    let held = gate.clone();
+    world.requests();
+    let first = std::sync::atomic::AtomicBool::new(true);
+    world.faults(move |r| {
+        let hangs = r.op == Op::Get && r.why.0 == "undelete";
+        match hangs && first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            true => Fault::HangBefore(held.clone()),
+            false => Fault::None,
+        }
+    });
+    let cell = client.cell("u");
+    let back = tokio::spawn(async move { undelete(&cell, &all, false, &Alone).await });
+    while !world.log.lock().iter().any(|r| r.0 == Op::Get && r.2 == "undelete") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.no_faults();
+    let cell = client.cell("u");
+    let slow = tokio::spawn(async move { gc::collect(&cell, SCAN).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    gate.notify_one();
+    assert_eq!(back.await.unwrap().unwrap().mails.len(), 1);
+    assert_eq!(slow.await.unwrap().unwrap().mails, 0);
+    assert_eq!(client.list("u/new").await.unwrap().len(), 2);
+}
+
+/// I6: what some folder names is not deleted, whatever the list says, and whether the folder is in
+/// memory or not.
+#[tokio::test]
+async fn i6_what_has_a_name_is_kept_whatever_the_list_says() {
+    for on in [HERE, FRESH] {
+        let world = World::new();
+        let client = mailbox(&world, 1).await;
+        // Too much to be loaded with the root folder.
+        client.put("u/.B/other", &noise(400_000)).await.unwrap();
+        let before = world.mails();
+        client.deliver("u/.B", "b", b"body").await.unwrap();
+        client.flush("u").await;
+        let key = world.mails().into_iter().find(|k| !before.contains(k)).unwrap();
+        let name = key.rsplit_once('/').unwrap().1;
+        let object = vmailfs::format::key::KeyTail::parse(name).unwrap();
+        let drop_it = Change::Drop { object: object.clone() };
+        client.cell("u").open_user(|user| user.commit(vec![drop_it])).unwrap();
+        client.close().await;
+        let client = world.session(on);
+        client.list("u/new").await.unwrap();
+        assert!(dropped_list(&client).await.mail(object.id()).is_some());
+        world.clock.advance(DAY * 8);
+        let loaded = client
+            .cell("u")
+            .open_user(|user| Ok(user.tree.folders.values().filter(|f| f.loaded).count()));
+        assert_eq!(loaded.unwrap(), 1, "only the root folder");
+        assert_eq!(collect(&client, SCAN).await.mails, 0);
+        assert_eq!(client.read("u/.B/new/b").await.unwrap(), b"body");
+    }
+}
+
+/// I8: a listing of more than a page finds all that is late.
+#[tokio::test]
+async fn i8_a_full_listing_goes_page_by_page() {
+    const LATE: u64 = 10_050;
+    let world = World::new();
+    let client = mailbox(&world, 1).await;
+    drop(client);
+    let client = world.session(HERE);
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    let epoch = vmailfs::format::Epoch(world.head("u").watermark.epoch.0 - 1);
+    let sample = world.mails()[0].clone();
+    for counter in 0..LATE {
+        put_late(&world, &sample, ObjectId { epoch, counter: 900 + counter }, b"late").await;
+    }
+    world.requests();
+    let report = collect(&client, Options { scan: true, ..DRY }).await;
+    assert_eq!(report.adopted.len() as u64, LATE);
+    let listed = |r: &Asked| r.0 == Op::List && r.1.ends_with("/mail");
+    // Two pages, and each late mail by its id.
+    assert_eq!(world.requests().iter().filter(|r| listed(r)).count() as u64, LATE + 2);
+}

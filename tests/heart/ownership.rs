@@ -277,3 +277,28 @@ async fn i4_a_mail_whose_staged_bytes_are_gone_is_deferred() {
     assert_eq!(client.fsync(mail).await, Err(libc::EAGAIN));
     assert_eq!(client.close_file(mail).await, Err(libc::EAGAIN));
 }
+
+/// I5: a backend whose sign tells of a lease without end is waited for as long as the longest.
+#[tokio::test]
+async fn i5_a_sign_of_a_lease_without_end_ends() {
+    use std::time::Duration;
+    use vmailfs::store::{Body, ObjectStore, PutMode, Reason};
+    let world = World::new();
+    let mut settings = world.settings(HERE);
+    settings.single_backend = false;
+    let client = world.session_with(settings, Arc::new(vmailfs::cache::disk::RealDisk));
+    let session = client.session();
+    let sign = format!(
+        "{{\"vmailfs-backend\": 1, \"backend\": \"b\", \"session\": \"x\", \"renewal\": 7, \
+         \"lease_seconds\": {}}}",
+        u64::MAX
+    );
+    let key = vmailfs::format::key::backend_key("b");
+    let why = Reason("test");
+    world.mem.put(&key, Body::Bytes(sign.into()), PutMode::Overwrite, &[], why).await.unwrap();
+    assert!(!session.lease.is_over(session, "b").await.unwrap());
+    world.clock.advance(Duration::from_secs(24 * 3600));
+    assert!(!session.lease.is_over(session, "b").await.unwrap());
+    world.clock.advance(Duration::from_secs(11));
+    assert!(session.lease.is_over(session, "b").await.unwrap());
+}

@@ -249,3 +249,72 @@ async fn an_open_user_writes_its_head_and_bundles_again() {
     let b = world.session(FRESH);
     all_there(&b).await;
 }
+
+const GONE: Rescue = Rescue { random: (1, 2), owner_gone: true };
+
+async fn spoil_head(world: &World) {
+    let mut bad = world.mem.bytes_of(&head_key("u")).unwrap().to_vec();
+    bad[40] ^= 4;
+    put(world, &head_key("u"), &bad).await;
+}
+
+/// A mail that came and was expunged after the head that is gone back to stays away, and that is
+/// told; it can be asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn i6_what_was_expunged_does_not_come_back_with_a_rescue() {
+    let world = World::new();
+    let a = some_mail(&world).await;
+    a.deliver("u", "1.M8", b"came and went").await.unwrap();
+    a.unlink("u/new/1.M8").await.unwrap();
+    a.deliver("u", "1.M9", b"the last").await.unwrap();
+    a.close().await;
+    spoil_head(&world).await;
+    let done = rescue(&stored(&world), &GONE).await.unwrap();
+    assert!(done.iter().any(|d| d.starts_with("1 mails that were expunged since")), "{done:?}");
+    let b = world.session(FRESH);
+    all_there(&b).await;
+    assert_eq!(b.list("u/new").await.unwrap().len(), 6);
+    assert_eq!(back(&b, &all(), false).await.unwrap().mails.len(), 1);
+    assert_eq!(b.list("u/new").await.unwrap().len(), 7);
+    b.close().await;
+    assert_eq!(check(&world, true).await.findings, []);
+}
+
+/// I8: however much lies above the oldest mail that nothing names, the head stays one that can be
+/// read; what is too far back comes with the next repair.
+#[tokio::test(flavor = "multi_thread")]
+async fn i8_a_rescued_head_does_not_tell_of_everything() {
+    use vmailfs::format::ObjectId;
+    use vmailfs::format::journal::Change;
+    use vmailfs::format::key::KeyTail;
+    use vmailfs::vmail::fsck::rescue::KNOWN_MAX;
+    let world = World::new();
+    let a = some_mail(&world).await;
+    let known = world.mails().into_iter().find(|k| k.contains("M5")).unwrap();
+    let (dir, tail) = known.rsplit_once('/').unwrap();
+    let rest = &tail[ObjectId::TEXT_LEN..];
+    let epoch = world.head("u").epoch;
+    let id = |counter| ObjectId { epoch, counter };
+    let drops = (0..KNOWN_MAX as u64 + 10)
+        .map(|n| KeyTail::parse(&format!("{}{rest}", id(5000 + n))).unwrap())
+        .map(|object| Change::Drop { object });
+    let drops: Vec<Change> = drops.collect();
+    for some in drops.chunks(10_000) {
+        a.cell("u").open_user(|user| user.commit(some.to_vec())).unwrap();
+    }
+    a.deliver("u", "1.M9", b"the last").await.unwrap();
+    a.flush("u").await;
+    drop(a);
+    let late = format!("{dir}/{}{}", id(900), rest.replace("M5", "M77"));
+    put(&world, &late, &world.mem.bytes_of(&known).unwrap()).await;
+    let done = rescue(&stored(&world), &GONE).await.unwrap();
+    assert!(done.iter().any(|d| d.starts_with("1 more mails")), "{done:?}");
+    assert_eq!(world.head("u").known_above.len(), KNOWN_MAX);
+    let b = world.session(FRESH);
+    all_there(&b).await;
+    b.deliver("u", "1.M10", b"and on").await.unwrap();
+    b.flush("u").await;
+    repaired(&world, &b, ALL).await;
+    let names = b.list("u/.Sent/new").await.unwrap();
+    assert!(names.iter().any(|n| n.contains("M77")), "{names:?}");
+}

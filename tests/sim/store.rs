@@ -254,6 +254,17 @@ impl ObjectStore for SimStore {
         self.read(format!("list {dir} {start_after:?} ({why})"), now).await
     }
 
+    async fn list_some(
+        &self,
+        dir: &str,
+        start_after: Option<&str>,
+        most: usize,
+        why: Reason,
+    ) -> StoreResult<Vec<ObjectMeta>> {
+        let now = self.life.core.mem.list_some(dir, start_after, most, why);
+        self.read(format!("list {dir} {start_after:?} ({why})"), now).await
+    }
+
     async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>> {
         self.read(format!("dirs {dir} ({why})"), self.life.core.mem.list_dirs(dir, why)).await
     }

@@ -14,15 +14,7 @@ struct Fake {
 
 #[async_trait]
 impl AdminApi for Fake {
-    async fn flush(&self, _: &str, _: bool, _: &Progress) -> Result<FlushReport, AdminError> {
-        Ok(FlushReport::default())
-    }
-    async fn flush_all(
-        &self,
-        _: Option<&str>,
-        _: bool,
-        _: &Progress,
-    ) -> Result<FlushReport, AdminError> {
+    async fn flush(&self, _: FlushRequest, _: &Progress) -> Result<FlushReport, AdminError> {
         Ok(FlushReport::default())
     }
     async fn gc(

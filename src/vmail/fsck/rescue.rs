@@ -9,7 +9,8 @@
 //! known (`known_above`).
 //!
 //! No mail is lost by this that the store has. Flags and folders are as in the state that was
-//! gone back to, and what was expunged since then may be there again.
+//! gone back to, and of what that state names, mails that were expunged since are there again. What it
+//! does not name and a later flush says was expunged stays on the dropped list.
 //!
 //! UIDs: the opening burns everything below the ceilings (I2). Those of an older head do not bound
 //! what was given since: they are raised by [`UIDS`], far more than a flush interval can use, and
@@ -23,13 +24,17 @@
 use super::super::error::{During, Error, Result};
 use super::super::history::{self, Ends, State};
 use super::super::lease::REPAIRED;
+use super::super::parts::PART_LIMIT;
 use super::super::stored::{Paths, Stored};
 use super::objects::{Named, NamedAt, Objects};
-use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner, PartKind, PartRef};
+use crate::format::head::{
+    ClosedEpoch, HEAD_LIMIT, Head, HeadFolder, HeadOwner, PartKind, PartRef,
+};
 use crate::format::key::{bundle_key, head_key, user_dir};
 use crate::format::listing::Entry;
 use crate::format::part::{
-    BundleWriter, Dropped, DroppedList, decode_dropped, decode_head_part, encode_names,
+    BundleWriter, Dropped, DroppedList, DroppedRow, decode_dropped, decode_head_part,
+    encode_dropped, encode_names,
 };
 use crate::format::{Epoch, ObjectId, Place};
 use crate::store::{Body, ETag, PutMode, StoreError};
@@ -38,6 +43,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// UIDs that are left out where an older head is gone back to.
 pub const UIDS: u32 = 1 << 20;
+/// Ids above the watermark that the new head tells of. Every login reads them.
+pub const KNOWN_MAX: usize = 100_000;
 /// UIDVALIDITYs; Dovecot takes them from the clock.
 const VALIDITIES: u32 = 1 << 16;
 /// The largest bundle that is looked through for a head.
@@ -81,26 +88,47 @@ pub async fn rescue(stored: &Stored, how: &Rescue) -> Result<Vec<String>> {
         )));
     }
     let whole = head.is_some();
-    let old = match head {
-        Some(head) => head,
-        None => last_readable(stored, &objects, &mut done).await?,
+    let (old, since) = match head {
+        Some(head) => (head, None),
+        None => {
+            let (bundle, head) = last_readable(stored, &objects, &mut done).await?;
+            (head, Some(bundle))
+        }
     };
     let mut plan = Plan { stored, objects: &objects, done, head: old.clone() };
     plan.folders(&old).await?;
-    let dropped = plan.tables(&old).await?;
+    let mut dropped = plan.tables(&old).await?;
     let named = plan.named().await?;
-    let orphans = plan.watermark(&named, &dropped);
+    let expunged = match since {
+        Some(bundle) => plan.expunged_since(bundle, &named, &dropped).await?,
+        None => Vec::new(),
+    };
+    dropped.extend(expunged.iter().cloned());
+    let (orphans, later) = plan.watermark(&named, &dropped);
     if whole && plan.done.is_empty() && orphans == 0 {
         return Ok(Vec::new());
     }
-    if orphans > 0 {
-        plan.done.push(format!("{orphans} mails that nothing named come back at the next opening"));
+    if orphans > later {
+        let now = orphans - later;
+        plan.done.push(format!("{now} mails that nothing named come back at the next opening"));
+    }
+    if later > 0 {
+        plan.done.push(format!(
+            "{later} more mails that nothing names are too far back for that: once the user was \
+             opened, vmailfs fsck --repair brings them back"
+        ));
+    }
+    if !expunged.is_empty() {
+        plan.done.push(format!(
+            "{} mails that were expunged since stay away; vmailfs user undelete brings them back",
+            expunged.len()
+        ));
     }
     if !whole {
         plan.ceilings(bytes.as_deref().unwrap_or_default());
     }
     plan.epoch(how);
-    plan.links(&named).await?;
+    plan.links(&named, expunged).await?;
     if let Some(bytes) = bytes.filter(|_| !whole) {
         let kept = keep(stored, "head", bytes).await?;
         plan.done.push(format!("the damaged head is kept as {kept}"));
@@ -122,7 +150,11 @@ impl super::super::stored::HeadObject {
 async fn swap(stored: &Stored, head: &Head, tag: Option<ETag>) -> Result<()> {
     head.check().map_err(|e| Error::corrupt(format!("new head of {}", stored.user), e))?;
     let mode = tag.map_or(PutMode::Create, PutMode::Update);
-    let body = Body::Bytes(Bytes::from(head.encode()));
+    let bytes = head.encode();
+    if bytes.len() as u64 > HEAD_LIMIT {
+        return Err(Error::Full(format!("the new head of {} is too large", stored.user)));
+    }
+    let body = Body::Bytes(Bytes::from(bytes));
     match stored.store.put(&head_key(&stored.user), body, mode, &[], stored.why).await {
         Ok(_) => Ok(()),
         Err(StoreError::Precondition { .. }) => Err(Error::Lost { user: stored.user.to_string() }),
@@ -130,13 +162,17 @@ async fn swap(stored: &Stored, head: &Head, tag: Option<ETag>) -> Result<()> {
     }
 }
 
-/// The newest head that some bundle holds.
-async fn last_readable(stored: &Stored, objects: &Objects, done: &mut Vec<String>) -> Result<Head> {
+/// The newest head that some bundle holds, and that bundle.
+async fn last_readable(
+    stored: &Stored,
+    objects: &Objects,
+    done: &mut Vec<String>,
+) -> Result<(ObjectId, Head)> {
     match newest_head(stored, objects, None).await? {
         Some((id, head)) => {
             let time = head.written;
             done.push(format!("gone back to the head before bundle {id} (flushed at {time})"));
-            Ok(head)
+            Ok((id, head))
         }
         None => Err(Error::Damaged {
             what: format!("user {}: no head can be read, and no bundle holds one", stored.user),
@@ -165,20 +201,20 @@ async fn newest_head(
 }
 
 /// The head that a bundle holds, among its other parts.
-fn head_in(mut bundle: &[u8]) -> Option<Head> {
-    let mut found = None;
-    while !bundle.is_empty() {
+fn head_in(bundle: &[u8]) -> Option<Head> {
+    let limit = HEAD_LIMIT + 4096;
+    let head = |frame| Head::decode(&decode_head_part(frame, limit).ok()?).ok();
+    frames(bundle).filter_map(head).last()
+}
+
+/// The frames of a bundle, as far as they can be made out.
+fn frames(mut bundle: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
         let len = zstd::zstd_safe::find_frame_compressed_size(bundle).ok()?;
         let (frame, rest) = bundle.split_at_checked(len.max(1))?;
-        let limit = crate::format::head::HEAD_LIMIT + 4096;
-        if let Ok(bytes) = decode_head_part(frame, limit)
-            && let Ok(head) = Head::decode(&bytes)
-        {
-            found = Some(head);
-        }
         bundle = rest;
-    }
-    found
+        Some(frame)
+    })
 }
 
 /// A new head that is being made.
@@ -299,12 +335,42 @@ impl Plan<'_> {
         Ok(named)
     }
 
-    /// Puts the watermark below every mail that nothing names; says how many there are.
-    fn watermark(&mut self, named: &Named, dropped: &DroppedList) -> usize {
+    /// The mails that later flushes say were expunged: bundle `from` is the first after the head
+    /// that was gone back to. What that head names is there again, and is told with it.
+    async fn expunged_since(
+        &self,
+        from: ObjectId,
+        named: &Named,
+        known: &DroppedList,
+    ) -> Result<Vec<DroppedRow>> {
+        let mut list = DroppedList::default();
+        for id in self.objects.bundles.range(from..).map(|(id, _)| *id) {
+            let key = bundle_key(&self.stored.user, id);
+            let bytes = match self.stored.store.get(&key, None, BUNDLE_LIMIT, self.stored.why).await
+            {
+                Ok((_, bytes)) => bytes,
+                Err(StoreError::NotFound { .. } | StoreError::BadBody { .. }) => continue,
+                Err(e) => return Err(self.stored.failed(e)),
+            };
+            let rows = frames(&bytes).filter_map(|f| decode_dropped(f, PART_LIMIT).ok());
+            list.extend(rows.flatten());
+        }
+        let mail = |row: &DroppedRow| match row {
+            DroppedRow::In { object: Dropped::Mail(tail), .. } => {
+                !named.objects.contains_key(&tail.id()) && known.mail(tail.id()).is_none()
+            }
+            DroppedRow::In { .. } | DroppedRow::Out(_) => false,
+        };
+        Ok(list.rows().into_iter().filter(mail).collect())
+    }
+
+    /// Puts the watermark below every mail that nothing names; says how many there are, and how
+    /// many of them are below it all the same, because the head would have to tell of too much.
+    fn watermark(&mut self, named: &Named, dropped: &DroppedList) -> (usize, usize) {
         let known = |id: &ObjectId| named.objects.contains_key(id) || dropped.mail(*id).is_some();
         let orphans: BTreeSet<ObjectId> =
             self.objects.mails.keys().filter(|id| !known(id)).copied().collect();
-        let Some(first) = orphans.first() else { return 0 };
+        let Some(first) = orphans.first() else { return (0, 0) };
         let below = match first.counter.checked_sub(1) {
             Some(counter) => ObjectId { epoch: first.epoch, counter },
             None => ObjectId {
@@ -312,16 +378,21 @@ impl Plan<'_> {
                 counter: ObjectId::MAX_COUNTER,
             },
         };
-        let low = below.min(self.head.watermark);
+        let mut low = below.min(self.head.watermark);
         let mails = dropped.iter().filter_map(|at| match &at.object {
             Dropped::Mail(tail) => Some(tail.id()),
             Dropped::Bundle(_) | Dropped::File(_) => None,
         });
         let above: BTreeSet<ObjectId> =
             named.objects.keys().copied().chain(mails).filter(|id| *id > low).collect();
+        let mut above: Vec<ObjectId> = above.into_iter().collect();
+        if let Some(excess) = above.len().checked_sub(KNOWN_MAX).filter(|excess| *excess > 0) {
+            low = above[excess - 1];
+            above.drain(..excess);
+        }
         self.head.watermark = low;
-        self.head.known_above = above.into_iter().collect();
-        orphans.len()
+        self.head.known_above = above;
+        (orphans.len(), orphans.range(..=low).count())
     }
 
     /// Ceilings of an older head: beyond what may have been given since.
@@ -360,27 +431,36 @@ impl Plan<'_> {
     }
 
     /// The table of objects with several names is made anew if it is not what the folders say.
-    async fn links(&mut self, named: &Named) -> Result<()> {
+    /// What was expunged since goes on the dropped list.
+    async fn links(&mut self, named: &Named, expunged: Vec<DroppedRow>) -> Result<()> {
         let counted: HashMap<ObjectId, u32> = named
             .objects
             .iter()
             .filter(|(_, found)| found.names > 1)
             .map(|(id, found)| (*id, found.names))
             .collect();
-        match self.stored.links(&self.head).await {
-            Ok(table) if table == counted => return Ok(()),
+        let right = match self.stored.links(&self.head).await {
+            Ok(table) => table == counted,
             Err(error @ Error::Store { .. }) => return Err(error),
-            _ => {}
-        }
-        self.head.names = Vec::new();
-        if counted.is_empty() {
-            return Ok(());
-        }
+            Err(_) => false,
+        };
         // Nobody else gives ids in this epoch.
         let mut bundle = BundleWriter::new(ObjectId { epoch: self.head.epoch, counter: 1 });
-        let mut rows: Vec<_> = counted.into_iter().collect();
-        rows.sort_unstable();
-        self.head.names = vec![bundle.add(PartKind::Base, &encode_names(&rows))];
+        if !right {
+            self.head.names = Vec::new();
+        }
+        if !right && !counted.is_empty() {
+            let mut rows: Vec<_> = counted.into_iter().collect();
+            rows.sort_unstable();
+            self.head.names = vec![bundle.add(PartKind::Base, &encode_names(&rows))];
+        } else if expunged.is_empty() {
+            return Ok(());
+        }
+        if !expunged.is_empty() {
+            let first = self.head.dropped.is_empty();
+            let kind = if first { PartKind::Base } else { PartKind::Diff };
+            self.head.dropped.push(bundle.add(kind, &encode_dropped(&expunged)));
+        }
         let key = bundle_key(&self.stored.user, bundle.id());
         let body = Body::Bytes(bundle.finish());
         let put = self.stored.store.put(&key, body, PutMode::Overwrite, &[], self.stored.why);

@@ -1,0 +1,100 @@
+//! What an admin asks of the caches and of whole users, in the mount.
+
+use super::aliases::Aliases;
+use super::{FLUSHES, told, whom};
+use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest, Whom};
+use crate::admin::{AdminError, ErrorKind, FlushReport, Progress};
+use crate::vmail::flush::{Options, flush as flush_one};
+use crate::vmail::session::{Session, UserCell};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two looks at users that are waited for.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Flushes users, a few at once.
+pub(super) async fn flush(
+    session: &Arc<Session>,
+    what: FlushRequest,
+    progress: &Progress,
+) -> Result<FlushReport, AdminError> {
+    let FlushRequest { whom, important_only } = what;
+    let options = Options { caches: !important_only, release: false, important_only };
+    let (cells, failed) = whom::cells(session, &whom).await?;
+    let mut report = FlushReport { failed, ..FlushReport::default() };
+    let total = cells.len() as u64;
+    let mut next = cells.into_iter();
+    let mut running = tokio::task::JoinSet::new();
+    let mut done = 0;
+    loop {
+        while running.len() < FLUSHES {
+            let Some(cell) = next.next() else { break };
+            running.spawn(async move {
+                let result = flush_one(&cell, options).await;
+                (cell.name.to_string(), result)
+            });
+        }
+        match running.join_next().await {
+            None => return Ok(report),
+            Some(Ok((_, Ok(one)))) if one.flushed => {
+                report.flushed += 1;
+                report.bytes += one.bytes;
+            }
+            Some(Ok((_, Ok(_)))) => report.unchanged += 1,
+            Some(Ok((_, Err(error)))) if total == 1 && matches!(whom, Whom::User(_)) => {
+                return Err(told(&error));
+            }
+            Some(Ok((name, Err(error)))) => report.failed.push((name, error.to_string())),
+            Some(Err(error)) => {
+                return Err(AdminError::new(ErrorKind::Internal, error.to_string()));
+            }
+        }
+        done += 1;
+        progress.step(done, total, "users");
+    }
+}
+
+pub(super) async fn serve(
+    session: &Arc<Session>,
+    what: CacheRequest,
+    progress: &Progress,
+) -> Result<CacheAnswer, AdminError> {
+    match what {
+        CacheRequest::UpdateUserdb { user, field, value } => {
+            Aliases::set(session, &user, &field, &value)?;
+            Ok(CacheAnswer::Done)
+        }
+        CacheRequest::UserWait { whom, secs } => {
+            wait(session, &whom, Duration::from_secs(secs), progress).await
+        }
+    }
+}
+
+/// Whether somebody has a file of the user open.
+fn is_busy(cell: &UserCell) -> bool {
+    cell.if_open(|user| user.tree.nodes.iter().any(|(_, node)| node.handles > 0)).unwrap_or(false)
+}
+
+async fn wait(
+    session: &Arc<Session>,
+    whom: &Whom,
+    limit: Duration,
+    progress: &Progress,
+) -> Result<CacheAnswer, AdminError> {
+    let (mut cells, nobody) = whom::cells(session, whom).await?;
+    if let Some((_, why)) = nobody.into_iter().next() {
+        return Err(AdminError::new(ErrorKind::NoSuchUser, why));
+    }
+    let clock = &session.env.clock;
+    let (end, total) = (clock.boot().saturating_add(limit), cells.len() as u64);
+    loop {
+        cells.retain(|cell| is_busy(cell));
+        let busy = cells.len() as u64;
+        progress.step(total - busy, total, "users free");
+        if cells.is_empty() || clock.boot() >= end {
+            let names = cells.iter().map(|cell| cell.name.to_string());
+            return Ok(CacheAnswer::Busy(names.collect()));
+        }
+        clock.sleep(LOOK).await;
+    }
+}
