@@ -132,3 +132,147 @@ fn top_needs_no_terminal_for_one_view() {
     assert_eq!(run(&mount, &["top"]).0, 64, "no terminal");
     mount.umount().unwrap();
 }
+
+fn json(mount: &Mount, arguments: &[&str]) -> serde_json::Value {
+    let (code, out, err) = run(mount, arguments);
+    assert_eq!(code, 0, "{arguments:?}: {err}");
+    serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
+}
+
+#[test]
+fn the_list_has_the_documented_fields() {
+    let mut mount = with_users(&["anna", "ben"]);
+    let set = ["metacache", "update", "userdb", "ben", "user_alias", "b@example.com"];
+    assert_eq!(run(&mount, &set).0, 0);
+    let all = json(&mount, &["-f", "json", "metacache", "list"]);
+    assert_eq!(all.as_array().unwrap().len(), 2);
+    let (anna, ben) = (&all[0], &all[1]);
+    assert_eq!((&anna["username"], &ben["username"]), (&"anna".into(), &"ben".into()));
+    assert_eq!((&anna["user_alias"], &ben["user_alias"]), (&().into(), &"b@example.com".into()));
+    assert_eq!(anna["changes"], "important");
+    assert!(anna["upload-within"].as_u64().unwrap() <= 300);
+    assert!(anna["bytes-used(0)"].as_u64().unwrap() > 0, "{anna}");
+    for priority in 0..4 {
+        assert!(anna[format!("bytes-used({priority})")].is_u64());
+        assert!(anna[format!("last-access({priority})")].is_i64());
+    }
+    assert!(anna["cleanup-weight"].as_i64().unwrap() > 1_600_000_000, "seconds, and then some");
+    assert!(anna["dev-major"].is_u64() && anna["dev-minor"].is_u64());
+    assert!(anna.as_object().unwrap().contains_key("last-service"));
+
+    assert_eq!(run(&mount, &["metacache", "flush", "-u", "anna"]).0, 0);
+    let after = json(&mount, &["metacache", "list", "-f", "json", "an*"]);
+    assert_eq!(after.as_array().unwrap().len(), 1);
+    assert_eq!(after[0]["changes"], "none");
+    let by = ["-f", "tab", "metacache", "list", "-f", "user_alias", "*@example.com"];
+    let (_, out, _) = run(&mount, &by);
+    let lines: Vec<_> = out.lines().collect();
+    assert!(lines[0].starts_with("username\tuser_alias\tupload-within\tdev-major\tdev-minor\t"));
+    assert!(lines.len() == 2 && lines[1].starts_with("ben\tb@example.com\t"), "{out}");
+    assert_eq!(run(&mount, &["metacache", "list", "-f", "colour"]).0, 64);
+    let shown = fs::read_to_string(mount.root().join(".vmailfs/list")).unwrap();
+    assert!(shown.starts_with("username") && shown.contains("anna"), "{shown}");
+
+    // Only users with changes of a priority are flushed for it.
+    fs::write(mount.root().join("anna/subscriptions"), "B\n").unwrap();
+    let (_, out, _) = run(&mount, &["metacache", "flush", "-p", "3", "-u", "anna"]);
+    assert!(out.starts_with("0 users flushed"), "{out}");
+    let (_, out, _) = run(&mount, &["metacache", "flush", "-p", "0", "-u", "anna"]);
+    assert!(out.starts_with("1 user flushed"), "{out}");
+
+    let roots = json(&mount, &["-f", "json", "metacache", "status", "--roots", "-b"]);
+    assert_eq!(roots[0]["users"], 2);
+    assert!(roots[0]["bytes-used"].as_u64().unwrap() > 0);
+    let spans = json(&mount, &["-f", "json", "metacache", "status", "-b"]);
+    assert_eq!(
+        (&spans[0]["last-access"], &spans[0]["users"]),
+        (&"within an hour".into(), &2.into())
+    );
+    let (_, out, _) = run(&mount, &["metacache", "rescan"]);
+    assert!(out.starts_with("2 users, ") && out.contains("the books were right"), "{out}");
+    mount.umount().unwrap();
+}
+
+#[test]
+fn fscache_is_counted_and_emptied() {
+    let mut mount = with_users(&["anna"]);
+    let home = mount.root().join("anna");
+    for dir in ["tmp", "new", "cur"] {
+        fs::create_dir(home.join(dir)).unwrap();
+    }
+    for n in 0..3 {
+        let tmp = home.join(format!("tmp/{n}"));
+        fs::write(&tmp, vec![b'x'; 10_000]).unwrap();
+        fs::rename(tmp, home.join(format!("new/{n}"))).unwrap();
+    }
+    let status = json(&mount, &["-f", "json", "fscache", "status", "-b"]);
+    assert_eq!(status[0]["files"], 3);
+    let used = status[0]["bytes-used"].as_u64().unwrap();
+    assert!(used >= 30_000);
+    let (_, out, _) = run(&mount, &["fscache", "rescan"]);
+    assert!(out.contains("the size was right"), "{out}");
+
+    // Somebody removes one: the books are off by it, once.
+    let cache = mount.state().join("fscache");
+    let mut copies = Vec::new();
+    for hh in fs::read_dir(&cache).unwrap().map(|e| e.unwrap().path()) {
+        let Ok(inside) = fs::read_dir(hh.join("anna")) else { continue };
+        copies.extend(inside.map(|e| e.unwrap().path()));
+    }
+    assert_eq!(copies.len(), 3);
+    fs::remove_file(&copies[0]).unwrap();
+    let (_, out, _) = run(&mount, &["fscache", "rescan", cache.to_str().unwrap()]);
+    assert!(out.contains("the size was wrong by "), "{out}");
+    let (_, out, _) = run(&mount, &["fscache", "rescan"]);
+    assert!(out.contains("2 files") && out.contains("the size was right"), "{out}");
+    let (code, _, err) = run(&mount, &["fscache", "rescan", "/tmp"]);
+    assert_eq!((code, err.contains("no fscache is there")), (64, true), "{err}");
+    assert_eq!(run(&mount, &["fscache", "rescan", cache.to_str().unwrap(), "soon"]).0, 64);
+    std::thread::sleep(Duration::from_millis(3100));
+    let (_, out, _) = run(&mount, &["fscache", "rescan", cache.to_str().unwrap(), "1"]);
+    assert!(out.contains("0 files"), "old enough are all: {out}");
+    assert_eq!(run(&mount, &["fscache", "clean"]).0, 0);
+    for n in 0..3 {
+        assert_eq!(fs::read(home.join(format!("new/{n}"))).unwrap().len(), 10_000);
+    }
+    let (_, out, _) = run(&mount, &["fscache", "clean"]);
+    assert!(out.contains("3 files"), "{out}");
+    mount.umount().unwrap();
+}
+
+#[test]
+fn a_deleted_user_is_empty_and_can_come_back() {
+    let mut mount = with_users(&["anna"]);
+    let home = mount.root().join("anna");
+    for dir in ["tmp", "new", "cur", ".Sent", ".Sent/new"] {
+        fs::create_dir(home.join(dir)).unwrap();
+    }
+    fs::write(home.join(".Sent/new/1"), "mine").unwrap();
+    assert_eq!(run(&mount, &["metacache", "flush", "-u", "anna"]).0, 0);
+    let file = fs::File::open(home.join("subscriptions")).unwrap();
+    let delete = ["obox", "user", "delete", "-u", "anna"];
+    assert_eq!(run(&mount, &delete).0, 65);
+    assert_eq!(fs::read(home.join(".Sent/new/1")).unwrap(), b"mine");
+    drop(file);
+    assert!(support::wait_until(Duration::from_secs(10), || run(&mount, &delete).0 == 0));
+    assert_eq!(fs::read_dir(&home).unwrap().count(), 0);
+    assert!(fs::metadata(home.join(".Sent/new/1")).is_err(), "nor does the kernel remember it");
+    assert_eq!(run(&mount, &["obox", "user", "delete", "-A"]).0, 64);
+    let undelete = ["user", "undelete", "-u", "anna"];
+    let (code, out, err) = run(&mount, &undelete);
+    assert_eq!(code, 0, "{out}{err}");
+    let back = home.join(".Sent/new");
+    let name = fs::read_dir(&back).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(fs::read(name).unwrap(), b"mine");
+    mount.umount().unwrap();
+}
+
+#[test]
+fn an_unmount_does_not_wait_for_who_holds_a_file() {
+    let mut mount = with_users(&["anna"]);
+    let held = fs::File::open(mount.root().join("anna/subscriptions")).unwrap();
+    let begun = Instant::now();
+    mount.umount().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    drop(held);
+}

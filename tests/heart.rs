@@ -8,11 +8,13 @@ mod heart {
     mod close;
     mod crash;
     mod erase;
+    mod evict;
     mod flush;
     mod fscache;
     mod fsck;
     mod full_disk;
     mod gc;
+    mod idle;
     mod metacache;
     mod ownership;
     mod publish;
