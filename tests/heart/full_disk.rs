@@ -12,10 +12,10 @@ use vmailfs::cache::disk::{Disk, DiskEntry, DiskFile, How, Space};
 pub struct FullDisk {
     inner: Arc<dyn Disk>,
     full: Arc<AtomicBool>,
-    fail_sync: Arc<AtomicBool>,
     broken: AtomicBool,
     /// Only below this.
     at: PathBuf,
+    fail_sync: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -43,11 +43,6 @@ impl FullDisk {
         }
     }
 
-    /// The next sync of a journal fails; like a disk, it says so once.
-    pub fn fail_next_sync(&self) {
-        self.fail_sync.store(true, Ordering::SeqCst);
-    }
-
     pub fn set_broken(&self, broken: bool) {
         self.broken.store(broken, Ordering::SeqCst);
     }
@@ -57,6 +52,11 @@ impl FullDisk {
             true => Err(io::Error::from_raw_os_error(libc::EIO)),
             false => Ok(()),
         }
+    }
+
+    /// The next sync of a journal fails; like a disk, it says so once.
+    pub fn fail_next_sync(&self) {
+        self.fail_sync.store(true, Ordering::SeqCst);
     }
 
     pub fn set_full(&self, full: bool) {
@@ -99,14 +99,14 @@ impl DiskFile for FullFile {
 impl Disk for FullDisk {
     fn open(&self, path: &Path, how: How) -> io::Result<Arc<dyn DiskFile>> {
         self.works(path)?;
+        let file = self.inner.open(path, how)?;
+        if !path.starts_with(&self.at) {
+            return Ok(file);
+        }
         let journal =
             path.file_name().is_some_and(|name| name == "journal" || name == "journal.new");
         let fails = journal.then(|| self.fail_sync.clone());
-        let file = self.inner.open(path, how)?;
-        Ok(match path.starts_with(&self.at) {
-            true => Arc::new(FullFile(file, self.full.clone(), fails)),
-            false => file,
-        })
+        Ok(Arc::new(FullFile(file, self.full.clone(), fails)))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.works(to)?;

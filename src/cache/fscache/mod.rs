@@ -16,7 +16,7 @@
 //! needs none of it.
 //!
 //! **Several** fscaches, each with its own bound and disk, share the users by Dovecot's hash (`%4Nu`), so that one
-//! user's rush fills one of them, and one disk's failure takes one out of service ([`volume`]).
+//! user's rush fills one of them, and one disk's failure takes one out of service ([`trouble`]).
 
 mod books;
 mod care;
@@ -24,6 +24,7 @@ mod dirs;
 mod file;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod volume;
 
 pub use books::{Arrival, Shares};

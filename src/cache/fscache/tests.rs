@@ -230,7 +230,11 @@ fn altered_copies_are_not_shown() {
     fs::write(path(0), [7; 5_000]).unwrap();
     fs::write(path(1), [7; 4_000]).unwrap();
     fs::remove_file(path(2)).unwrap();
-    assert!((0..3).all(|n| !site.has("u", n, 5_000)));
+    site.put("u", 3, 5_000, Arrival::Read);
+    fs::remove_file(path(3)).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", path(3)).unwrap();
+    assert!((0..4).all(|n| !site.has("u", n, 5_000)));
+    assert!(!site.usage().failing && fs::symlink_metadata(path(3)).is_err());
     assert!(
         site.cache.doubtful(&user("u"), id(0)).is_some(),
         "of the right length: to be looked at"

@@ -4,11 +4,6 @@
 //! directory's *stripe* instead: naming a new copy, removing one, removing an empty directory,
 //! counting again. So a path belongs to one thread at a time, and whoever waits, waits for one small
 //! operation of a 256th of the users. A stripe is taken before the books, and never two at once.
-//!
-//! A disk that fails (not: is full) takes the directory out of service: nothing is found in it and nothing is put
-//! there, all is streamed. Every [`TRIAL`]th request is let through to see whether it works again. A full
-//! disk is a smaller budget: what is there makes room for what comes, and each file that was written widens
-//! it again; so does every [`TRIAL`]th request that finds no room.
 
 use super::books::{Arrival, Books, CacheKey, Known, SLACK, Stamp, charge};
 use super::file::{Cached, Counters, Reservation};
@@ -22,8 +17,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Of so many requests to a directory whose disk fails, one is tried.
-const TRIAL: u64 = 64;
 pub(super) const PART: &str = ".part";
 
 #[derive(Debug)]
@@ -37,12 +30,12 @@ pub(super) struct Volume {
     next_part: AtomicU64,
     /// Downloads under way.
     pub(super) parts: Mutex<HashSet<u64>>,
-    failing: AtomicBool,
+    pub(super) failing: AtomicBool,
     /// It could not be opened, and is not tried again.
     pub(super) dead: bool,
-    full: AtomicBool,
+    pub(super) full: AtomicBool,
     /// Requests while it failed, for finding and for room; and for room while it was full.
-    asked: [AtomicU64; 3],
+    pub(super) asked: [AtomicU64; 3],
     pub(super) hits: AtomicU64,
     pub(super) misses: AtomicU64,
     pub(super) streamed: AtomicU64,
@@ -99,48 +92,6 @@ impl Volume {
         self.stripes[usize::from(hash)].lock()
     }
 
-    // ---- a disk that fails
-
-    fn usable(&self, to_write: bool) -> bool {
-        if !self.failing.load(Ordering::Relaxed) {
-            return true;
-        }
-        let asked = &self.asked[usize::from(to_write)];
-        !self.dead && asked.fetch_add(1, Ordering::Relaxed) % TRIAL == TRIAL - 1
-    }
-
-    /// What the disk said is noted, and logged once until it changes its mind.
-    pub(super) fn failed(&self, what: &str, error: &io::Error) {
-        self.failed_with(what, error, 0);
-    }
-
-    /// The same of bytes that were set aside, and will be given back.
-    pub(super) fn failed_with(&self, what: &str, error: &io::Error, set_aside: u64) {
-        use io::ErrorKind::{NotFound, QuotaExceeded, StorageFull};
-        let dir = self.dir.display();
-        match error.kind() {
-            NotFound => {}
-            StorageFull | QuotaExceeded => {
-                self.books.lock().disk_full(set_aside);
-                if !self.full.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, what, "the disk of fscache {dir} has less room than max_size; mails that do not fit are streamed");
-                }
-            }
-            _ => {
-                if !self.failing.swap(true, Ordering::Relaxed) {
-                    tracing::error!(%error, what, "the disk of fscache {dir} fails; its mails are streamed until it works again");
-                }
-            }
-        }
-    }
-
-    fn works(&self) {
-        self.full.store(false, Ordering::Relaxed);
-        if self.failing.swap(false, Ordering::Relaxed) {
-            tracing::info!("the disk of fscache {} works again", self.dir.display());
-        }
-    }
-
     // ---- finding
 
     /// The open copy of an object, if it is whole and known to be right.
@@ -184,6 +135,9 @@ impl Volume {
                 // Deleted or altered by hand, or the disk fails: a miss, and it is fetched anew.
                 if let Err(error) = other {
                     self.failed("opening a copy", &error);
+                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                        return None;
+                    }
                 }
                 self.remove(key);
                 None
@@ -220,10 +174,7 @@ impl Volume {
             let mut books = self.books.lock();
             let segment = books.segment_for(&key, arrival);
             let mut victims = books.room(segment, bytes, arrival);
-            if victims.is_none()
-                && books.is_limited()
-                && self.asked[2].fetch_add(1, Ordering::Relaxed) % TRIAL == TRIAL - 1
-            {
+            if victims.is_none() && books.is_limited() && self.tries_in_spite() {
                 books.lift_limit();
                 victims = books.room(segment, bytes, arrival);
             }
