@@ -8,10 +8,12 @@ mod heart {
     mod close;
     mod crash;
     mod erase;
+    mod evict;
     mod flush;
     mod fsck;
     mod full_disk;
     mod gc;
+    mod idle;
     mod metacache;
     mod ownership;
     mod publish;

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 const BLOCK: u64 = 4096;
 /// What a name takes in its directory, with room to spare.
 const NAME: u64 = 256;
-/// A directory that holds nothing.
+/// A directory that holds nothing. All count as part of their user's root.
 pub const DIR: u64 = BLOCK + NAME;
 
 /// What a file of `len` bytes takes: its blocks, one more for each megabyte to find them by, and
@@ -260,6 +260,12 @@ impl Books {
     pub fn reserve(&self, bytes: u64, purpose: Purpose) -> Option<Reserved> {
         (bytes == 0 || self.take_room(bytes, purpose))
             .then(|| Reserved { totals: self.totals.clone(), bytes })
+    }
+
+    /// Space for what makes room, and cannot wait for it.
+    pub fn insist(&self, bytes: u64) -> Reserved {
+        self.totals.used.fetch_add(bytes, Ordering::AcqRel);
+        Reserved { totals: self.totals.clone(), bytes }
     }
 
     /// Somebody waits for so many bytes, until the guard is dropped.

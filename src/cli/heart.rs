@@ -17,7 +17,9 @@ use crate::store::counted::CountedStore;
 use crate::vmail::counts::CountsNow;
 use crate::vmail::env::{Env, SystemClock, SystemRandom};
 use crate::vmail::error::Error;
+use crate::vmail::evict;
 use crate::vmail::gc;
+use crate::vmail::idle;
 use crate::vmail::lease::Lease;
 use crate::vmail::schedule;
 use crate::vmail::session::{self, Session};
@@ -34,10 +36,6 @@ mod status;
 mod whom;
 
 use status::{at_risk, user_status};
-
-/// Flushes that run at once; a directory or a bucket takes them easily, and deliveries keep the
-/// rest of the request slots.
-const FLUSHES: usize = 8;
 
 /// See the module.
 #[derive(Debug)]
@@ -74,6 +72,8 @@ pub(super) async fn start(
     }
     tokio::spawn(Lease::keep(session.clone()));
     tokio::spawn(schedule::run(session.clone()));
+    tokio::spawn(evict::run(session.clone()));
+    tokio::spawn(idle::run(session.clone()));
     tokio::spawn(gc::run(session.clone()));
     let fs = Arc::new(VmailFs::new(session.clone()));
     Ok((fs.clone(), LiveHeart { session, fs, mountpoint: settings.mountpoint.clone() }))
@@ -106,6 +106,9 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
             limits: Limits { max_space: s.metacache.max_space, max_grace: s.metacache.max_grace },
             weights: s.metacache.weights.clone(),
             soon: s.metacache.priority2_names.clone(),
+            close_idle: s.metacache.close_idle,
+            max_open_users: s.metacache.max_open_users as usize,
+            idle_uploads: s.metacache.idle_uploads,
         },
         layout,
         backend: s.backend.clone(),
@@ -123,7 +126,7 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         delivery_timeout: s.delivery_timeout,
         ack: s.ack,
         lost_mails: s.lost_mails.clone(),
-        max_flushes: FLUSHES,
+        max_flushes: s.metacache.max_parallel_requests as usize,
         boot_id: boot_id(),
         gc: gc::Limits {
             retention: s.gc.retention,

@@ -217,6 +217,21 @@ pub const KEYS: &[Key] = &[
         "Time without access after which a user's unimportant changes (caches, mainly) are flushed,\n\
          at most once a day.",
     ),
+    number(
+        "metacache.idle_uploads",
+        "Number of such flushes that are begun in a minute at most, all users together.",
+    ),
+    text(
+        "metacache.close_idle",
+        "",
+        "Time without access after which a user is closed: flushed, no longer in memory, and handed\n\
+         over, so that nothing needs to be recovered of it should this machine be lost.",
+    ),
+    number(
+        "metacache.max_open_users",
+        "Number of users in memory; of more, those that were used longest ago are closed.",
+    ),
+    number("metacache.max_parallel_requests", "Number of users that are flushed at the same time."),
     text("s3.endpoint", "https://s3.example.com", "URL of the server. Default: AWS."),
     text("s3.region", "eu-central-1", "Region. Default: from the environment, else us-east-1."),
     flag("s3.path_style", "Put the bucket into the path, not into the host name."),

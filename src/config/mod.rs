@@ -185,6 +185,10 @@ pub struct Metacache {
     pub folder_change_quiet: Span,
     pub folder_change_max: Span,
     pub idle_upload: Span,
+    pub idle_uploads: u32,
+    pub close_idle: Span,
+    pub max_open_users: u32,
+    pub max_parallel_requests: u32,
 }
 
 impl Default for Metacache {
@@ -201,6 +205,10 @@ impl Default for Metacache {
             folder_change_quiet: Span::secs(1),
             folder_change_max: Span::secs(5),
             idle_upload: Span::secs(3600),
+            idle_uploads: 600,
+            close_idle: Span::secs(3600),
+            max_open_users: 10_000,
+            max_parallel_requests: 10,
         }
     }
 }

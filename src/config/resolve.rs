@@ -35,6 +35,11 @@ pub struct MetacacheSettings {
     pub folder_change_quiet: Duration,
     pub folder_change_max: Duration,
     pub idle_upload: Duration,
+    /// In a minute.
+    pub idle_uploads: u32,
+    pub close_idle: Duration,
+    pub max_open_users: u32,
+    pub max_parallel_requests: u32,
 }
 
 /// What is deleted from the store, and when.
@@ -210,6 +215,10 @@ impl Config {
                 folder_change_quiet: m.folder_change_quiet.0,
                 folder_change_max: m.folder_change_max.0,
                 idle_upload: m.idle_upload.0,
+                idle_uploads: m.idle_uploads,
+                close_idle: m.close_idle.0,
+                max_open_users: m.max_open_users,
+                max_parallel_requests: m.max_parallel_requests,
             },
             gc: GcSettings {
                 retention: self.retention.0,
@@ -327,6 +336,7 @@ impl Config {
             ("metacache.upload_interval", m.upload_interval),
             ("metacache.folder_change_max", m.folder_change_max),
             ("metacache.idle_upload", m.idle_upload),
+            ("metacache.close_idle", m.close_idle),
             ("gc.interval", self.gc.interval),
             ("gc.full_scan", self.gc.full_scan),
             ("store_limits.attempt_timeout", limits.attempt_timeout),
@@ -340,6 +350,9 @@ impl Config {
         }
         for (key, number) in [
             ("metacache.max_rescan_mail_count", m.max_rescan_mail_count),
+            ("metacache.idle_uploads", m.idle_uploads),
+            ("metacache.max_open_users", m.max_open_users),
+            ("metacache.max_parallel_requests", m.max_parallel_requests),
             ("gc.parallel", self.gc.parallel),
             ("gc.delete_rate", self.gc.delete_rate),
             ("store_limits.attempts", limits.attempts),

@@ -73,6 +73,28 @@ impl Class {
         matches!(self, Class::Index(IndexKind::Cache))
     }
 
+    /// Whether what is written to such a file follows from other files, in which what matters is
+    /// seen: from the records of an index log, from the names of mails. (`dovecot-keywords` only
+    /// says which letter in a mail's name stands for which keyword.)
+    pub fn follows(self) -> bool {
+        self.is_cache()
+            || self.is_local_only()
+            || matches!(
+                self,
+                Class::Index(
+                    IndexKind::UidList
+                        | IndexKind::Keywords
+                        | IndexKind::ListLog
+                        | IndexKind::ListSnapshot
+                        | IndexKind::Snapshot
+                        | IndexKind::MapLog
+                        | IndexKind::MapSnapshot
+                        | IndexKind::Backup
+                        | IndexKind::LogRotated
+                )
+            )
+    }
+
     /// A published mail or a file of mails.
     pub fn holds_mail(self) -> bool {
         matches!(self, Class::Mail | Class::MailTemp | Class::Growing)

@@ -57,7 +57,7 @@ impl VmailFs {
         };
         let cell = self.session.user(&user, &parts);
         match self.user_exists(&cell) {
-            Exists::Yes => Step::Done(Ok(Lookup::Found(self.found_root(&cell)))),
+            Exists::Yes => Step::Done(Ok(Lookup::Found(self.found_root(&cell, path)))),
             Exists::No => Step::Done(Ok(Lookup::Absent { cacheable: false })),
             Exists::Unknown => Step::Wait(super::api::Need::new(Need::Exists(cell))),
         }
@@ -78,8 +78,14 @@ impl VmailFs {
         }
     }
 
-    fn found_root(&self, cell: &Arc<UserCell>) -> Found {
-        cell.root.lock().lookups += 1;
+    fn found_root(&self, cell: &Arc<UserCell>, above: &[Vec<u8>]) -> Found {
+        let above: Vec<&[u8]> = above.iter().map(Vec::as_slice).collect();
+        let parent = if above.is_empty() { ROOT } else { self.above_ino(&above) };
+        {
+            let mut root = cell.root.lock();
+            root.lookups += 1;
+            root.parent = Some(parent);
+        }
         let target = cell.clone();
         self.session.register(cell.ino, || InoTarget::Dir(target, Place::ROOT));
         Found { attr: self.root_attr(cell), cacheable: true }
@@ -128,7 +134,7 @@ impl VmailFs {
         }
         // The user is made behind the answer; what needs it waits for that.
         self.session.open_soon(&cell);
-        Step::Done(Ok(self.found_root(&cell)))
+        Step::Done(Ok(self.found_root(&cell, path)))
     }
 
     /// Files, links and the like at or above the users' level: refused, and said in the log.

@@ -297,7 +297,7 @@ impl MailFs for VmailFs {
     fn forget(&self, ino: Ino, lookups: u64) {
         match self.session.target(ino) {
             Some(InoTarget::Node(cell, ix)) => {
-                cell.if_open(|user| {
+                let known = cell.if_open(|user| {
                     if let Some(node) = user.tree.nodes.get_mut(ix)
                         && node.ino == ino
                     {
@@ -308,8 +308,14 @@ impl MailFs for VmailFs {
                             }
                             user.drop_if_unused(ix);
                         }
+                        return true;
                     }
+                    false
                 });
+                if known != Some(true) {
+                    // Its user was closed, or opened again since.
+                    self.session.forget_ino(ino);
+                }
             }
             Some(InoTarget::Dir(cell, Place::ROOT)) => {
                 let mut root = cell.root.lock();

@@ -10,6 +10,7 @@ use super::session::{CellState, Session, UserCell};
 use super::swap::read_head;
 use super::user::User;
 use super::wait::is_known_here;
+use crate::cache::metacache::Purpose;
 use crate::store::Reason;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -110,7 +111,7 @@ impl Session {
                     None => Err(no_user()),
                 };
             }
-            open::open_now(&cell).await?;
+            open::open_now(&cell, Purpose::Load).await?;
         }
         flush::flush(&cell, options).await.map(Some)
     }

@@ -114,7 +114,8 @@ pub(super) fn build(
         for change in &record.changes {
             user.replay(change, fresh, &mut named_above);
         }
-        if Some(record.seq) == last {
+        // What a flush has was done: its file may be evicted since.
+        if Some(record.seq) == last && fresh {
             user.redo(&record.changes);
         }
     }

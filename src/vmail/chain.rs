@@ -143,6 +143,10 @@ impl User {
     /// What is written of which folder, where `changed` have changed.
     pub fn next_parts(&self, changed: &HashSet<FolderId>) -> BTreeMap<FolderId, Next> {
         let alone = |folder: &Folder| {
+            if folder.parts.len() < 3 && !folder.parts.is_empty() && self.has_evicted(folder.id) {
+                // Whatever else it would hold must be fetched first.
+                return Next { keep: folder.parts.len() };
+            }
             let names = folder.unflushed.names.len() as u64;
             next(&folder.parts, &folder.layers, names)
         };
@@ -183,6 +187,7 @@ impl User {
             .folders
             .values()
             .filter(|f| f.loaded && is_light(&f.parts) && !all.contains_key(&f.id))
+            .filter(|f| !self.has_evicted(f.id))
             .map(|f| (self.tree.depth(Place::own(f.id)), f.id, f.parts.iter().map(|p| p.len).sum()))
             .collect();
         light.sort();

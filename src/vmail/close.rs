@@ -35,10 +35,15 @@
 use super::error::{Error, Result};
 use super::flush::{self, Options, lost, new_write_id, save_head};
 use super::open::intend;
+use super::publish::blocking;
 use super::session::{CellState, UserCell};
 use super::swap::swap_head;
 use super::user::User;
 use super::wait::Patience;
+use super::{idle, local, promise};
+use crate::cache::weight::PRIORITIES;
+use crate::format::head::HeadOwner;
+use crate::fs::api::Invalidate;
 use crate::store::Reason;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -108,11 +113,25 @@ impl User {
 /// # Errors
 /// Those of a flush; [`Error::Full`] if publishes under way do not end; [`Error::Lost`].
 pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
+    close_if(cell, false).await.map(drop)
+}
+
+/// The same, unless somebody uses it; also if that shows only in the end, and then it is taken back.
+/// True if it is closed.
+pub(super) async fn close_unused(cell: &Arc<UserCell>) -> Result<bool> {
+    close_if(cell, true).await
+}
+
+async fn close_if(cell: &Arc<UserCell>, unused: bool) -> Result<bool> {
     // Not in the middle of an opening, and no other flush between this one and its end.
     let _opened = cell.opening.lock().await;
     let _one = cell.flushing.lock().await;
+    let used = || unused && cell.if_open(|user| user.is_used()) == Some(true);
     if matches!(*cell.state.lock(), CellState::Closed) {
-        return Ok(());
+        return Ok(true);
+    }
+    if used() {
+        return Ok(false);
     }
     reclaim(cell).await?;
     cell.open_user(|user| {
@@ -145,11 +164,78 @@ pub async fn close(cell: &Arc<UserCell>) -> Result<()> {
         tracing::error!(user = %cell.name, %error, "handed over, but the local disk fails");
     }
     let forgotten = cell.if_open(|user| user.has_unflushed()) == Some(true);
-    *cell.state.lock() = CellState::Closed;
+    idle::remember_root(cell);
+    if !shut(cell, unused) {
+        take_back(cell).await?;
+        return Ok(false);
+    }
     match forgotten {
         true => Err(Error::Internal(format!("user {} changed while it was closed", cell.name))),
-        false => Ok(()),
+        false => Ok(true),
     }
+}
+
+/// The user is closed from here on; false if it is not, because somebody uses it.
+fn shut(cell: &UserCell, unused: bool) -> bool {
+    let mut state = cell.state.lock();
+    let kept = matches!(&*state, CellState::Open(user) if unused && user.is_used());
+    if !kept {
+        *state = CellState::Closed;
+    }
+    !kept
+}
+
+/// Somebody came while the user was handed over.
+async fn take_back(cell: &Arc<UserCell>) -> Result<()> {
+    let session = &cell.session;
+    let owner =
+        HeadOwner { backend: session.settings.backend.clone(), session: session.id.clone() };
+    cell.open_user(|user| {
+        user.handed_over = Some(user.head.write_id.clone());
+        user.head.owner = Some(owner);
+        Ok(())
+    })?;
+    reclaim(cell).await
+}
+
+/// Throws away what no flush has: what is in memory, and everything of the user on the local disk.
+/// Mails that were made safe are in the store, or are put there now; the next opening finds them as
+/// after the loss of a machine. Who has files of the user open gets ESTALE.
+///
+/// # Errors
+/// [`Error::Full`] if publishes under way do not end; of the store, if promised mails cannot be put
+/// there.
+pub async fn discard(cell: &Arc<UserCell>) -> Result<()> {
+    let _opened = cell.opening.lock().await;
+    let _one = cell.flushing.lock().await;
+    if cell.if_open(|user| user.leaving = Leaving::Draining).is_some() {
+        let kept = match still(cell).await {
+            Ok(()) => promise::keep_all(cell).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            cell.if_open(|user| {
+                if user.handed_over.is_none() {
+                    user.leaving = Leaving::No;
+                }
+            });
+            return Err(error);
+        }
+        idle::remember_root(cell);
+        *cell.state.lock() = CellState::Closed;
+    }
+    let session = &cell.session;
+    let (state, cache) = (session.state_dir_of(&cell.name), session.cache_dir_of(&cell.path));
+    promise::set_aside(session, &cell.name, &state)?;
+    let disk = session.env.disk.clone();
+    blocking(move || local::put_aside(&*disk, &state, &cache, None)).await??;
+    session.metacache.account(&cell.name).set([0; PRIORITIES]);
+    session.metacache.freed.notify_waiters();
+    let parent = cell.root.lock().parent;
+    if let (Some(parent), Some(name)) = (parent, cell.path.last()) {
+        session.invalidate(Invalidate::Name { parent, name: name.clone().into_bytes() });
+    }
+    Ok(())
 }
 
 async fn hand_over(cell: &Arc<UserCell>) -> Result<()> {

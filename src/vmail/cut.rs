@@ -353,6 +353,10 @@ impl User {
             cut.lines.push(Line::Set { sub, name: name.to_vec(), entry });
             return Ok(());
         };
+        if local.evicted && !base && !cut.layer.names.contains(&(sub, name.clone())) {
+            // The parts below hold it as it is, and have since before it was evicted.
+            return Ok(());
+        }
         if class.is_cache() && !extent.caches {
             if !base && (local.shipped || cut.layer.names.contains(&(sub, name.clone()))) {
                 cut.layer.names.insert((sub, name.clone()));

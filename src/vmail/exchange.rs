@@ -30,6 +30,11 @@ impl User {
         if a.target == b.target {
             return Ok(());
         }
+        for side in [a, b] {
+            if let Target::Node(ix) = side.target {
+                self.here(ix)?;
+            }
+        }
         let now = self.now();
         let mut changes = self.moves_to(a, b)?;
         changes.extend(self.moves_to(b, a)?);

@@ -115,7 +115,9 @@ async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report>
         match attempt(cell, options).await {
             Ok(Some(report)) => return Ok(report),
             Ok(None) => {}
-            Err(Error::Vanished { folder, .. }) => restore::restore(cell, folder).await?,
+            Err(Error::Vanished { folder, .. }) => {
+                restore::restore_for(cell, folder, Purpose::Flush).await?;
+            }
             Err(error) => return Err(error),
         }
     }

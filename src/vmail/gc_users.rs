@@ -36,7 +36,7 @@ pub async fn one(cell: &Arc<UserCell>, options: Options) -> Result<Outcome> {
         if options.dry_run || !work {
             return Ok(Outcome::Done(report));
         }
-        match open::open_now(cell).await {
+        match open::open_now(cell, crate::cache::metacache::Purpose::Load).await {
             Err(Error::Foreign { backend, .. }) => return Ok(Outcome::Foreign { backend }),
             done => done?,
         }

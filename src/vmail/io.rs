@@ -339,20 +339,14 @@ impl User {
                 local.tracker = tracker;
             }
             self.mark_local(ix);
-            match class {
-                Class::Index(IndexKind::Log) if !index_log::important(data) => self.unimportant(),
-                c if c.is_cache() || c.is_local_only() => self.unimportant(),
-                Class::Index(
-                    IndexKind::UidList
-                    | IndexKind::ListLog
-                    | IndexKind::ListSnapshot
-                    | IndexKind::Snapshot
-                    | IndexKind::MapLog
-                    | IndexKind::MapSnapshot
-                    | IndexKind::Backup
-                    | IndexKind::LogRotated,
-                ) => self.unimportant(),
-                _ => self.important(),
+            let matters = match class {
+                Class::Index(IndexKind::Log) => index_log::important(data),
+                _ => !class.follows(),
+            };
+            if matters {
+                self.important();
+            } else {
+                self.unimportant();
             }
         }
         Ok(())
@@ -543,13 +537,17 @@ impl User {
             return Ok(());
         }
         let lines = self.node_lines(ix);
+        let recorded = !lines.is_empty();
         if let Err(error) = self.commit(lines) {
             if let Ok(node) = self.node_mut(ix) {
                 (node.mode, node.owner, node.mtime) = before;
             }
             return Err(error.into());
         }
-        self.important();
+        // Of a mail that is being written nothing is on record: it takes its time along.
+        if recorded && !self.node(ix)?.class.follows() {
+            self.important();
+        }
         Ok(())
     }
 

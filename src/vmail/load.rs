@@ -98,7 +98,7 @@ async fn install_checked(
     purpose: Purpose,
 ) -> Result<()> {
     let large = large_files(cell, id, &source).await?;
-    let room = space::reserve(&cell.session, takes(&source, &large), purpose).await?;
+    let room = space::reserve_of(cell, takes(&source, &large), purpose).await?;
     let missing = cell.open_user(|user| user.install(id, source, &large, false))?;
     drop(room);
     if !missing {
@@ -115,7 +115,7 @@ async fn install_checked(
     let mut fetched = fetch_parts(cell, &parts).await?;
     let Some((_, source)) = fetched.pop() else { return Ok(()) };
     let large = large_files(cell, id, &source).await?;
-    let _room = space::reserve(&cell.session, takes(&source, &large), purpose).await?;
+    let _room = space::reserve_of(cell, takes(&source, &large), purpose).await?;
     cell.open_user(|user| user.install(id, source, &large, true)).map(|_| ())
 }
 

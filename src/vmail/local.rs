@@ -289,6 +289,8 @@ impl User {
             .tree
             .folders
             .values()
+            // Of evicted files only the parts tell, so the folder is read from them.
+            .filter(|f| !self.has_evicted(f.id))
             .filter(|f| f.loaded && f.snapshot_stale)
             .map(|f| f.id)
             .collect();

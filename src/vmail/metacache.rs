@@ -1,11 +1,15 @@
 //! What an administrator asks of the metacache.
 
 use super::error::{Error, Result};
+use super::flush::{self, Options};
 use super::publish::blocking;
 use super::session::{Session, UserCell};
-use super::space;
+use super::swap::read_head;
 use super::user::User;
+use super::{close, evict, idle, space};
 use crate::cache::weight::PRIORITIES;
+use crate::fs::api::Invalidate;
+use crate::store::Reason;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,6 +111,46 @@ impl InMemory {
     }
 }
 
+/// What `clean` does with changes that no flush has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Unflushed {
+    /// It fails.
+    #[default]
+    Refuse,
+    Flush,
+    /// They are thrown away: the user goes back to the last flush. Mails stay.
+    Discard,
+}
+
+/// What `clean` drops.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clean {
+    /// Files of this priority and of less important ones (larger numbers).
+    pub min_priority: usize,
+    /// Only what was not used for so long.
+    pub unused_for: Duration,
+    pub unflushed: Unflushed,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    pub freed: u64,
+    /// What is still there, because it is in use, or was used too lately.
+    pub left: u64,
+}
+
+/// What `refresh` found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refreshed {
+    /// Nothing is in memory, so the next access reads the head anyway.
+    NotOpen,
+    /// The head is the one that is known here.
+    Unchanged,
+    /// Another session has taken the user: it is given up here, and opened anew at the next access.
+    Changed,
+}
+
 /// What a rescan found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rescan {
@@ -161,6 +205,93 @@ impl Session {
         }
         self.metacache.press();
         Ok(report)
+    }
+
+    /// Drops a user's files from the local disk.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there are changes that no flush has, and nothing was said of them.
+    pub async fn metacache_clean(self: &Arc<Self>, name: &str, what: Clean) -> Result<Cleaned> {
+        let Some(cell) = self.user_by_name(name) else { return Ok(Cleaned::default()) };
+        let Some(account) = self.metacache.known(name) else { return Ok(Cleaned::default()) };
+        let sum = || account.bytes().iter().sum::<u64>();
+        let before = sum();
+        if cell.if_open(|_| ()).is_none() && before > 0 && !evict::is_settled(&cell).await? {
+            // Its last session did not end well.
+            super::open::open(&cell).await?;
+        }
+        let pending = cell.if_open(|user| InMemory::of(user).pending).unwrap_or_default();
+        if pending != Pending::None {
+            match what.unflushed {
+                Unflushed::Refuse => {
+                    return Err(Error::Refused(format!(
+                        "user {name} has changes that are in no flush yet: flush them first, or \
+                         say that they are to be discarded"
+                    )));
+                }
+                Unflushed::Flush => {
+                    let options = Options { caches: true, ..Options::default() };
+                    flush::flush(&cell, options).await?;
+                }
+                Unflushed::Discard => {
+                    close::discard(&cell).await?;
+                    return Ok(Cleaned { freed: before.saturating_sub(sum()), left: sum() });
+                }
+            }
+        }
+        let now = self.env.clock.wall().secs;
+        let unused_for = i64::try_from(what.unused_for.as_secs()).unwrap_or(i64::MAX);
+        // The root last: with it everything goes, if nobody uses the user.
+        for priority in (what.min_priority..PRIORITIES).rev() {
+            let used = account.last_access()[priority];
+            if account.bytes()[priority] > 0 && now.saturating_sub(used) >= unused_for {
+                evict::evict_unit(&cell, priority).await?;
+            }
+        }
+        self.metacache.freed.notify_waiters();
+        Ok(Cleaned { freed: before.saturating_sub(sum()), left: sum() })
+    }
+
+    /// Forgets a user here: flushed, handed over, closed, and nothing of it left on the local
+    /// disk. False if somebody uses it.
+    pub async fn metacache_remove(self: &Arc<Self>, name: &str) -> Result<bool> {
+        let Some(cell) = self.user_by_name(name) else { return Ok(true) };
+        if !idle::close_unused(&cell).await? {
+            return Ok(false);
+        }
+        if !evict::evict_closed(&cell, 0).await? {
+            super::open::open(&cell).await?;
+            if !idle::close_unused(&cell).await? || !evict::evict_closed(&cell, 0).await? {
+                return Ok(false);
+            }
+        }
+        self.metacache.freed.notify_waiters();
+        Ok(true)
+    }
+
+    /// Looks whether the head of a user is still the one that is known here.
+    pub async fn metacache_refresh(self: &Arc<Self>, name: &str) -> Result<Refreshed> {
+        let Some(cell) = self.known_user(name) else { return Ok(Refreshed::NotOpen) };
+        // No swap of ours in between.
+        let one = cell.flushing.lock().await;
+        let Some(known) = cell.if_open(|user| (user.head.write_id.clone(), user.lost)) else {
+            return Ok(Refreshed::NotOpen);
+        };
+        let found = read_head(&cell, Reason("refresh")).await?;
+        drop(one);
+        let same = found.is_some_and(|(head, _)| head.write_id == known.0);
+        if same && !known.1 {
+            return Ok(Refreshed::Unchanged);
+        }
+        cell.if_open(|user| user.lost = true);
+        // What is here and in no head is kept aside by the next opening.
+        let _opened = cell.opening.lock().await;
+        *cell.state.lock() = super::session::CellState::Closed;
+        let parent = cell.root.lock().parent;
+        if let (Some(parent), Some(last)) = (parent, cell.path.last()) {
+            self.invalidate(Invalidate::Name { parent, name: last.clone().into_bytes() });
+        }
+        Ok(Refreshed::Changed)
     }
 
     /// Every user of whom something is on the local disk, or that is open, by name.

@@ -136,12 +136,10 @@ impl User {
     }
 
     fn note_new_name(&mut self, class: Class) {
-        match class {
-            c if c.is_cache() || c.holds_mail() => self.unimportant(),
-            Class::Index(IndexKind::Log | IndexKind::LogRotated | IndexKind::Snapshot) => {
-                self.unimportant();
-            }
-            _ => self.important(),
+        if class.holds_mail() || class == Class::Index(IndexKind::Log) || class.follows() {
+            self.unimportant();
+        } else {
+            self.important();
         }
     }
 
@@ -179,6 +177,7 @@ impl User {
             return Err(Plain::Exists.into());
         }
         let class = self.class_for(ix, at, name)?;
+        self.here(ix)?;
         let node = self.tree.nodes.get(ix).ok_or(Plain::NotFound)?;
         if node.nlink == 0 {
             return Err(Plain::NotFound.into());

@@ -156,6 +156,8 @@ pub struct Local {
     pub tracker: Tracker,
     /// The object that held its bytes at the last cut, if they were too many for a part.
     pub object: Option<ObjectId>,
+    /// Not on the disk: the parts hold it as it is, and the next open brings it back.
+    pub evicted: bool,
     /// What the books of the metacache have for it, and under which priority.
     pub charged: u64,
     pub charged_to: usize,

@@ -26,7 +26,8 @@ use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
-use super::{ceilings, close, load, publish, recover, restore};
+use super::{ceilings, close, load, publish, recover, restore, space};
+use crate::cache::metacache::Purpose;
 use crate::failpoint;
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
 use crate::format::listing::Owner;
@@ -37,7 +38,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Opens a user unless it is open, trying once.
-pub async fn open_now(cell: &Arc<UserCell>) -> Result<()> {
+pub async fn open_now(cell: &Arc<UserCell>, purpose: Purpose) -> Result<()> {
     let _one = cell.opening.lock().await;
     match is_served(cell) {
         Some(true) => return Ok(()),
@@ -48,7 +49,7 @@ pub async fn open_now(cell: &Arc<UserCell>) -> Result<()> {
         }
         None => {}
     }
-    open_once(cell).await
+    open_once(cell, purpose).await
 }
 
 /// Opens a user unless it is open, trying for as long as a delivery may wait.
@@ -68,7 +69,7 @@ pub async fn open(cell: &Arc<UserCell>) -> Result<()> {
             Some(false) => return close::reclaim_for(cell, &mut patience).await,
             None => {}
         }
-        let error = match open_once(cell).await {
+        let error = match open_once(cell, Purpose::Load).await {
             Err(error @ (Error::Store { .. } | Error::Foreign { .. } | Error::Doubt { .. })) => {
                 error
             }
@@ -101,8 +102,12 @@ pub(super) enum Follows {
     Loss,
 }
 
-async fn open_once(cell: &Arc<UserCell>) -> Result<()> {
+/// What a user takes that has just been opened: its state, and the directories that lead to it.
+const OPENED: u64 = 32 << 10;
+
+async fn open_once(cell: &Arc<UserCell>, purpose: Purpose) -> Result<()> {
     let session = cell.session.clone();
+    let _room = space::reserve_of(cell, OPENED, purpose).await?;
     // One that is no longer right makes the swap fail, and the next try reads it again.
     let remote = match session.heads.take(&cell.name, session.env.clock.boot()) {
         Some(read) => Some(read),
@@ -254,6 +259,9 @@ async fn finish(
         Ok(())
     })?;
     cell.session.invalidate(crate::fs::api::Invalidate::Inode { ino: cell.ino });
+    if cell.session.open_users().len() > cell.session.settings.metacache.max_open_users {
+        cell.session.too_many.notify_one();
+    }
     Ok(())
 }
 

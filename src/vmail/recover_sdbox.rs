@@ -192,7 +192,11 @@ impl User {
                 } else {
                     self.counterpart(id)
                 };
-                let next = index.and_then(|i| self.tree.folders.get(&i)).and_then(|f| f.next_uid);
+                // What the log holds, not what may have been given: a record that met a full disk
+                // counts for the latter only.
+                let logged = |i: FolderId| self.tracked_next_uid(i).ok().flatten();
+                let given = |i: FolderId| self.tree.folders.get(&i).and_then(|f| f.next_uid);
+                let next = index.and_then(|i| logged(i).or_else(|| given(i)));
                 newest >= next.unwrap_or(1)
             }
             // A delivery keeps its storage file open until it is in map and folder.

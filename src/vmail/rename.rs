@@ -56,6 +56,7 @@ impl User {
         new_name: &[u8],
         replaced: Option<NodeIx>,
     ) -> Op<()> {
+        self.here(ix)?;
         let now = self.now();
         let node = self.tree.nodes.get(ix).ok_or(Plain::NotFound)?;
         let old_class = node.class;

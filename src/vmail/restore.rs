@@ -44,10 +44,15 @@ struct File {
 
 /// Brings back what is missing in a loaded folder.
 pub async fn restore(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
+    restore_for(cell, folder, Purpose::Load).await
+}
+
+/// The same for somebody who may go further into the metacache's grace.
+pub async fn restore_for(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
     let mut patience = Patience::new(&cell.session);
     let _one = cell.loading.lock().await;
     loop {
-        let error = match restore_once(cell, folder).await {
+        let error = match restore_once(cell, folder, purpose).await {
             Err(error @ Error::Store { .. }) => error,
             done => return done,
         };
@@ -58,11 +63,12 @@ pub async fn restore(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
     }
 }
 
-async fn restore_once(cell: &Arc<UserCell>, id: FolderId) -> Result<()> {
+async fn restore_once(cell: &Arc<UserCell>, id: FolderId, purpose: Purpose) -> Result<()> {
     let wanted = cell.open_user(|user| {
         let folder = user.tree.folders.get(&id).ok_or(Plain::NotFound)?;
         let whole = Wanted { id, parts: folder.parts.clone(), snapshot: None };
-        Ok(if user.gone(id)?.is_empty() { Vec::new() } else { vec![whole] })
+        let here = user.gone(id)?.is_empty() && !user.has_evicted(id);
+        Ok(if here { Vec::new() } else { vec![whole] })
     })?;
     if wanted.is_empty() {
         return Ok(());
@@ -71,9 +77,22 @@ async fn restore_once(cell: &Arc<UserCell>, id: FolderId) -> Result<()> {
     let mut fetched = parts::fetch_parts(cell, &wanted).await?;
     let Some((_, source)) = fetched.pop() else { return Ok(()) };
     let large = parts::large_files(cell, id, &source).await?;
-    let _room = space::reserve(&cell.session, load::takes(&source, &large), Purpose::Load).await?;
+    let _room = space::reserve_of(cell, load::takes(&source, &large), purpose).await?;
     let contents = source.parts.map(|parts| parts.contents).unwrap_or_default();
-    cell.open_user(|user| user.bring_back(id, &source.state, contents, &large))
+    cell.open_user(|user| {
+        let now = user.tree.folders.get(&id).ok_or(Plain::NotFound)?;
+        if now.parts != wanted[0].parts {
+            // Flushed meanwhile: what was fetched may be an earlier file of the same name. The
+            // call is made again.
+            return Ok(());
+        }
+        let mut contents = contents;
+        user.return_evicted(id, &source.state, &mut contents, &large)?;
+        if user.gone(id)?.is_empty() {
+            return Ok(());
+        }
+        user.bring_back(id, &source.state, contents, &large)
+    })
 }
 
 /// After a power cut, before anything else of the user is read: what is flushed is forgotten
@@ -97,6 +116,17 @@ pub async fn after_power_cut(cell: &Arc<UserCell>) -> Result<()> {
     Ok(())
 }
 
+/// Large files, which no part holds.
+fn add_large(cut: &Final, contents: &mut Contents, large: &HashMap<ObjectId, bytes::Bytes>) {
+    for (sub, name, entry) in cut.names() {
+        if let Entry::Local { object: Some(object), .. } = entry
+            && let Some(bytes) = large.get(object)
+        {
+            contents.insert((sub, name.clone()), bytes.to_vec());
+        }
+    }
+}
+
 impl User {
     fn local_files(&self, id: FolderId) -> Vec<File> {
         let Some(folder) = self.tree.folders.get(&id) else { return Vec::new() };
@@ -118,6 +148,9 @@ impl User {
     fn gone(&self, id: FolderId) -> Result<Vec<File>> {
         let mut gone = Vec::new();
         for file in self.local_files(id) {
+            if self.here(file.ix).is_err() {
+                continue;
+            }
             let path = self.file_path(file.at, &file.name);
             let there = self.session.disk().exists(&path);
             if !there.map_err(|e| Error::disk(path.display().to_string(), &e))? {
@@ -127,6 +160,37 @@ impl User {
         Ok(gone)
     }
 
+    /// Evicted files are on the disk again, exactly as they were. One that the parts do not hold so
+    /// counts as missing.
+    fn return_evicted(
+        &mut self,
+        id: FolderId,
+        cut: &Final,
+        contents: &mut Contents,
+        large: &HashMap<ObjectId, bytes::Bytes>,
+    ) -> Result<()> {
+        add_large(cut, contents, large);
+        for file in self.local_files(id) {
+            if self.here(file.ix).is_ok() {
+                continue;
+            }
+            let content = contents.get(&(file.at.sub, file.name.clone()));
+            let size = self.node(file.ix)?.size;
+            match content.filter(|content| content.len() as u64 == size) {
+                Some(content) => self.write_local(file.at, &file.name, content)?,
+                None => tracing::error!(
+                    user = %self.name, file = %String::from_utf8_lossy(&file.name),
+                    "evicted, and no part holds it as it was"
+                ),
+            }
+            if let Kind::Local(local) = &mut self.node_mut(file.ix)?.kind {
+                local.evicted = false;
+            }
+            self.recharge(file.ix);
+        }
+        Ok(())
+    }
+
     fn bring_back(
         &mut self,
         id: FolderId,
@@ -134,13 +198,7 @@ impl User {
         mut contents: Contents,
         large: &HashMap<ObjectId, bytes::Bytes>,
     ) -> Result<()> {
-        for (sub, name, entry) in cut.names() {
-            if let Entry::Local { object: Some(object), .. } = entry
-                && let Some(bytes) = large.get(object)
-            {
-                contents.insert((sub, name.clone()), bytes.to_vec());
-            }
-        }
+        add_large(cut, &mut contents, large);
         let gone: HashSet<NodeIx> = self.gone(id)?.iter().map(|file| file.ix).collect();
         let files = self.local_files(id);
         let index = |class: Class| matches!(class, Class::Index(_)) && !class.is_cache();

@@ -6,7 +6,7 @@
 //! | more than `max_rescan_mail_count` mails newer than the last flush | the first is `upload_interval` old |
 //! | folder made, renamed or removed; expunge of a mail newer than the last flush; first UID of a folder | quiet for `quiet`, at the latest after `quiet_max` |
 //! | UID ceiling near | at once, the head alone |
-//! | anything else | once a user is unused for `idle_upload`, at most once a day |
+//! | anything else | once a user is unused for `idle_upload`, at most once a day, and no more than `idle_uploads` users a minute |
 //!
 //! A flush that fails is tried again at the next look, with a pause that grows.
 
@@ -68,12 +68,32 @@ pub fn due(user: &User, now: Duration) -> Due {
     Due::Nothing
 }
 
+/// Limits how many flushes of unimportant changes are begun.
+#[derive(Debug, Default)]
+struct Rate {
+    next: Duration,
+}
+
+impl Rate {
+    /// Whether one may be begun at `now`. After a pause some may follow each other at once.
+    fn take(&mut self, now: Duration, in_a_minute: u32) -> bool {
+        let between = Duration::from_secs(60) / in_a_minute.max(1);
+        self.next = self.next.max(now.saturating_sub(between * 10));
+        if self.next > now {
+            return false;
+        }
+        self.next += between;
+        true
+    }
+}
+
 /// Users whose last flush failed: until when they rest, and for how long that is.
 type Pauses = HashMap<Arc<str>, (Duration, Duration)>;
 
 /// Runs until the session closes.
 pub async fn run(session: Arc<Session>) {
     let pauses: Arc<Mutex<Pauses>> = Arc::default();
+    let mut idle = Rate::default();
     loop {
         tokio::select! {
             () = session.wake.notified() => {}
@@ -90,6 +110,11 @@ pub async fn run(session: Arc<Session>) {
             }
             let due = cell.if_open(|user| due(user, now)).unwrap_or(Due::Nothing);
             if due == Due::Nothing || cell.flushing.try_lock().is_err() {
+                continue;
+            }
+            if due == (Due::Flush { caches: true })
+                && !idle.take(now, session.settings.metacache.idle_uploads)
+            {
                 continue;
             }
             let Ok(room) = session.flushes.try_acquire() else { break };
@@ -165,5 +190,24 @@ fn retry_publishes(session: &Arc<Session>) {
                 });
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_uploads_have_a_rate() {
+        let mut rate = Rate::default();
+        let mut begun = 0;
+        for tick in 0..1200 {
+            let now = Duration::from_secs(1000) + Duration::from_millis(500) * tick;
+            while rate.take(now, 60) {
+                begun += 1;
+            }
+        }
+        // Ten minutes, and the few that may come at once.
+        assert!((600..=612).contains(&begun), "{begun}");
     }
 }

@@ -80,6 +80,12 @@ pub struct Metacache {
     pub weights: Weights,
     /// Folders whose index files have priority 2, as clients write them.
     pub soon: Vec<Vec<u8>>,
+    /// A user that nobody uses is closed after so long,
+    pub close_idle: Duration,
+    /// or as soon as more are open.
+    pub max_open_users: usize,
+    /// Flushes of unimportant changes that are begun in a minute.
+    pub idle_uploads: u32,
 }
 
 impl Default for Metacache {
@@ -88,6 +94,9 @@ impl Default for Metacache {
             limits: Limits { max_space: 10 << 30, max_grace: 1 << 30 },
             weights: Weights::default(),
             soon: vec![b"INBOX".to_vec(), b"Junk".to_vec()],
+            close_idle: Duration::from_secs(3600),
+            max_open_users: 10_000,
+            idle_uploads: 600,
         }
     }
 }
@@ -117,6 +126,8 @@ pub struct RootInfo {
     /// Who made the directory here, for a user that has no head yet.
     pub maker: Option<(Owner, u32)>,
     pub lookups: u64,
+    /// The directory above, as the kernel knows it.
+    pub parent: Option<Ino>,
 }
 
 #[derive(Debug, Default)]
@@ -145,6 +156,8 @@ pub struct UserCell {
     pub uploader: AtomicBool,
     /// One gc at a time; taken before `flushing`.
     pub collecting: tokio::sync::Mutex<()>,
+    /// How many evictions of it are under way.
+    pub makes_room: std::sync::atomic::AtomicUsize,
     /// Publishes that have not written their record.
     pub publishing: super::close::UnderWay,
     /// Files whose bytes are under way between staging and store: one at a time for each file.
@@ -214,6 +227,8 @@ pub struct Session {
     pub inos: RwLock<HashMap<Ino, InoTarget>>,
     pub(super) users: Mutex<HashMap<Arc<str>, Arc<UserCell>>>,
     pub wake: tokio::sync::Notify,
+    /// More users are open than may be.
+    pub too_many: tokio::sync::Notify,
     pub retries: Mutex<Vec<Retry>>,
     invalidate: OnceLock<InvalidateFn>,
     pub closing: std::sync::atomic::AtomicBool,
@@ -265,6 +280,7 @@ impl Session {
             inos: RwLock::new(HashMap::new()),
             users: Mutex::new(HashMap::new()),
             wake: tokio::sync::Notify::new(),
+            too_many: tokio::sync::Notify::new(),
             retries: Mutex::new(Vec::new()),
             invalidate: OnceLock::new(),
             closing: std::sync::atomic::AtomicBool::new(false),
@@ -329,6 +345,7 @@ impl Session {
             uploading: tokio::sync::Mutex::new(()),
             uploader: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::new(()),
+            makes_room: std::sync::atomic::AtomicUsize::new(0),
             publishing: super::close::UnderWay::default(),
             under_way: Turns::default(),
         });

@@ -1,8 +1,8 @@
 //! What users take of the local disk, for the books of [`crate::cache::metacache`].
 //!
 //! What is counted of a user: its index files and their directories in the metacache, by the
-//! priority of the folder they lie in, and head, journal and listings as part of its root
-//! (priority 0). A folder has one priority, for its index files belong together: the highest
+//! priority of the folder they lie in, and directories, head, journal and listings as part of its
+//! root (priority 0). A folder has one priority, for its index files belong together: the highest
 //! number that any of them asks for.
 //!
 //! Each local node knows what is charged for it, and [`User::recharge`] is called after whatever
@@ -28,6 +28,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// What is charged for an open user besides its nodes.
@@ -88,7 +89,7 @@ impl Measured {
         let names = entries.iter().map(|e| e.name.as_bytes());
         let dirs: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
         let priority = usize::from(classes::folder_priority(&dirs, names, soon));
-        self.bytes[priority] += DIR;
+        self.bytes[0] += DIR;
         for entry in &entries {
             if !entry.is_dir {
                 if !self.seen.insert(entry.ino) {
@@ -128,6 +129,10 @@ pub fn measure_state(disk: &dyn Disk, dir: &Path) -> io::Result<State> {
     found.other = 2 * DIR;
     for entry in disk.list(dir)? {
         let takes = of_file(entry.len);
+        if entry.name == "pending" {
+            // Mails on their way to the store: no part of the metacache.
+            continue;
+        }
         if entry.is_dir {
             found.other += DIR;
             let inside = disk.list(&dir.join(&entry.name))?;
@@ -208,7 +213,7 @@ impl User {
     pub(super) fn recharge(&mut self, ix: NodeIx) {
         let Some(node) = self.tree.nodes.get(ix) else { return };
         let Kind::Local(local) = &node.kind else { return };
-        let there = node.nlink > 0 || node.handles > 0;
+        let there = !local.evicted && (node.nlink > 0 || node.handles > 0);
         let due = if there { of_file(node.size) } else { 0 };
         let (had, from) = (local.charged, local.charged_to);
         let folder = node.names.first().map(|name| name.at.folder);
@@ -251,6 +256,17 @@ impl User {
             self.judge_anew(at.folder);
         }
         self.recharge(ix);
+    }
+
+    /// The bytes of a file that is to change its name must be here: parts know it by that.
+    pub(super) fn here(&self, ix: NodeIx) -> Result<()> {
+        let node = self.node(ix)?;
+        match (&node.kind, node.names.first()) {
+            (Kind::Local(local), Some(name)) if local.evicted => {
+                Err(Error::Vanished { folder: name.at.folder, what: "evicted".into() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes the room that a local file needs to have so many bytes.
@@ -298,7 +314,6 @@ impl User {
             at = path.parent();
         }
         disk.create_dirs(dir)?;
-        // The priority of an empty directory is not known; it is the root's until the next count.
         self.space.account.charge(0, missing * DIR);
         Ok(())
     }
@@ -312,7 +327,9 @@ impl User {
         let mut found = Measured::default();
         found.tree(disk, dir, &mut Vec::new(), &[])?;
         disk.remove_tree(dir)?;
-        self.space.account.release(0, found.bytes.iter().sum());
+        for (priority, bytes) in found.bytes.into_iter().enumerate() {
+            self.space.account.release(priority, bytes);
+        }
         Ok(())
     }
 
@@ -461,6 +478,18 @@ pub fn users_on_disk(disk: &dyn Disk, settings: &Settings) -> io::Result<BTreeSe
 
 /// How often who waits for room looks.
 const LOOK: Duration = Duration::from_millis(200);
+/// What makes room waits for it no longer than this.
+const SHORTLY: Duration = Duration::from_secs(1);
+
+/// Sets space aside for what is loaded of a user: while it is being evicted that is part of making
+/// room, whoever asked for it.
+pub(super) async fn reserve_of(cell: &UserCell, bytes: u64, purpose: Purpose) -> Result<Reserved> {
+    let purpose = match cell.makes_room.load(Ordering::Acquire) {
+        0 => purpose,
+        _ => Purpose::Flush,
+    };
+    reserve(&cell.session, bytes, purpose).await
+}
 
 /// Sets space aside, waiting for eviction where there is none.
 pub(super) async fn reserve(
@@ -473,13 +502,18 @@ pub(super) async fn reserve(
         return Ok(reserved);
     }
     let _waits = books.want(bytes);
+    let start = session.env.clock.boot();
     let end = Patience::new(session).end();
     loop {
         let freed = books.freed.notified();
         if let Some(reserved) = books.reserve(bytes, purpose) {
             return Ok(reserved);
         }
-        if session.env.clock.boot() >= end {
+        let now = session.env.clock.boot();
+        if purpose == Purpose::Flush && now >= start + SHORTLY {
+            return Ok(books.insist(bytes));
+        }
+        if now >= end {
             return Err(Error::Crowded(format!(
                 "the metacache has no room for {bytes} bytes more, and nothing of it can be \
                  evicted (metacache.max_space)"

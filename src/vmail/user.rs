@@ -462,6 +462,10 @@ impl User {
         let name = node.names.first().ok_or(Plain::NotFound)?;
         let bytes = self.tree.name_bytes(name).cloned().ok_or(Plain::NotFound)?;
         let path = self.file_path(name.at, &bytes);
+        if local.evicted {
+            let what = path.display().to_string();
+            return Err(Error::Vanished { folder: name.at.folder, what });
+        }
         let file = match self.session.env.disk.open(&path, How::ReadWrite) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -1,7 +1,7 @@
 //! What an admin asks of the caches and of whole users, in the mount.
 
 use super::aliases::Aliases;
-use super::{FLUSHES, told, whom};
+use super::{told, whom};
 use crate::admin::caches::{CacheAnswer, CacheRequest, Deleted, FlushRequest, Whom};
 use crate::admin::{AdminError, ErrorKind, FlushReport, Progress};
 use crate::vmail::erase::{Erased, Outcome, erase};
@@ -31,7 +31,7 @@ pub(super) async fn flush(
     let mut running = tokio::task::JoinSet::new();
     let mut done = 0;
     loop {
-        while running.len() < FLUSHES {
+        while running.len() < session.settings.max_flushes.max(1) {
             let Some(cell) = next.next() else { break };
             running.spawn(async move {
                 let result = flush_one(&cell, options).await;
