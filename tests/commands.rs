@@ -334,3 +334,50 @@ fn a_bar_shows_on_a_terminal_only() {
     assert_eq!(run(&mount, &line).2, "", "nothing on standard error elsewhere");
     mount.umount().unwrap();
 }
+
+#[test]
+fn clean_leaves_what_is_not_uploaded_unless_it_is_told() {
+    let mut mount = with_users(&["anna", "ben"]);
+    let file = mount.root().join("anna/subscriptions");
+    let used = |mount: &Mount, user: &str| -> u64 {
+        let all = json(mount, &["metacache", "list", "-f", "json", user]);
+        let row = &all[0];
+        (0..4).map(|p| row[format!("bytes-used({p})")].as_u64().unwrap_or(0)).sum()
+    };
+    let (code, out, _) = run(&mount, &["metacache", "clean", "-u", "anna"]);
+    assert_eq!((code, out.contains("in no flush")), (75, true), "{out}");
+    assert!(used(&mount, "anna") > 0);
+    assert_eq!(run(&mount, &["metacache", "clean", "--flush", "-u", "anna"]).0, 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "INBOX\n", "it comes back");
+
+    // Discard: back to the last flush, also while the user is in use.
+    fs::write(&file, "a change to forget\n").unwrap();
+    let discard = ["metacache", "clean", "--discard", "-u", "anna"];
+    let (code, _, err) = run(&mount, &discard);
+    assert_eq!((code, err.contains("--yes")), (64, true), "{err}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "a change to forget\n");
+    let (code, out, err) = run(&mount, &[&discard[..], &["--yes"]].concat());
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "INBOX\n");
+
+    // By days: it was used today.
+    assert_eq!(run(&mount, &["metacache", "flushall"]).0, 0);
+    let before = used(&mount, "ben");
+    assert_eq!(run(&mount, &["metacache", "clean", "-d", "1", "-u", "ben"]).0, 0);
+    assert_eq!(used(&mount, "ben"), before);
+    assert_eq!(run(&mount, &["metacache", "clean", "-u", "nobody"]).0, 67);
+
+    // Forgotten, and back at the next access.
+    let (code, out, err) = run(&mount, &["metacache", "remove", "b*"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let all = json(&mount, &["metacache", "list", "-f", "json"]);
+    assert_eq!(all.as_array().unwrap().len(), 1, "{all}");
+    assert_eq!(run(&mount, &["metacache", "remove"]).0, 64, "a mask is required");
+    assert_eq!(fs::read_to_string(mount.root().join("ben/subscriptions")).unwrap(), "INBOX\n");
+    let held = fs::File::open(mount.root().join("ben/subscriptions")).unwrap();
+    let (code, out, _) = run(&mount, &["metacache", "remove", "ben"]);
+    assert_eq!((code, out.contains("in use")), (75, true), "{out}");
+    drop(held);
+    assert_eq!(run(&mount, &["metacache", "refresh", "-A"]).0, 0);
+    mount.umount().unwrap();
+}
