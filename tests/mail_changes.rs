@@ -110,13 +110,11 @@ fn changes_of(format: Format) -> Outcome<()> {
         Ok(imap.fetch_all()?.iter().any(|mail| mail.flags.contains("$HasAttachment")))
     };
     assert!(has(&mut imap)?, "{format:?}: Dovecot did not set $HasAttachment at delivery");
-    site.after("a flag", IMPORTANT, || imap.store(1, "+FLAGS", &flags(&["\\Flagged"])));
-    site.after("a keyword", IMPORTANT, || imap.store(2, "+FLAGS", &flags(&["Later"])));
-    site.after("a keyword that is known", IMPORTANT, || {
-        imap.store(3, "+FLAGS", &flags(&["Later"]))
-    });
+    site.after("a flag", IMPORTANT, || imap.store(1, "+", &flags(&["\\Flagged"])));
+    site.after("a keyword", IMPORTANT, || imap.store(2, "+", &flags(&["Later"])));
+    site.after("a keyword that is known", IMPORTANT, || imap.store(3, "+", &flags(&["Later"])));
     site.after("an expunge", IMPORTANT, || {
-        imap.store(1, "+FLAGS", &flags(&["\\Deleted"]))?;
+        imap.store(1, "+", &flags(&["\\Deleted"]))?;
         imap.expunge(1)
     });
     site.after("a copy", IMPORTANT, || imap.copy(2, "Work").map(drop));

@@ -50,8 +50,8 @@ impl User {
             match from.target {
                 Target::Node(ix) => {
                     let class = self.class_for(ix, to.at, to.name)?;
-                    self.named(ix, to.at);
                     self.renamed(ix, class, to.name, now)?;
+                    self.named(ix, to.at);
                 }
                 Target::Folder(id) => {
                     self.judge_anew(id);

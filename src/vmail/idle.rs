@@ -67,7 +67,22 @@ pub async fn close_unused(cell: &Arc<UserCell>) -> Result<bool> {
     if !forgotten(cell).await {
         return Ok(false);
     }
+    if given_up(cell).await {
+        return Ok(true);
+    }
     close::close_unused(cell).await
+}
+
+/// A user that another session has taken is not handed over, only forgotten. What is on the local
+/// disk of it and in no head is kept aside when it is opened next.
+async fn given_up(cell: &UserCell) -> bool {
+    let _opened = cell.opening.lock().await;
+    let mut state = cell.state.lock();
+    let lost = matches!(&*state, CellState::Open(user) if user.lost && !user.is_used());
+    if lost {
+        *state = CellState::Closed;
+    }
+    lost
 }
 
 /// Asks the kernel to forget what is below a user's root, and waits until it has.

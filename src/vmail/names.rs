@@ -89,7 +89,9 @@ impl User {
         if self.target(at, name)?.is_some() {
             return Err(Plain::Exists.into());
         }
-        self.room_for_name()?;
+        if !class.is_local_only() {
+            self.room_for_name()?;
+        }
         let uid_validity = match class {
             Class::Index(IndexKind::UidValidity) => self.await_uidvalidity_ceiling(name)?,
             _ => None,

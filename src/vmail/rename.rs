@@ -128,8 +128,8 @@ impl User {
         if to != from {
             self.touch(to, now);
         }
-        self.named(ix, to);
         self.renamed(ix, class, new_name, now)?;
+        self.named(ix, to);
         if let Some(value) = uid_validity {
             self.uidvalidity_given(value);
         }

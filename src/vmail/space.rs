@@ -19,7 +19,7 @@ use super::wait::Patience;
 use crate::cache::disk::Disk;
 use crate::cache::metacache::{Account, DIR, Purpose, Reserved, of_file};
 use crate::cache::weight::PRIORITIES;
-use crate::dovecot::classes;
+use crate::dovecot::classes::{self, Class};
 use crate::format::key::parse_user_dir;
 use crate::format::{FolderId, Place, Sub};
 use std::collections::BTreeSet;
@@ -251,9 +251,15 @@ impl User {
     /// A node has a new name in `at`.
     pub(super) fn named(&mut self, ix: NodeIx, at: Place) {
         let known = self.tree.folders.get(&at.folder).and_then(|f| f.priority);
-        if at.sub == Sub::Own && known == Some(0) && self.tree.kind_is_local(ix) {
+        let index = self.tree.nodes.get(ix).is_some_and(|n| matches!(n.class, Class::Index(_)));
+        if at.sub == Sub::Own && known == Some(0) && index {
             // The first index file tells that it is a mailbox.
-            self.judge_anew(at.folder);
+            if let Some(folder) = self.tree.folders.get_mut(&at.folder) {
+                folder.priority = None;
+            }
+            if self.priority(at.folder) != 0 {
+                self.nodes_of(at.folder).into_iter().for_each(|ix| self.recharge(ix));
+            }
         }
         self.recharge(ix);
     }
@@ -278,7 +284,10 @@ impl User {
         if more == 0 {
             return Ok(());
         }
-        if !self.books().try_charge(&self.space.account, to, more, Purpose::Write) {
+        if node.class.is_local_only() {
+            // Without its lock files no server could even read.
+            self.space.account.charge(to, more);
+        } else if !self.books().try_charge(&self.space.account, to, more, Purpose::Write) {
             return Err(Stop::Wait(Need::Room(more, Purpose::Write)));
         }
         if let Some(node) = self.tree.nodes.get_mut(ix)
