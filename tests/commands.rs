@@ -293,7 +293,7 @@ fn on_terminal(
     drop(pty.slave);
     let mut master = fs::File::from(pty.master);
     let mut shown = Vec::new();
-    let mut read = |shown: &mut Vec<u8>, done: &dyn Fn(&str) -> bool, master: &mut fs::File| {
+    let read = |shown: &mut Vec<u8>, done: &dyn Fn(&str) -> bool, master: &mut fs::File| {
         let mut piece = [0u8; 4096];
         // The other end of a terminal that is gone is an error, and the end.
         while let Ok(n @ 1..) = master.read(&mut piece) {
