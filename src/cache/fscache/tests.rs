@@ -264,6 +264,8 @@ fn users_are_split_and_one_disk_that_fails_leaves_the_others() {
     assert!(kept[2] == 0 && [kept[0], kept[1], kept[3]].iter().all(|n| *n > 3), "{kept:?}");
     let failing: Vec<bool> = cache.usage().iter().map(|u| u.failing).collect();
     assert_eq!(failing, [false, false, true, false]);
+    assert_eq!(cache.rescan(None, None).unwrap().len(), 3);
+    assert!(cache.rescan(Some(&places[2].path), None).is_err());
     // Split another way, what lies where nobody looks is removed.
     drop(cache);
     let two = Fscache::open(&disk, &places[..2]).unwrap();

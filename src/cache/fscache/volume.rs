@@ -8,7 +8,7 @@
 //! A disk that fails (not: is full) takes the directory out of service: nothing is found in it and nothing is put
 //! there, all is streamed. Every [`TRIAL`]th request is let through to see whether it works again. A full
 //! disk is a smaller budget: what is there makes room for what comes, and each file that was written widens
-//! it again.
+//! it again; so does every [`TRIAL`]th request that finds no room.
 
 use super::books::{Arrival, Books, CacheKey, Known, SLACK, Stamp, charge};
 use super::file::{Cached, Counters, Reservation};
@@ -39,9 +39,10 @@ pub(super) struct Volume {
     pub(super) parts: Mutex<HashSet<u64>>,
     failing: AtomicBool,
     /// It could not be opened, and is not tried again.
-    dead: bool,
+    pub(super) dead: bool,
     full: AtomicBool,
-    asked: AtomicU64,
+    /// Requests while it failed, for finding and for room; and for room while it was full.
+    asked: [AtomicU64; 3],
     pub(super) hits: AtomicU64,
     pub(super) misses: AtomicU64,
     pub(super) streamed: AtomicU64,
@@ -83,7 +84,7 @@ impl Volume {
             failing: AtomicBool::new(false),
             dead: false,
             full: AtomicBool::new(false),
-            asked: AtomicU64::new(0),
+            asked: Default::default(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             streamed: AtomicU64::new(0),
@@ -100,21 +101,27 @@ impl Volume {
 
     // ---- a disk that fails
 
-    fn usable(&self) -> bool {
+    fn usable(&self, to_write: bool) -> bool {
         if !self.failing.load(Ordering::Relaxed) {
             return true;
         }
-        !self.dead && self.asked.fetch_add(1, Ordering::Relaxed) % TRIAL == TRIAL - 1
+        let asked = &self.asked[usize::from(to_write)];
+        !self.dead && asked.fetch_add(1, Ordering::Relaxed) % TRIAL == TRIAL - 1
     }
 
     /// What the disk said is noted, and logged once until it changes its mind.
     pub(super) fn failed(&self, what: &str, error: &io::Error) {
+        self.failed_with(what, error, 0);
+    }
+
+    /// The same of bytes that were set aside, and will be given back.
+    pub(super) fn failed_with(&self, what: &str, error: &io::Error, set_aside: u64) {
         use io::ErrorKind::{NotFound, QuotaExceeded, StorageFull};
         let dir = self.dir.display();
         match error.kind() {
             NotFound => {}
             StorageFull | QuotaExceeded => {
-                self.books.lock().disk_full();
+                self.books.lock().disk_full(set_aside);
                 if !self.full.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%error, what, "the disk of fscache {dir} has less room than max_size; mails that do not fit are streamed");
                 }
@@ -153,7 +160,7 @@ impl Volume {
             (_, Some(open)) => return Some(open),
             _ => {}
         }
-        if !self.usable() {
+        if !self.usable(false) {
             return None;
         }
         let stripe = self.stripe(hash_of(&user_dir(&key.0)));
@@ -185,7 +192,7 @@ impl Volume {
     }
 
     pub(super) fn doubtful(&self, key: &CacheKey) -> Option<Arc<dyn DiskFile>> {
-        if self.books.lock().known(key).is_none() || !self.usable() {
+        if self.books.lock().known(key).is_none() || !self.usable(false) {
             return None;
         }
         self.disk.open(&self.path(key), How::Read).ok()
@@ -205,14 +212,22 @@ impl Volume {
         size: u64,
         arrival: Arrival,
     ) -> Option<Reservation> {
-        if !self.usable() {
+        if !self.usable(true) {
             return None;
         }
         let bytes = charge(size, self.block) + SLACK;
         let (segment, victims) = {
             let mut books = self.books.lock();
             let segment = books.segment_for(&key, arrival);
-            (segment, books.room(segment, bytes, arrival)?)
+            let mut victims = books.room(segment, bytes, arrival);
+            if victims.is_none()
+                && books.is_limited()
+                && self.asked[2].fetch_add(1, Ordering::Relaxed) % TRIAL == TRIAL - 1
+            {
+                books.lift_limit();
+                victims = books.room(segment, bytes, arrival);
+            }
+            (segment, victims?)
         };
         let part = self.next_part.fetch_add(1, Ordering::Relaxed);
         self.parts.lock().insert(part);
@@ -266,7 +281,7 @@ impl Volume {
         let last = {
             let mut books = self.books.lock();
             books.other += if gone { 0 } else { bytes };
-            books.gone(&key.0)
+            books.dirs.file_goes(&key.0)
         };
         if last {
             self.remove_dirs(dir, &key.0);
@@ -279,10 +294,10 @@ impl Volume {
         let hash = hash_of(dir);
         let own = self.dir.join(dir);
         if self.remove_if_empty(&own)
-            && self.books.lock().dir_gone(user, hash)
+            && self.books.lock().dirs.user_goes(user, hash)
             && own.parent().is_some_and(|above| self.remove_if_empty(above))
         {
-            self.books.lock().hash_gone(hash);
+            self.books.lock().dirs.hash_goes(hash);
         }
     }
 
@@ -298,7 +313,7 @@ impl Volume {
         let own = self.dir.join(dir);
         let above = own.parent().map_or(Ok(0), |above| self.disk.dir_size(above))?;
         let own = self.disk.dir_size(&own)?;
-        self.books.lock().dirs_are(user, hash_of(dir), own, above);
+        self.books.lock().dirs.measured(user, hash_of(dir), own, above);
         Ok(())
     }
 
