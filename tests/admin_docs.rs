@@ -75,7 +75,7 @@ fn every_line_ends_as_the_tables_say() {
 
     let mut mount = Mount::on_directory();
     mount.mount().unwrap();
-    for user in ["anna", "busy"] {
+    for user in ["anna", "busy", "clean"] {
         fs::create_dir(mount.root().join(user)).unwrap();
         fs::write(mount.root().join(user).join("subscriptions"), "a\n").unwrap();
     }
@@ -101,6 +101,7 @@ fn every_line_ends_as_the_tables_say() {
             .map(|word| match word.as_str() {
                 "ANNA" => "anna".to_owned(),
                 "NOBODY" => "nobody".to_owned(),
+                "CLEAN" => "clean".to_owned(),
                 "BUSY" => "busy".to_owned(),
                 "LIST" => path(&list),
                 "BUNDLE" => path(&bundle),

@@ -4,6 +4,8 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use support::mount::Mount;
 
@@ -275,4 +277,107 @@ fn an_unmount_does_not_wait_for_who_holds_a_file() {
     mount.umount().unwrap();
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     drop(held);
+}
+
+/// What `arguments` writes to a terminal of its own until it has written `until`, then what it writes
+/// after `keys`; and its exit code.
+fn on_terminal(
+    mount: &Mount,
+    arguments: &[&str],
+    until: &str,
+    keys: &str,
+) -> (String, String, i32) {
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let end = || std::process::Stdio::from(pty.slave.as_fd().try_clone_to_owned().unwrap());
+    let mut child = mount.spawn(arguments, [end(), end(), end()]).unwrap();
+    drop(pty.slave);
+    let mut master = fs::File::from(pty.master);
+    let mut shown = Vec::new();
+    let read = |shown: &mut Vec<u8>, done: &dyn Fn(&str) -> bool, master: &mut fs::File| {
+        let mut piece = [0u8; 4096];
+        // The other end of a terminal that is gone is an error, and the end.
+        while let Ok(n @ 1..) = master.read(&mut piece) {
+            shown.extend_from_slice(&piece[..n]);
+            if done(&String::from_utf8_lossy(shown)) {
+                break;
+            }
+        }
+    };
+    read(&mut shown, &|text| text.contains(until), &mut master);
+    let before = String::from_utf8_lossy(&shown).into_owned();
+    let _ = master.write_all(keys.as_bytes());
+    let mut rest = Vec::new();
+    read(&mut rest, &|_| false, &mut master);
+    let code = child.wait().unwrap().code().unwrap();
+    (before, String::from_utf8_lossy(&rest).into_owned(), code)
+}
+
+#[test]
+fn top_renews_itself_and_leaves_the_terminal_as_it_was() {
+    let mut mount = with_users(&["anna"]);
+    for keys in ["q", "\u{3}"] {
+        let (before, rest, code) = on_terminal(&mount, &["top", "-d", "0.2"], "KERNEL", keys);
+        assert_eq!(code, 0, "{before}{rest}");
+        assert!(before.contains("\u{1b}[?1049h") && before.contains("At risk: "), "{before}");
+        assert!(rest.ends_with("\u{1b}[?25h\u{1b}[?1049l"), "{rest:?}");
+    }
+    mount.umount().unwrap();
+}
+
+#[test]
+fn a_bar_shows_on_a_terminal_only() {
+    let mut mount = with_users(&["anna", "ben"]);
+    let line = ["metacache", "flushall"];
+    let (shown, _, code) = on_terminal(&mount, &line, "flushed", "");
+    assert_eq!(code, 0, "{shown}");
+    assert!(shown.contains("users") && shown.contains('\u{1b}'), "{shown:?}");
+    assert_eq!(run(&mount, &line).2, "", "nothing on standard error elsewhere");
+    mount.umount().unwrap();
+}
+
+#[test]
+fn clean_leaves_what_is_not_uploaded_unless_it_is_told() {
+    let mut mount = with_users(&["anna", "ben"]);
+    let file = mount.root().join("anna/subscriptions");
+    let used = |mount: &Mount, user: &str| -> u64 {
+        let all = json(mount, &["metacache", "list", "-f", "json", user]);
+        let row = &all[0];
+        (0..4).map(|p| row[format!("bytes-used({p})")].as_u64().unwrap_or(0)).sum()
+    };
+    let (code, out, _) = run(&mount, &["metacache", "clean", "-u", "anna"]);
+    assert_eq!((code, out.contains("in no flush")), (75, true), "{out}");
+    assert!(used(&mount, "anna") > 0);
+    assert_eq!(run(&mount, &["metacache", "clean", "--flush", "-u", "anna"]).0, 0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "INBOX\n", "it comes back");
+
+    // Discard: back to the last flush, also while the user is in use.
+    fs::write(&file, "a change to forget\n").unwrap();
+    let discard = ["metacache", "clean", "--discard", "-u", "anna"];
+    let (code, _, err) = run(&mount, &discard);
+    assert_eq!((code, err.contains("--yes")), (64, true), "{err}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "a change to forget\n");
+    let (code, out, err) = run(&mount, &[&discard[..], &["--yes"]].concat());
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "INBOX\n");
+
+    // By days: it was used today.
+    assert_eq!(run(&mount, &["metacache", "flushall"]).0, 0);
+    let before = used(&mount, "ben");
+    assert_eq!(run(&mount, &["metacache", "clean", "-d", "1", "-u", "ben"]).0, 0);
+    assert_eq!(used(&mount, "ben"), before);
+    assert_eq!(run(&mount, &["metacache", "clean", "-u", "nobody"]).0, 67);
+
+    // Forgotten, and back at the next access.
+    let (code, out, err) = run(&mount, &["metacache", "remove", "b*"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let all = json(&mount, &["metacache", "list", "-f", "json"]);
+    assert_eq!(all.as_array().unwrap().len(), 1, "{all}");
+    assert_eq!(run(&mount, &["metacache", "remove"]).0, 64, "a mask is required");
+    assert_eq!(fs::read_to_string(mount.root().join("ben/subscriptions")).unwrap(), "INBOX\n");
+    let held = fs::File::open(mount.root().join("ben/subscriptions")).unwrap();
+    let (code, out, _) = run(&mount, &["metacache", "remove", "ben"]);
+    assert_eq!((code, out.contains("in use")), (75, true), "{out}");
+    drop(held);
+    assert_eq!(run(&mount, &["metacache", "refresh", "-A"]).0, 0);
+    mount.umount().unwrap();
 }

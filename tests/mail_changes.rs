@@ -112,9 +112,7 @@ fn changes_of(format: Format) -> Outcome<()> {
     assert!(has(&mut imap)?, "{format:?}: Dovecot did not set $HasAttachment at delivery");
     site.after("a flag", IMPORTANT, || imap.store(1, "+", &flags(&["\\Flagged"])));
     site.after("a keyword", IMPORTANT, || imap.store(2, "+", &flags(&["Later"])));
-    site.after("a keyword that is known", IMPORTANT, || {
-        imap.store(3, "+", &flags(&["Later"]))
-    });
+    site.after("a keyword that is known", IMPORTANT, || imap.store(3, "+", &flags(&["Later"])));
     site.after("an expunge", IMPORTANT, || {
         imap.store(1, "+", &flags(&["\\Deleted"]))?;
         imap.expunge(1)

@@ -55,6 +55,20 @@ pub enum CacheRequest {
     },
     MetacacheStatus,
     MetacacheRescan,
+    MetacacheClean {
+        whom: Whom,
+        min_priority: u8,
+        days: u32,
+        unflushed: Unflushed,
+    },
+    /// Looks at the store whether somebody else has changed the users.
+    MetacacheRefresh {
+        whom: Whom,
+    },
+    /// Flushes users, gives them up and removes what is here of them.
+    MetacacheRemove {
+        mask: String,
+    },
     /// Sets a field of a user that lists show; an empty value takes it away.
     UpdateUserdb {
         user: String,
@@ -88,6 +102,8 @@ pub enum CacheAnswer {
     List(Vec<ListRow>),
     Metacache(MetacacheReport),
     Rescanned(Rescanned),
+    Cleaned(Vec<Cleaned>),
+    Refreshed(Vec<Refreshed>),
     Fscaches(Vec<FscacheReport>),
     FscachesRescanned(Vec<FscacheRescanned>),
     FscachesCleaned(Vec<FscacheCleaned>),
@@ -151,6 +167,39 @@ pub struct Rescanned {
     pub found: u64,
     /// User, books, disk; of those whose books were wrong.
     pub wrong: Vec<(String, u64, u64)>,
+}
+
+/// What a clean does with changes that are in no flush.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unflushed {
+    /// It leaves the user alone and fails.
+    #[default]
+    Refuse,
+    Flush,
+    Discard,
+}
+
+/// What became of one user.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cleaned {
+    pub user: String,
+    /// Bytes that were freed, and that are left.
+    pub freed: u64,
+    pub left: u64,
+    /// It could not be removed: somebody uses it.
+    pub busy: bool,
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Refreshed {
+    pub user: String,
+    /// Somebody else has changed it: it is read anew at the next access.
+    pub changed: bool,
+    pub error: Option<String>,
 }
 
 /// One fscache; numbers are since the mount began.

@@ -217,6 +217,15 @@ impl Numbers {
         for (name, cache) in all {
             cache.misses.map_or(Ok(()), |misses| family.count(&[("cache", name)], misses))?;
         }
+        let mut family = page.counter("cache_evictions", "Files removed to make room.")?;
+        for (name, cache) in all {
+            cache.evictions.map_or(Ok(()), |n| family.count(&[("cache", name)], n))?;
+        }
+        let mut family =
+            page.byte_counter("cache_streamed", "Bytes read past a cache for want of room.")?;
+        for (name, cache) in all {
+            cache.streamed.map_or(Ok(()), |n| family.count(&[("cache", name)], n))?;
+        }
         Ok(())
     }
 

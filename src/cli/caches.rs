@@ -7,11 +7,12 @@ use super::show;
 use super::talk::{self, unexpected};
 use super::{Target, out};
 use crate::admin::caches::{
-    CacheAnswer, CacheRequest, FlushRequest, ListRow, MetacacheReport, Rescanned, Whom,
+    CacheAnswer, CacheRequest, FlushRequest, ListRow, MetacacheReport, Rescanned, Unflushed, Whom,
 };
 use crate::admin::{Answer, Request};
 use clap::{Args, Subcommand};
 use serde_json::Value;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 /// Which users a command is for.
@@ -107,6 +108,45 @@ pub(super) enum Metacache {
         field: Option<String>,
         /// Only users whose name matches this (`*` and `?`).
         mask: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Remove users' files from the local disk. They come back at the next access.
+    ///
+    /// Fails (75) for users with changes that are not uploaded, unless told what to do with them.
+    Clean {
+        #[command(flatten)]
+        users: Users,
+        /// Only what was not used for so many days.
+        #[arg(short, value_name = "DAYS", default_value_t = 0)]
+        days: u32,
+        /// Only files of this priority (0 to 3) and of less important ones.
+        #[arg(short, value_name = "PRIORITY", default_value_t = 0,
+              value_parser = clap::value_parser!(u8).range(0..=3))]
+        priority: u8,
+        /// Upload changes first.
+        #[arg(long)]
+        flush: bool,
+        /// Throw changes away: users go back to what was uploaded last. Mails stay.
+        #[arg(long, conflicts_with = "flush")]
+        discard: bool,
+        /// Do not ask whether --discard is meant.
+        #[arg(long, requires = "discard")]
+        yes: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Look whether somebody else has changed users; if so they are read anew.
+    Refresh {
+        #[command(flatten)]
+        users: Users,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Upload users, give them up, and forget them here. Exit code 75: one is in use.
+    Remove {
+        /// Users whose names match this (`*` and `?`).
+        mask: String,
         #[command(flatten)]
         target: Target,
     },
@@ -211,6 +251,40 @@ pub(super) fn metacache(command: Metacache, format: Option<Format>) -> Result<()
             let what = FlushRequest { whom, important_only: important, min_priority: None };
             talk::flush(&target, what)
         }
+        Metacache::Clean { users, days, priority, flush, discard, yes, target } => {
+            let unflushed = match (flush, discard) {
+                (true, _) => Unflushed::Flush,
+                (_, true) => Unflushed::Discard,
+                _ => Unflushed::Refuse,
+            };
+            if discard && !yes {
+                really()?;
+            }
+            let whom = users.whom()?;
+            let what =
+                CacheRequest::MetacacheClean { whom, min_priority: priority, days, unflushed };
+            cleaned(ask(&target, what)?)
+        }
+        Metacache::Remove { mask, target } => {
+            cleaned(ask(&target, CacheRequest::MetacacheRemove { mask })?)
+        }
+        Metacache::Refresh { users, target } => {
+            let what = CacheRequest::MetacacheRefresh { whom: users.whom()? };
+            let CacheAnswer::Refreshed(all) = ask(&target, what)? else { return Err(unexpected()) };
+            let mut failed = 0;
+            for user in all {
+                if let Some(error) = &user.error {
+                    out(&format!("{}: {error}\n", user.user))?;
+                    failed += 1;
+                } else if user.changed {
+                    out(&format!("{}: was changed elsewhere, and is read anew\n", user.user))?;
+                }
+            }
+            match failed {
+                0 => Ok(()),
+                n => Err(Failure::new(Code::TempFail, format!("{n} users could not be looked at"))),
+            }
+        }
         Metacache::Rescan { target } => match ask(&target, CacheRequest::MetacacheRescan)? {
             CacheAnswer::Rescanned(found) => out(&rescanned(&found)),
             _ => Err(unexpected()),
@@ -223,6 +297,44 @@ pub(super) fn metacache(command: Metacache, format: Option<Format>) -> Result<()
             }
         }
         Metacache::Unpack(args) => super::unpack::unpack(&args),
+    }
+}
+
+/// Asks at the terminal; no terminal is a no.
+fn really() -> Result<(), Failure> {
+    let question =
+        "Changes that are not uploaded yet will be lost: flags, moves, expunges. Go on? ";
+    let mut answer = String::new();
+    if std::io::stdin().is_terminal() {
+        let _ = write!(std::io::stderr(), "{question}");
+        let _ = std::io::stdin().read_line(&mut answer);
+    }
+    match answer.trim() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::new(Code::Usage, "nothing was done; --yes says that it is meant")),
+    }
+}
+
+fn cleaned(answer: CacheAnswer) -> Result<(), Failure> {
+    let CacheAnswer::Cleaned(all) = answer else { return Err(unexpected()) };
+    let (mut freed, mut left) = (0, 0);
+    let mut failed = 0_u64;
+    for user in &all {
+        freed += user.freed;
+        left += user.left;
+        let why = match (&user.error, user.busy) {
+            (Some(error), _) => error.as_str(),
+            (None, true) => "is in use",
+            (None, false) => continue,
+        };
+        failed += 1;
+        out(&format!("{}: {why}\n", user.user))?;
+    }
+    let done = show::count(all.len() as u64 - failed, "user");
+    out(&format!("{done}: {} freed, {} left\n", show::bytes(freed), show::bytes(left)))?;
+    match failed {
+        0 => Ok(()),
+        n => Err(Failure::new(Code::TempFail, format!("{n} of the users stay as they were"))),
     }
 }
 

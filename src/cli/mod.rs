@@ -44,8 +44,8 @@ struct Cli {
     /// How tables are written; before the command, as with doveadm.
     #[arg(short, value_name = "FORMAT")]
     format: Option<formatter::Format>,
-    /// Tell how far long work is, also where there is no terminal.
-    #[arg(short)]
+    /// Tell how far long work is, also where there is no terminal (-D does the same).
+    #[arg(short, short_alias = 'D')]
     verbose: bool,
     #[command(subcommand)]
     command: Command,
@@ -111,7 +111,7 @@ enum Command {
     /// A mount does this by itself, once in `gc.interval`, for the users that are open in it.
     /// Without -u and -A: these, now. Nothing is deleted that has a name, nor what never had one.
     Gc {
-        /// One user; it need not be open.
+        /// One user, or those that fit a mask with * and ?; they need not be open.
         #[arg(short, long, conflicts_with = "all")]
         user: Option<String>,
         /// All users of the store, but for those that belong to other backends.

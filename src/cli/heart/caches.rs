@@ -73,7 +73,12 @@ pub(super) async fn serve(
         }
         CacheRequest::MetacacheList { .. }
         | CacheRequest::MetacacheStatus
-        | CacheRequest::MetacacheRescan => super::metacache::serve(session, what).await,
+        | CacheRequest::MetacacheRescan
+        | CacheRequest::MetacacheClean { .. }
+        | CacheRequest::MetacacheRefresh { .. }
+        | CacheRequest::MetacacheRemove { .. } => {
+            super::metacache::serve(session, what, progress).await
+        }
         CacheRequest::FscacheStatus
         | CacheRequest::FscacheRescan { .. }
         | CacheRequest::FscacheClean => super::fscache::serve(session, what).await,

@@ -3,12 +3,14 @@
 use super::aliases::Aliases;
 use super::{told, whom};
 use crate::admin::caches::{
-    ByTime, CacheAnswer, CacheRequest, ListRow, MetacacheReport, Rescanned,
+    self, ByTime, CacheAnswer, CacheRequest, Cleaned, ListRow, MetacacheReport, Refreshed,
+    Rescanned, Whom,
 };
-use crate::admin::{AdminError, Changes, ErrorKind};
-use crate::vmail::metacache::{Pending, UserCache};
+use crate::admin::{AdminError, Changes, ErrorKind, Progress};
+use crate::vmail::metacache::{Clean, Pending, Refreshed as Found, Unflushed, UserCache};
 use crate::vmail::session::{Session, UserCell};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Ends of the spans by which a status sums up, seconds: an hour, a day, a week, a month.
 const SPANS: [u64; 4] = [3600, 86_400, 7 * 86_400, 30 * 86_400];
@@ -16,8 +18,23 @@ const SPANS: [u64; 4] = [3600, 86_400, 7 * 86_400, 30 * 86_400];
 pub(super) async fn serve(
     session: &Arc<Session>,
     what: CacheRequest,
+    progress: &Progress,
 ) -> Result<CacheAnswer, AdminError> {
     match what {
+        CacheRequest::MetacacheClean { whom, min_priority, days, unflushed } => {
+            let what = Clean {
+                min_priority: usize::from(min_priority),
+                unused_for: Duration::from_secs(u64::from(days) * 86_400),
+                unflushed: match unflushed {
+                    caches::Unflushed::Refuse => Unflushed::Refuse,
+                    caches::Unflushed::Flush => Unflushed::Flush,
+                    caches::Unflushed::Discard => Unflushed::Discard,
+                },
+            };
+            clean(session, &whom, what, progress).await
+        }
+        CacheRequest::MetacacheRemove { mask } => remove(session, mask, progress).await,
+        CacheRequest::MetacacheRefresh { whom } => refresh(session, &whom, progress).await,
         CacheRequest::MetacacheList { mask, field } => {
             list(session, mask.as_deref(), field.as_deref()).map(CacheAnswer::List)
         }
@@ -33,6 +50,78 @@ pub(super) async fn serve(
         }
         _ => Err(AdminError::new(ErrorKind::Internal, "not a request about the metacache")),
     }
+}
+
+/// Names that are meant; one that is nobody's is an error.
+async fn names(session: &Arc<Session>, whom: &Whom) -> Result<Vec<String>, AdminError> {
+    let (cells, nobody) = whom::cells(session, whom).await?;
+    match nobody.into_iter().next() {
+        Some((_, why)) => Err(AdminError::new(ErrorKind::NoSuchUser, why)),
+        None => Ok(cells.iter().map(|cell| cell.name.to_string()).collect()),
+    }
+}
+
+async fn clean(
+    session: &Arc<Session>,
+    whom: &Whom,
+    what: Clean,
+    progress: &Progress,
+) -> Result<CacheAnswer, AdminError> {
+    let names = names(session, whom).await?;
+    let (of, mut all) = (names.len() as u64, Vec::new());
+    for (at, user) in (1..).zip(names) {
+        let done = session.metacache_clean(&user, what).await;
+        let mut row = Cleaned { user, ..Cleaned::default() };
+        match done {
+            Ok(done) => (row.freed, row.left) = (done.freed, done.left),
+            Err(error) => row.error = Some(error.to_string()),
+        }
+        all.push(row);
+        progress.step(at, of, "users");
+    }
+    Ok(CacheAnswer::Cleaned(all))
+}
+
+async fn remove(
+    session: &Arc<Session>,
+    mask: String,
+    progress: &Progress,
+) -> Result<CacheAnswer, AdminError> {
+    let names = names(session, &Whom::Matching { mask: Some(mask), field: None }).await?;
+    let (of, mut all) = (names.len() as u64, Vec::new());
+    for (at, user) in (1..).zip(names) {
+        let bytes = || session.metacache.known(&user).map_or(0, |a| a.bytes().iter().sum::<u64>());
+        let before = bytes();
+        let done = session.metacache_remove(&user).await;
+        let left = bytes();
+        let mut row = Cleaned { freed: before.saturating_sub(left), left, ..Cleaned::default() };
+        match done {
+            Ok(gone) => row.busy = !gone,
+            Err(error) => row.error = Some(error.to_string()),
+        }
+        row.user = user;
+        all.push(row);
+        progress.step(at, of, "users");
+    }
+    Ok(CacheAnswer::Cleaned(all))
+}
+
+async fn refresh(
+    session: &Arc<Session>,
+    whom: &Whom,
+    progress: &Progress,
+) -> Result<CacheAnswer, AdminError> {
+    let names = names(session, whom).await?;
+    let (of, mut all) = (names.len() as u64, Vec::new());
+    for (at, user) in (1..).zip(names) {
+        let found = session.metacache_refresh(&user).await;
+        all.push(match found {
+            Ok(found) => Refreshed { user, changed: found == Found::Changed, error: None },
+            Err(error) => Refreshed { user, changed: false, error: Some(error.to_string()) },
+        });
+        progress.step(at, of, "users");
+    }
+    Ok(CacheAnswer::Refreshed(all))
 }
 
 fn list(
