@@ -36,7 +36,7 @@ impl Histogram {
     pub fn add(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         // A bound belongs to its bucket, and what is a fraction of a microsecond longer does not.
-        let exact = took.subsec_nanos() % 1000 == 0;
+        let exact = took.subsec_nanos().is_multiple_of(1000);
         let at = BOUNDS.partition_point(|bound| *bound < micros || *bound == micros && !exact);
         self.buckets[at].fetch_add(1, Ordering::Relaxed);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);

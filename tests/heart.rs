@@ -10,6 +10,7 @@ mod heart {
     mod erase;
     mod evict;
     mod flush;
+    mod fscache;
     mod fsck;
     mod full_disk;
     mod gc;
@@ -19,6 +20,7 @@ mod heart {
     mod publish;
     mod random;
     mod repair;
+    mod sdbox;
     mod uids;
     mod world;
 }

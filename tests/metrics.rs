@@ -45,7 +45,9 @@ fn deliver(home: &Path, name: &str, size: usize) {
 
 #[test]
 fn a_scrape_is_openmetrics_and_tells_what_happened() {
-    let mut mount = Mount::on_directory().option(&["--set", "metrics.listen=127.0.0.1:0"]);
+    let mut mount = Mount::on_directory()
+        .option(&["--set", "metrics.listen=127.0.0.1:0"])
+        .option(&["--set", "log.level=info,vmailfs::store=debug"]);
     mount.mount().unwrap();
     let at = address(&mount);
     let before = scrape(&at);
@@ -84,8 +86,14 @@ fn a_scrape_is_openmetrics_and_tells_what_happened() {
     assert!(ok, "{text}");
     let flushed = scrape(&at);
     assert_eq!(flushed.value("vmailfs_backlog_mails", &[]), Some(0.0));
-    assert_eq!(flushed.value("vmailfs_flushes_total", &[("result", "done")]).unwrap(), 1.0);
+    assert!(flushed.value("vmailfs_flushes_total", &[("result", "done")]).unwrap() >= 1.0);
+    assert_eq!(flushed.value("vmailfs_flushes_total", &[("result", "failed")]), Some(0.0));
     assert!(flushed.value("vmailfs_flushed_bytes_total", &[]).unwrap() > 0.0);
+    // Every request says why, in the log, too.
+    let log = mount.log();
+    let requests: Vec<&str> = log.lines().filter(|l| l.contains("store request")).collect();
+    assert!(requests.len() > 5 && requests.iter().all(|l| l.contains("reason=")), "{requests:?}");
+    assert!(requests.iter().any(|l| l.contains("reason=\"publish\"")), "{requests:?}");
     mount.umount().unwrap();
     assert!(std::net::TcpStream::connect(&at).is_err(), "nobody serves after the end");
 }

@@ -24,7 +24,7 @@ fn status_and_metrics_are_text_files_that_nobody_can_change() {
     assert!(names.len() >= 3, "{names:?}");
 
     let status = fs::read_to_string(dir.join("status")).unwrap();
-    assert!(status.contains("At risk: ") && status.contains("Users: 1 open"), "{status}");
+    assert!(status.contains("At risk: ") && status.contains("Users: "), "{status}");
     let json: serde_json::Value =
         serde_json::from_slice(&fs::read(dir.join("status.json")).unwrap()).unwrap();
     assert_eq!(json["mountpoint"], mount.root().to_str().unwrap());

@@ -44,6 +44,9 @@ pub fn text(numbers: Numbers) -> String {
     out
 }
 
+/// Name, help and value of a metric that each row of the store's counts has.
+type OfRows = (&'static str, &'static str, fn(&CountRow) -> u64);
+
 /// One metric: its rows are written one after the other.
 struct Family<'a>(MetricEncoder<'a>);
 
@@ -214,6 +217,15 @@ impl Numbers {
         for (name, cache) in all {
             cache.misses.map_or(Ok(()), |misses| family.count(&[("cache", name)], misses))?;
         }
+        let mut family = page.counter("cache_evictions", "Files removed to make room.")?;
+        for (name, cache) in all {
+            cache.evictions.map_or(Ok(()), |n| family.count(&[("cache", name)], n))?;
+        }
+        let mut family =
+            page.byte_counter("cache_streamed", "Bytes read past a cache for want of room.")?;
+        for (name, cache) in all {
+            cache.streamed.map_or(Ok(()), |n| family.count(&[("cache", name)], n))?;
+        }
         Ok(())
     }
 
@@ -254,7 +266,7 @@ impl Numbers {
                 .count(NONE, wire)?;
         }
         let labels = |row: &CountRow| [("operation", row.op.name()), ("reason", row.reason)];
-        let counters: [(&str, &str, fn(&CountRow) -> u64); 4] = [
+        let counters: [OfRows; 4] = [
             ("store_requests", "Requests to the store and why they were made.", |r| r.requests),
             ("store_errors", "Calls that failed after their retries.", |r| r.errors),
             (
@@ -270,7 +282,7 @@ impl Numbers {
                 family.count(&labels(row), value(row))?;
             }
         }
-        let volumes: [(&str, &str, fn(&CountRow) -> u64); 2] = [
+        let volumes: [OfRows; 2] = [
             ("store_received", "Bytes of bodies read from the store.", |r| r.bytes_in),
             ("store_sent", "Bytes of bodies written to the store.", |r| r.bytes_out),
         ];

@@ -136,6 +136,9 @@ pub struct CacheUse {
     /// How often something was found in it, and how often not, since the mount began.
     pub hits: Option<u64>,
     pub misses: Option<u64>,
+    /// Files removed to make room, and bytes read past it for want of room.
+    pub evictions: Option<u64>,
+    pub streamed: Option<u64>,
 }
 
 impl CacheUse {

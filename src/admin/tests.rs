@@ -92,7 +92,7 @@ fn requests_are_answered() {
 
     let one = |user: &str| {
         let whom = Whom::User(user.into());
-        Request::Flush(FlushRequest { whom, important_only: true })
+        Request::Flush(FlushRequest { whom, important_only: true, min_priority: None })
     };
     let mut told = Vec::new();
     let answer = client::call(&running.socket, &one("u@x"), &mut |t| told.push(t.clone())).unwrap();

@@ -4,12 +4,12 @@
 //! It has a bound of its own, so that neither a full fscache nor a rush of readers stops deliveries. Space
 //! is reserved as files grow, in whole blocks, the way `du` counts; a file that is open without a name counts
 //! until it is closed. What exceeds the bound is refused here, and whoever wrote it waits until others are done
-//! (`vmail::wait`). The last quarter is for files that have begun: many half-written mails, none of which
-//! can be finished, would wait for one another.
+//! (`vmail::wait`). The last quarter is for one file at a time, the first that found no room, until it is closed:
+//! else many half-written mails, none of which can be finished, would wait for one another. So a mail of up to a
+//! quarter of staging is finished sooner or later, whatever else is under way.
 
 use super::disk::{BLOCK, Disk, DiskFile, How};
 use parking_lot::Mutex;
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +25,8 @@ pub struct Staging {
     used: AtomicU64,
     max: u64,
     block: u64,
-    live: Mutex<BTreeSet<u64>>,
+    /// The file that may use the last quarter.
+    favoured: Mutex<Option<u64>>,
 }
 
 /// For the directory itself.
@@ -57,7 +58,7 @@ impl Staging {
             used: AtomicU64::new(0),
             max,
             block: disk_block,
-            live: Mutex::new(BTreeSet::new()),
+            favoured: Mutex::new(None),
         }))
     }
 
@@ -72,7 +73,6 @@ impl Staging {
             }
             file => file?,
         };
-        self.live.lock().insert(number);
         Ok(Staged { staging: self.clone(), number, file, size: AtomicU64::new(0) })
     }
 
@@ -85,21 +85,15 @@ impl Staging {
         (self.used.load(Ordering::Relaxed), self.max)
     }
 
-    /// Whether so much more may be written, by a file that has begun or one that has not.
-    fn fits(&self, used: u64, more: u64, begun: bool) -> bool {
-        let max = self.max.saturating_sub(BASE);
-        let max = if begun || used == 0 { max } else { max - max / 4 };
-        used.saturating_add(more) <= max
+    fn room(&self) -> u64 {
+        self.max.saturating_sub(BASE)
     }
 
-    /// Whether it may be worth while to try again to write so much.
-    pub fn may_fit(&self, more: u64) -> bool {
-        self.fits(self.used.load(Ordering::Relaxed), self.round(more), false)
-    }
-
-    /// Whether so much fits when nothing else is there.
-    pub fn ever_fits(&self, more: u64) -> bool {
-        self.fits(0, self.round(more), false)
+    /// Takes so much more, for a file that has the last quarter or one that has not.
+    fn take(&self, more: u64, favoured: bool) -> bool {
+        let max = if favoured { self.room() } else { self.room() / 4 * 3 };
+        let fits = |used: u64| used.checked_add(more).filter(|used| *used <= max);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
     }
 
     fn round(&self, bytes: u64) -> u64 {
@@ -119,14 +113,19 @@ impl Staged {
         if len <= old {
             return true;
         }
-        let more = len - old;
-        let fits =
-            |used: u64| self.staging.fits(used, more, old > 0).then(|| used.saturating_add(more));
-        let taken = self.staging.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
-        if taken.is_ok() {
+        let taken = self.staging.take(len - old, false) || {
+            let favoured = *self.staging.favoured.lock().get_or_insert(self.number);
+            favoured == self.number && self.staging.take(len - old, true)
+        };
+        if taken {
             self.size.store(len, Ordering::Relaxed);
         }
-        taken.is_ok()
+        taken
+    }
+
+    /// Whether a file so long could ever be had.
+    pub fn ever_fits(&self, len: u64) -> bool {
+        self.staging.round(len) <= self.staging.room()
     }
 
     fn grow_to(&self, len: u64) -> io::Result<()> {
@@ -169,7 +168,6 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        self.staging.live.lock().remove(&self.number);
         // Its name is gone already where the file became a cached copy; otherwise what is left
         // behind is removed at the next start.
         if let Err(error) = self.staging.disk.remove_file(&self.path())
@@ -179,5 +177,6 @@ impl Drop for Staged {
         }
         let size = self.size.load(Ordering::Relaxed);
         self.staging.used.fetch_sub(size, Ordering::Relaxed);
+        self.staging.favoured.lock().take_if(|number| *number == self.number);
     }
 }

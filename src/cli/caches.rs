@@ -1,12 +1,18 @@
 //! `metacache`, `fscache` and `obox`: the words of obox's own commands, so that what admins and
 //! their scripts know works here. `docs/ADMIN.md` has them side by side.
 
-use super::Target;
 use super::exit::{Code, Failure};
+use super::formatter::{Format, Table};
+use super::show;
 use super::talk::{self, unexpected};
-use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest, Whom};
+use super::{Target, out};
+use crate::admin::caches::{
+    CacheAnswer, CacheRequest, FlushRequest, ListRow, MetacacheReport, Rescanned, Unflushed, Whom,
+};
 use crate::admin::{Answer, Request};
 use clap::{Args, Subcommand};
+use serde_json::Value;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 /// Which users a command is for.
@@ -25,7 +31,7 @@ pub(super) struct Users {
 }
 
 impl Users {
-    fn whom(self) -> Result<Whom, Failure> {
+    pub(super) fn whom(self) -> Result<Whom, Failure> {
         if let Some(user) = self.user {
             return Ok(Whom::User(user));
         }
@@ -37,8 +43,48 @@ impl Users {
     }
 }
 
+/// A field to find users by, or (like `-f` before the command) a format of the answer.
+fn field_or_format(text: &str) -> Result<FieldOrFormat, String> {
+    if let Ok(format) = <Format as clap::ValueEnum>::from_str(text, false) {
+        return Ok(FieldOrFormat::Format(format));
+    }
+    match text == "username" || text.starts_with("user_") {
+        true => Ok(FieldOrFormat::Field(text.to_owned())),
+        false => Err("neither a format (flow, pager, tab, table, json) nor a field \
+                      (username, user_...)"
+            .to_owned()),
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum FieldOrFormat {
+    Field(String),
+    Format(Format),
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Metacache {
+    /// Show who is in the metacache, what it holds of them, and what is not uploaded yet.
+    List {
+        /// Only users whose name (with -f FIELD: that field) matches this (`*` and `?`).
+        mask: Option<String>,
+        /// A format of the answer, or the field that the mask is for.
+        #[arg(short, value_name = "FORMAT|FIELD", value_parser = field_or_format)]
+        field: Vec<FieldOrFormat>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show what the metacache uses, by when users were last seen.
+    Status {
+        /// By directory and device instead.
+        #[arg(long)]
+        roots: bool,
+        /// In bytes, not in units for people.
+        #[arg(short)]
+        bytes: bool,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Upload users' changes now.
     Flush {
         #[command(flatten)]
@@ -46,6 +92,9 @@ pub(super) enum Metacache {
         /// Only important changes: flags, expunges, moves, folders; no caches.
         #[arg(short, long)]
         important: bool,
+        /// Only users with changes of this priority (0 to 3) or of a less important one.
+        #[arg(short, value_name = "PRIORITY", value_parser = clap::value_parser!(u8).range(0..=3))]
+        priority: Option<u8>,
         #[command(flatten)]
         target: Target,
     },
@@ -59,6 +108,50 @@ pub(super) enum Metacache {
         field: Option<String>,
         /// Only users whose name matches this (`*` and `?`).
         mask: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Remove users' files from the local disk. They come back at the next access.
+    ///
+    /// Fails (75) for users with changes that are not uploaded, unless told what to do with them.
+    Clean {
+        #[command(flatten)]
+        users: Users,
+        /// Only what was not used for so many days.
+        #[arg(short, value_name = "DAYS", default_value_t = 0)]
+        days: u32,
+        /// Only files of this priority (0 to 3) and of less important ones.
+        #[arg(short, value_name = "PRIORITY", default_value_t = 0,
+              value_parser = clap::value_parser!(u8).range(0..=3))]
+        priority: u8,
+        /// Upload changes first.
+        #[arg(long)]
+        flush: bool,
+        /// Throw changes away: users go back to what was uploaded last. Mails stay.
+        #[arg(long, conflicts_with = "flush")]
+        discard: bool,
+        /// Do not ask whether --discard is meant.
+        #[arg(long, requires = "discard")]
+        yes: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Look whether somebody else has changed users; if so they are read anew.
+    Refresh {
+        #[command(flatten)]
+        users: Users,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Upload users, give them up, and forget them here. Exit code 75: one is in use.
+    Remove {
+        /// Users whose names match this (`*` and `?`).
+        mask: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Count what is on the disk, and put the books right.
+    Rescan {
         #[command(flatten)]
         target: Target,
     },
@@ -91,6 +184,16 @@ pub(super) enum Obox {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum OboxUser {
+    /// Delete everything of users. Exit code 65: somebody has a file open.
+    ///
+    /// Disable the user and end its sessions first. The bytes stay in the store until `retention` is
+    /// over, and `vmailfs user restore` can bring them back until then.
+    Delete {
+        #[command(flatten)]
+        users: Users,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Wait until nobody has a file of the users open. Exit code 65: somebody still has.
     Wait {
         #[command(flatten)]
@@ -103,24 +206,89 @@ pub(super) enum OboxUser {
     },
 }
 
-fn ask(target: &Target, what: CacheRequest) -> Result<CacheAnswer, Failure> {
+pub(super) fn ask(target: &Target, what: CacheRequest) -> Result<CacheAnswer, Failure> {
     match talk::ask_of(target, &Request::Caches { what })? {
         Answer::Caches(answer) => Ok(answer),
         _ => Err(unexpected()),
     }
 }
 
-pub(super) fn metacache(command: Metacache) -> Result<(), Failure> {
+pub(super) fn metacache(command: Metacache, format: Option<Format>) -> Result<(), Failure> {
     match command {
-        Metacache::Flush { users, important, target } => {
-            let what = FlushRequest { whom: users.whom()?, important_only: important };
+        Metacache::List { mask, field, target } => {
+            let (mut by, mut format) = (None, format);
+            for one in field {
+                match one {
+                    FieldOrFormat::Field(field) => by = Some(field),
+                    FieldOrFormat::Format(chosen) => format = Some(chosen),
+                }
+            }
+            match ask(&target, CacheRequest::MetacacheList { mask, field: by })? {
+                CacheAnswer::List(rows) => out(&list(&rows).text(format.unwrap_or(Format::Table))?),
+                _ => Err(unexpected()),
+            }
+        }
+        Metacache::Status { roots, bytes, target } => {
+            match ask(&target, CacheRequest::MetacacheStatus)? {
+                CacheAnswer::Metacache(report) => {
+                    let table =
+                        if roots { by_root(&report, bytes) } else { by_time(&report, bytes) };
+                    out(&table.text(format.unwrap_or(Format::Table))?)
+                }
+                _ => Err(unexpected()),
+            }
+        }
+        Metacache::Flush { users, important, priority, target } => {
+            let what = FlushRequest {
+                whom: users.whom()?,
+                important_only: important,
+                min_priority: priority,
+            };
             talk::flush(&target, what)
         }
         Metacache::Flushall { important, field, mask, target } => {
             let whom = Whom::Matching { mask, field };
-            let what = FlushRequest { whom, important_only: important };
+            let what = FlushRequest { whom, important_only: important, min_priority: None };
             talk::flush(&target, what)
         }
+        Metacache::Clean { users, days, priority, flush, discard, yes, target } => {
+            let unflushed = match (flush, discard) {
+                (true, _) => Unflushed::Flush,
+                (_, true) => Unflushed::Discard,
+                _ => Unflushed::Refuse,
+            };
+            if discard && !yes {
+                really()?;
+            }
+            let whom = users.whom()?;
+            let what =
+                CacheRequest::MetacacheClean { whom, min_priority: priority, days, unflushed };
+            cleaned(ask(&target, what)?)
+        }
+        Metacache::Remove { mask, target } => {
+            cleaned(ask(&target, CacheRequest::MetacacheRemove { mask })?)
+        }
+        Metacache::Refresh { users, target } => {
+            let what = CacheRequest::MetacacheRefresh { whom: users.whom()? };
+            let CacheAnswer::Refreshed(all) = ask(&target, what)? else { return Err(unexpected()) };
+            let mut failed = 0;
+            for user in all {
+                if let Some(error) = &user.error {
+                    out(&format!("{}: {error}\n", user.user))?;
+                    failed += 1;
+                } else if user.changed {
+                    out(&format!("{}: was changed elsewhere, and is read anew\n", user.user))?;
+                }
+            }
+            match failed {
+                0 => Ok(()),
+                n => Err(Failure::new(Code::TempFail, format!("{n} users could not be looked at"))),
+            }
+        }
+        Metacache::Rescan { target } => match ask(&target, CacheRequest::MetacacheRescan)? {
+            CacheAnswer::Rescanned(found) => out(&rescanned(&found)),
+            _ => Err(unexpected()),
+        },
         Metacache::Update(Update::Userdb { username, field, value, target }) => {
             let what = CacheRequest::UpdateUserdb { user: username, field, value };
             match ask(&target, what)? {
@@ -132,9 +300,86 @@ pub(super) fn metacache(command: Metacache) -> Result<(), Failure> {
     }
 }
 
+/// Asks at the terminal; no terminal is a no.
+fn really() -> Result<(), Failure> {
+    let question =
+        "Changes that are not uploaded yet will be lost: flags, moves, expunges. Go on? ";
+    let mut answer = String::new();
+    if std::io::stdin().is_terminal() {
+        let _ = write!(std::io::stderr(), "{question}");
+        let _ = std::io::stdin().read_line(&mut answer);
+    }
+    match answer.trim() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::new(Code::Usage, "nothing was done; --yes says that it is meant")),
+    }
+}
+
+fn cleaned(answer: CacheAnswer) -> Result<(), Failure> {
+    let CacheAnswer::Cleaned(all) = answer else { return Err(unexpected()) };
+    let (mut freed, mut left) = (0, 0);
+    let mut failed = 0_u64;
+    for user in &all {
+        freed += user.freed;
+        left += user.left;
+        let why = match (&user.error, user.busy) {
+            (Some(error), _) => error.as_str(),
+            (None, true) => "is in use",
+            (None, false) => continue,
+        };
+        failed += 1;
+        out(&format!("{}: {why}\n", user.user))?;
+    }
+    let done = show::count(all.len() as u64 - failed, "user");
+    out(&format!("{done}: {} freed, {} left\n", show::bytes(freed), show::bytes(left)))?;
+    match failed {
+        0 => Ok(()),
+        n => Err(Failure::new(Code::TempFail, format!("{n} of the users stay as they were"))),
+    }
+}
+
 pub(super) fn obox(command: Obox) -> Result<(), Failure> {
-    let Obox::User(OboxUser::Wait { users, t, target }) = command;
-    match ask(&target, CacheRequest::UserWait { whom: users.whom()?, secs: t })? {
+    let Obox::User(command) = command;
+    match command {
+        OboxUser::Delete { users, target } => delete(users, &target),
+        OboxUser::Wait { users, t, target } => wait(users, t, &target),
+    }
+}
+
+fn delete(users: Users, target: &Target) -> Result<(), Failure> {
+    if users.all {
+        let text = "-A would delete the mail of everybody: name the users with -u or -F";
+        return Err(Failure::new(Code::Usage, text));
+    }
+    let CacheAnswer::Deleted(all) = ask(target, CacheRequest::UserDelete { whom: users.whom()? })?
+    else {
+        return Err(unexpected());
+    };
+    let (mut busy, mut failed) = (Vec::new(), 0);
+    for user in all {
+        let files = show::count(user.files, "file");
+        let folders = show::count(user.folders, "folder");
+        out(&format!("{}: {files} and {folders} deleted\n", user.user))?;
+        if let Some(error) = &user.error {
+            out(&format!("{}: {error}\n", user.user))?;
+            failed += 1;
+        }
+        if user.busy {
+            busy.push(user.user);
+        }
+    }
+    match (busy.as_slice(), failed) {
+        ([], 0) => Ok(()),
+        ([], n) => Err(Failure::new(Code::TempFail, format!("{n} of the users are still there"))),
+        (busy, _) => Err(Failure::new(
+            Code::DataErr,
+            format!("files are still open of: {}; what is left of them stays", busy.join(", ")),
+        )),
+    }
+}
+
+fn wait(users: Users, t: u64, target: &Target) -> Result<(), Failure> {
+    match ask(target, CacheRequest::UserWait { whom: users.whom()?, secs: t })? {
         CacheAnswer::Busy(busy) if busy.is_empty() => Ok(()),
         CacheAnswer::Busy(busy) => Err(Failure::new(
             Code::DataErr,
@@ -142,4 +387,108 @@ pub(super) fn obox(command: Obox) -> Result<(), Failure> {
         )),
         _ => Err(unexpected()),
     }
+}
+
+fn optional<T: Into<Value>>(value: Option<T>) -> Value {
+    value.map_or(Value::Null, Into::into)
+}
+
+/// The documented columns.
+fn list(rows: &[ListRow]) -> Table {
+    let names: std::collections::BTreeSet<&String> =
+        rows.iter().flat_map(|row| row.fields.keys()).collect();
+    let mut table = Table::default();
+    let mut column = |name: String| table.columns.push(name);
+    column("username".into());
+    names.iter().for_each(|name| column((*name).clone()));
+    ["upload-within", "dev-major", "dev-minor"].into_iter().for_each(|name| column(name.into()));
+    (0..4).for_each(|priority| column(format!("bytes-used({priority})")));
+    (0..4).for_each(|priority| column(format!("last-access({priority})")));
+    ["changes", "last-service", "cleanup-weight"].into_iter().for_each(|name| column(name.into()));
+    for row in rows {
+        let mut values: Vec<Value> = vec![row.username.clone().into()];
+        values.extend(names.iter().map(|name| optional(row.fields.get(*name).cloned())));
+        values.push(optional(row.upload_within));
+        values.push(row.dev_major.into());
+        values.push(row.dev_minor.into());
+        values.extend((0..4).map(|p| row.bytes_used.get(p).copied().unwrap_or(0).into()));
+        values.extend((0..4).map(|p| row.last_access.get(p).copied().unwrap_or(0).into()));
+        values.push(row.changes.as_str().into());
+        values.push(optional(row.last_service.clone()));
+        values.push(optional(row.cleanup_weight));
+        table.rows.push(values);
+    }
+    table
+}
+
+/// The text of `.vmailfs/list`.
+pub(super) fn list_text(rows: &[ListRow]) -> Result<String, Failure> {
+    list(rows).text(Format::Table)
+}
+
+pub(super) fn size(bytes: u64, exact: bool) -> Value {
+    if exact { bytes.into() } else { show::bytes(bytes).into() }
+}
+
+fn by_time(report: &MetacacheReport, exact: bool) -> Table {
+    let mut table = Table::new(["last-access", "users", "bytes-used"]);
+    for span in &report.by_time {
+        let within = match span.within {
+            Some(3600) => "within an hour".to_owned(),
+            Some(86_400) => "within a day".to_owned(),
+            Some(secs) => format!("within {} days", secs / 86_400),
+            None => "longer ago".to_owned(),
+        };
+        let users = span.users.into();
+        table.rows.push(vec![within.into(), users, size(span.bytes, exact)]);
+    }
+    table
+}
+
+fn by_root(report: &MetacacheReport, exact: bool) -> Table {
+    let mut table = Table::new([
+        "root",
+        "dev-major",
+        "dev-minor",
+        "users",
+        "bytes-used",
+        "max-space",
+        "max-grace",
+        "bytes-used(0)",
+        "bytes-used(1)",
+        "bytes-used(2)",
+        "bytes-used(3)",
+    ]);
+    let users: u64 = report.by_time.iter().map(|span| span.users).sum();
+    let mut row: Vec<Value> = vec![
+        report.root.display().to_string().into(),
+        report.dev_major.into(),
+        report.dev_minor.into(),
+        users.into(),
+        size(report.bytes_used, exact),
+        size(report.max_space, exact),
+        size(report.max_grace, exact),
+    ];
+    row.extend((0..4).map(|p| size(report.by_priority.get(p).copied().unwrap_or(0), exact)));
+    table.rows.push(row);
+    table
+}
+
+fn rescanned(found: &Rescanned) -> String {
+    let users = show::count(found.users, "user");
+    let mut text = match found.booked.cmp(&found.found) {
+        std::cmp::Ordering::Equal if found.wrong.is_empty() => {
+            format!("{users}, {} bytes: the books were right\n", found.found)
+        }
+        _ => format!(
+            "{users}, {} bytes: the books said {}, they were wrong by {}\n",
+            found.found,
+            found.booked,
+            i128::from(found.booked) - i128::from(found.found)
+        ),
+    };
+    for (user, booked, bytes) in &found.wrong {
+        text.push_str(&format!("{user}: {bytes} bytes, the books said {booked}\n"));
+    }
+    text
 }

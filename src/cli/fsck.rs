@@ -3,7 +3,9 @@
 use super::care::{Source, Via};
 use super::exit::{Code, Failure};
 use super::{out, show};
+use crate::admin::caches::is_mask;
 use crate::admin::care::{Care, Cared};
+use crate::dovecot::mask::matches;
 use crate::vmail::fsck::Report;
 use clap::Args;
 use std::io::Write;
@@ -14,6 +16,7 @@ pub(super) struct FsckArgs {
     /// Check in this store itself, without a mount; default: ask the running mount.
     #[arg(value_name = "STORE")]
     url: Option<String>,
+    /// One user, or those that fit a mask with * and ?.
     #[arg(short, long, required_unless_present = "all", conflicts_with = "all")]
     user: Option<String>,
     /// All users.
@@ -43,12 +46,17 @@ pub(super) struct FsckArgs {
 pub(super) fn fsck(args: &FsckArgs) -> Result<(), Failure> {
     let via = args.source.open(args.url.clone())?;
     let users = match &args.user {
-        Some(user) => vec![user.clone()],
-        None => match via.ask(Care::Users)? {
-            Cared::Users(users) => users,
+        Some(user) if !is_mask(user) => vec![user.clone()],
+        mask => match via.ask(Care::Users)? {
+            Cared::Users(mut users) => {
+                let fits = |name: &str, mask: &String| matches(mask.as_bytes(), name.as_bytes());
+                users.retain(|name| mask.as_ref().is_none_or(|mask| fits(name, mask)));
+                users
+            }
             _ => return Err(super::talk::unexpected()),
         },
     };
+    let several = args.all || args.user.as_deref().is_some_and(is_mask);
     let (mut left, mut repaired, mut failed) = (0, 0, None);
     for user in users {
         match one(args, &via, user.clone()) {
@@ -57,7 +65,7 @@ pub(super) fn fsck(args: &FsckArgs) -> Result<(), Failure> {
                 repaired += report.repaired.len();
                 tell(args, &report)?;
             }
-            Err(failure) if args.all => {
+            Err(failure) if several => {
                 let _ = writeln!(std::io::stderr(), "{user}: not checked: {failure}");
                 failed = Some(failure);
             }

@@ -5,8 +5,10 @@ use super::heart::told;
 use super::show::{age, count};
 use super::talk::{ask, unexpected};
 use super::{Target, out};
+use crate::admin::caches::is_mask;
 use crate::admin::gc::{GcReport, GcRequest, GcUser, GcUsers};
 use crate::admin::{AdminError, Answer, ErrorKind, Progress, Request};
+use crate::dovecot::mask::matches;
 use crate::vmail::gc::{Options, Report};
 use crate::vmail::gc_users::{self, Outcome};
 use crate::vmail::session::{Session, UserCell};
@@ -26,7 +28,7 @@ pub(super) fn request(user: Option<String>, all: bool, dry_run: bool, scan: bool
 }
 
 pub(super) fn command(target: &Target, what: GcRequest, json: bool) -> Result<(), Failure> {
-    let one = matches!(what.users, GcUsers::User(_));
+    let one = matches!(&what.users, GcUsers::User(name) if !is_mask(name));
     let request = Request::Gc(what);
     let answer = ask(target.socket.as_deref(), target.mountpoint.as_deref(), &request)?;
     let Answer::Gc(report) = answer else { return Err(unexpected()) };
@@ -119,12 +121,18 @@ pub(super) async fn run(
         AdminError::new(ErrorKind::NoSuchUser, format!("{name}: no such user in the store"))
     };
     let cells = match &what.users {
+        GcUsers::User(mask) if is_mask(mask) => {
+            let mut all = gc_users::all_users(session).await.map_err(|e| told(&e))?;
+            all.retain(|cell| matches(mask.as_bytes(), cell.name.as_bytes()));
+            all
+        }
         GcUsers::User(name) => vec![session.user_by_name(name).ok_or_else(|| no_user(name))?],
         GcUsers::Open => gc_users::open_users(session),
         GcUsers::All => gc_users::all_users(session).await.map_err(|e| told(&e))?,
     };
     let options = Options { dry_run: what.dry_run, scan: what.scan, unasked: false };
     let mut report = GcReport { dry_run: what.dry_run, ..GcReport::default() };
+    let one = matches!(&what.users, GcUsers::User(name) if !is_mask(name));
     let total = cells.len();
     let mut next = cells.into_iter();
     let mut running = tokio::task::JoinSet::new();
@@ -144,7 +152,7 @@ pub(super) async fn run(
         match done {
             Ok(Outcome::Done(done)) => report.users.extend(told_of(&cell.name, done)),
             Ok(Outcome::Foreign { .. }) => report.foreign += 1,
-            Ok(Outcome::Absent) if total == 1 => return Err(no_user(&cell.name)),
+            Ok(Outcome::Absent) if one => return Err(no_user(&cell.name)),
             Ok(Outcome::Absent) => {}
             Err(error) => report.failed.push((cell.name.to_string(), error.to_string())),
         }

@@ -30,6 +30,8 @@ use std::time::Duration;
 
 mod aliases;
 mod caches;
+mod fscache;
+mod metacache;
 mod status;
 mod whom;
 

@@ -7,6 +7,8 @@ mod bars;
 mod caches;
 mod care;
 mod exit;
+mod formatter;
+mod fscache;
 mod fsck;
 mod gc;
 mod heart;
@@ -39,8 +41,11 @@ use std::time::Duration;
 #[command(after_help = "Exit codes are those of sysexits.h: 64 usage, 65 the data are not as \
     asked for, 66 no such file, 67 no such user, 69 no such mount, 70 defect, 75 try again (nothing is lost), 77 not allowed, 78 configuration.")]
 struct Cli {
-    /// Tell how far long work is, also where there is no terminal.
-    #[arg(short)]
+    /// How tables are written; before the command, as with doveadm.
+    #[arg(short, value_name = "FORMAT")]
+    format: Option<formatter::Format>,
+    /// Tell how far long work is, also where there is no terminal (-D does the same).
+    #[arg(short, short_alias = 'D')]
     verbose: bool,
     #[command(subcommand)]
     command: Command,
@@ -106,7 +111,7 @@ enum Command {
     /// A mount does this by itself, once in `gc.interval`, for the users that are open in it.
     /// Without -u and -A: these, now. Nothing is deleted that has a name, nor what never had one.
     Gc {
-        /// One user; it need not be open.
+        /// One user, or those that fit a mask with * and ?; they need not be open.
         #[arg(short, long, conflicts_with = "all")]
         user: Option<String>,
         /// All users of the store, but for those that belong to other backends.
@@ -128,6 +133,9 @@ enum Command {
     /// Index files and listings of the users seen lately.
     #[command(subcommand)]
     Metacache(caches::Metacache),
+    /// Copies of mails on the local disk.
+    #[command(subcommand)]
+    Fscache(fscache::Fscache),
     /// Whole users, in obox's words.
     #[command(subcommand)]
     Obox(caches::Obox),
@@ -189,7 +197,8 @@ pub fn main() -> ExitCode {
         Command::Fsck(args) => fsck::fsck(&args),
         Command::User(command) => user::user(command),
         Command::IndexLock { path } => index_lock::hold(&path),
-        Command::Metacache(command) => caches::metacache(command),
+        Command::Metacache(command) => caches::metacache(command, cli.format),
+        Command::Fscache(command) => fscache::fscache(command, cli.format),
         Command::Obox(command) => caches::obox(command),
         Command::Top { mountpoint, socket, delay, once } => {
             let every = Duration::try_from_secs_f64(delay).unwrap_or(Duration::from_secs(2));

@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 
 /// A mount that serves.
 pub(super) struct Live {
@@ -133,7 +133,8 @@ async fn attend(
     mut signals: Signals,
     daemon: bool,
 ) -> Result<(), Failure> {
-    let api = Arc::new(StopOnce { inner: live.api, stopped: OnceCell::new() });
+    let stopped = OnceCell::new();
+    let api = Arc::new(StopOnce { inner: live.api, stopped, done: Notify::new() });
     let os = |what: &str, e: std::io::Error| Failure::new(Code::OsErr, format!("{what}: {e}"));
     let set_up = Server::bind(&settings.admin_socket).map_err(|e| os("admin socket", e)).and_then(
         |server| {
@@ -175,6 +176,8 @@ async fn attend(
     let why = loop {
         tokio::select! {
             _ = &mut gone => break "unmounted",
+            // Whoever holds a file open keeps the mount from being gone, perhaps for ever.
+            () = api.done.notified() => break "an admin",
             _ = signals.term.recv() => break "SIGTERM",
             _ = signals.int.recv() => break "SIGINT",
             _ = signals.hup.recv() => {
@@ -218,6 +221,7 @@ fn notify(states: &[NotifyState<'_>]) {
 struct StopOnce {
     inner: Arc<dyn AdminApi>,
     stopped: OnceCell<Result<StopReport, AdminError>>,
+    done: Notify,
 }
 
 impl fmt::Debug for StopOnce {
@@ -265,7 +269,9 @@ impl AdminApi for StopOnce {
     }
 
     async fn stop(&self, progress: &Progress) -> Result<StopReport, AdminError> {
-        self.stopped.get_or_init(|| self.inner.stop(progress)).await.clone()
+        let report = self.stopped.get_or_init(|| self.inner.stop(progress)).await.clone();
+        self.done.notify_one();
+        report
     }
 }
 

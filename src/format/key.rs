@@ -44,9 +44,6 @@ pub struct MailKey {
 
 /// Metadata of a mail object: the folder's path below the user's root, see [`meta_folder`].
 pub const META_FOLDER: &str = "vmailfs-folder";
-/// Metadata of a mail object: the path of the folder with the index of its mailbox, written like
-/// [`META_FOLDER`]. Where the two are apart, and neither is in a head yet.
-pub const META_INDEX: &str = "vmailfs-index";
 /// Metadata of a mail object: the file's name, by [`escape_key`], where the key has no room.
 pub const META_NAME: &str = "vmailfs-name";
 /// Metadata of a mail object: ids, separated by spaces, under which the same file was put, or may

@@ -290,8 +290,9 @@ pub async fn whole(
 ) -> Result<Bytes> {
     if let Some(copy) = cached(session, user, key, size).await? {
         let len = usize::try_from(size).unwrap_or(usize::MAX);
-        let read = copy.file.read_exact_at(0, len);
-        return read.map(Bytes::from).map_err(|e| Error::disk("fscache", &e));
+        if let Some(bytes) = copy.read(0, len) {
+            return Ok(Bytes::from(bytes));
+        }
     }
     if let Some(bytes) = promise::read(session, user, key).await? {
         return Ok(bytes);

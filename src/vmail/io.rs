@@ -1,11 +1,9 @@
-//! The bytes of files: open, read, write, truncate, and what close and fsync must wait for.
+//! The bytes of files: open, write, truncate, and what close and fsync must wait for.
 
 use super::error::{Error, Plain, Result};
 use super::fetch;
-use super::lost;
 use super::need::{Need, NodeRef, Op, Stop};
 use super::node::{Growing, Kind, Mail, Node, NodeIx, Tracker};
-use super::stream::Piece;
 use super::user::User;
 use crate::cache::fscache::{Cached, Taken};
 use crate::dovecot::classes::{Class, IndexKind};
@@ -16,7 +14,7 @@ use crate::format::{ObjectId, Timestamp};
 use crate::fs::api::OpenMode;
 use std::sync::Arc;
 
-fn disk(e: &std::io::Error) -> Error {
+pub(super) fn disk(e: &std::io::Error) -> Error {
     Error::disk("local file", e)
 }
 
@@ -187,116 +185,6 @@ impl User {
         self.drop_if_unused(ix);
     }
 
-    // ---- reading
-
-    /// Bytes of a file; `copy` is what the handle was given at open.
-    pub fn read(
-        &mut self,
-        ix: NodeIx,
-        copy: Option<&Arc<Cached>>,
-        offset: u64,
-        size: u32,
-    ) -> Op<Vec<u8>> {
-        let reference = self.node_ref(ix)?;
-        let name = self.name.clone();
-        let session = self.session.clone();
-        let fscache = &session.fscache;
-        let node = self.node_mut(ix)?;
-        let end = node.size.min(offset.saturating_add(u64::from(size)));
-        if offset >= end {
-            return Ok(Vec::new());
-        }
-        let len = usize::try_from(end - offset).unwrap_or(usize::MAX);
-        match &mut node.kind {
-            Kind::Local(local) => {
-                let file = local.file.clone().ok_or(Plain::BadHandle)?;
-                let mut buf = vec![0; len];
-                let n = file.read_at(&mut buf, offset).map_err(|e| disk(&e))?;
-                buf.truncate(n);
-                Ok(buf)
-            }
-            Kind::Mail(mail) => {
-                let size = mail.published_size;
-                if let Some(staged) = &mail.staged {
-                    return Ok(staged.file.read_exact_at(offset, len).map_err(|e| disk(&e))?);
-                }
-                let key = mail.object.clone().ok_or(Plain::BadHandle)?;
-                let copy = copy.cloned().or_else(|| mail.fetched.clone());
-                let copy = copy.or_else(|| mail.cached.upgrade()).or_else(|| {
-                    // It was being written when this handle was opened.
-                    let found = (!mail.through).then(|| fscache.get(&name, key.id(), size))??;
-                    mail.fetched = Some(found.clone());
-                    Some(found)
-                });
-                if let Some(bytes) = copy.and_then(|copy| copy.read(offset, len)) {
-                    return Ok(bytes);
-                }
-                if let Some(bare) = mail.blank {
-                    return Ok(lost::blank_bytes(bare, offset, len));
-                }
-                session.streams.read(&name, key.id(), offset, len).map_err(|index| {
-                    Stop::Wait(Need::Through(reference, Piece { object: key, size, index }))
-                })
-            }
-            Kind::Growing(grow) => {
-                let mut out = Vec::with_capacity(len);
-                while out.len() < len {
-                    let at = offset + out.len() as u64;
-                    let want = len - out.len();
-                    if at >= grow.published {
-                        match &grow.tail {
-                            Some(tail) => {
-                                let mut buf = vec![0; want];
-                                let n = tail.file.read_at(&mut buf, at).map_err(|e| disk(&e))?;
-                                // What was never written reads as zeros.
-                                let _ = n;
-                                out.extend(buf);
-                            }
-                            None => out.extend(std::iter::repeat_n(0, want)),
-                        }
-                        continue;
-                    }
-                    let i = grow.extents.partition_point(|e| e.offset <= at).saturating_sub(1);
-                    let Some(extent) = grow.extents.get(i) else {
-                        return Err(Error::Internal("hole in a growing file".into()).into());
-                    };
-                    let id = extent.object.id();
-                    let open = match grow.open.get(&id) {
-                        Some(open) => Some(open.clone()),
-                        None => fscache.get(&name, id, extent.len).inspect(|open| {
-                            grow.open.insert(id, open.clone());
-                        }),
-                    };
-                    let stop = (extent.offset + extent.len).min(grow.published);
-                    let n = usize::try_from(stop - at).unwrap_or(usize::MAX).min(want);
-                    let from = at - extent.offset;
-                    if open.is_none() && !grow.through.contains(&id) {
-                        return Err(Stop::Wait(Need::FetchExtent(reference, i)));
-                    }
-                    let bytes = match open.and_then(|open| open.read(from, n)) {
-                        Some(bytes) => bytes,
-                        None => {
-                            let (object, size) = (extent.object.clone(), extent.len);
-                            session.streams.read(&name, id, from, n).map_err(|index| {
-                                Stop::Wait(Need::Through(
-                                    reference.clone(),
-                                    Piece { object, size, index },
-                                ))
-                            })?
-                        }
-                    };
-                    out.extend(bytes);
-                }
-                // What the next read needs first is what this one needed last.
-                if grow.open.len() > OPEN_EXTENTS {
-                    grow.open.clear();
-                }
-                Ok(out)
-            }
-            Kind::Published(_) | Kind::Symlink(_) => Err(Plain::BadHandle.into()),
-        }
-    }
-
     // ---- writing
 
     /// Writes; the kernel has chosen the offset, also for O_APPEND.
@@ -378,10 +266,11 @@ impl User {
         let node = self.node_mut(ix)?;
         let Kind::Mail(mail) = &mut node.kind else { return Err(Plain::BadHandle.into()) };
         let Some(staged) = mail.staged.clone() else { return Err(Plain::Access.into()) };
-        if !staged.reserve(offset + data.len() as u64) {
+        let end = offset + data.len() as u64;
+        if !staged.reserve(end) {
             // For as long as it waits, and if it waits in vain.
             mail.refused = Some(mail.refused.map_or(offset, |first| first.min(offset)));
-            return Err(Stop::Wait(Need::Staging(cell, data.len() as u64)));
+            return Err(Stop::Wait(Need::Staging(cell, staged, end)));
         }
         if let Err(error) = staged.write(data, offset) {
             mail.refused = Some(mail.refused.map_or(offset, |first| first.min(offset)));
@@ -409,9 +298,9 @@ impl User {
                 tail
             }
         };
-        let end = offset + data.len() as u64;
-        if !tail.reserve(end.saturating_sub(grow.published)) {
-            return Err(Stop::Wait(Need::Staging(reference.cell, data.len() as u64)));
+        let held = (offset + data.len() as u64).saturating_sub(grow.published);
+        if !tail.reserve(held) {
+            return Err(Stop::Wait(Need::Staging(reference.cell, tail, held)));
         }
         tail.write_sparse(data, offset, grow.published).map_err(|e| Error::disk("staging", &e))?;
         grow.dirty = true;
@@ -424,7 +313,7 @@ impl User {
     fn probe_uids(&mut self, ix: NodeIx, offset: u64, data: &[u8]) -> Op<Option<Tracker>> {
         let node = self.node(ix)?;
         let Kind::Local(local) = &node.kind else { return Ok(None) };
-        let probe = match &local.tracker {
+        let mut probe = match &local.tracker {
             Tracker::None => return Ok(None),
             Tracker::UidList(t) => {
                 let mut t = t.clone();
@@ -437,7 +326,11 @@ impl User {
                 Tracker::Log(t)
             }
         };
-        if let (Some(next), Some(name)) = (User::tracker_next_uid(&probe), node.names.first()) {
+        let name = node.names.first();
+        if probe.is_lost() {
+            probe = self.track_anew(ix, offset, data)?;
+        }
+        if let (Some(next), Some(name)) = (User::tracker_next_uid(&probe), name) {
             self.await_ceiling(name.at.folder, next)?;
         }
         Ok(Some(probe))
@@ -460,7 +353,8 @@ impl User {
             Kind::Mail(mail) => match &mail.staged {
                 Some(staged) => {
                     if !staged.reserve(len) {
-                        return Err(Stop::Wait(Need::Staging(reference.cell, len)));
+                        let staged = staged.clone();
+                        return Err(Stop::Wait(Need::Staging(reference.cell, staged, len)));
                     }
                     staged.set_len(len).map_err(|e| Error::disk("staging", &e))?;
                     mail.refused = mail.refused.filter(|first| *first < len);
@@ -483,7 +377,8 @@ impl User {
                 if let Some(tail) = &grow.tail {
                     let held = len.saturating_sub(grow.published);
                     if !tail.reserve(held) {
-                        return Err(Stop::Wait(Need::Staging(reference.cell, held)));
+                        let tail = tail.clone();
+                        return Err(Stop::Wait(Need::Staging(reference.cell, tail, held)));
                     }
                     tail.set_len_sparse(len, grow.published)
                         .map_err(|e| Error::disk("staging", &e))?;
@@ -618,9 +513,6 @@ pub fn is_dirty(kind: &Kind) -> bool {
         Kind::Published(_) | Kind::Local(_) | Kind::Symlink(_) => false,
     }
 }
-
-/// Copies of extents that an open file keeps open.
-const OPEN_EXTENTS: usize = 16;
 
 /// Files stay below this size.
 pub const MAX_FILE: u64 = 1 << 40;

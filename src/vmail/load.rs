@@ -457,11 +457,22 @@ impl User {
         Ok(found)
     }
 
+    /// Writes a file that the store has, too.
     pub(super) fn write_local(&self, at: Place, name: &[u8], content: &[u8]) -> Result<()> {
+        self.put_local(at, name, content, false)
+    }
+
+    /// Replaces a file that may hold what was synced here and is in no bundle yet: after a power
+    /// cut it is the old one or the new one.
+    pub(super) fn rewrite_local(&self, at: Place, name: &[u8], content: &[u8]) -> Result<()> {
+        self.put_local(at, name, content, true)
+    }
+
+    fn put_local(&self, at: Place, name: &[u8], content: &[u8], durable: bool) -> Result<()> {
         let path = self.file_path(at, name);
         let disk = &*self.session.env.disk;
         self.make_cache_dir(&self.cache_path(at))
-            .and_then(|()| disk.replace(&path, content, false))
+            .and_then(|()| disk.replace(&path, content, durable))
             .map_err(|e| Error::disk(path.display().to_string(), &e))
     }
 

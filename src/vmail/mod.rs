@@ -45,6 +45,7 @@ pub mod open;
 pub mod parts;
 pub mod promise;
 pub mod publish;
+pub mod read;
 pub mod recover;
 pub mod recover_mdbox;
 pub mod recover_sdbox;

@@ -3,7 +3,7 @@
 
 use super::error::{Error, Plain, Result};
 use super::need::Op;
-use super::node::{Growing, Kind, Mail, Names, Node, NodeIx, Since};
+use super::node::{Growing, Kind, Local, Mail, Names, Node, NodeIx, Since};
 use super::tree::Target;
 use super::user::User;
 use crate::dovecot::classes::{Class, IndexKind};
@@ -109,7 +109,11 @@ impl User {
                 let temporary = super::recover::is_temporary(name);
                 Kind::Growing(Box::new(Growing { temporary, ..Growing::default() }))
             }
-            _ => Kind::Local(Box::new(User::new_local())),
+            // Whoever copies a mailbox in writes its index files under their own names.
+            _ => Kind::Local(Box::new(Local {
+                tracker: self.track(class, b""),
+                ..User::new_local()
+            })),
         };
         let node = self.new_node(kind, class, mode, owner);
         let disk = DiskOp::Create { at, name: name.to_vec() };

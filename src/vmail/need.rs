@@ -6,6 +6,7 @@ use super::session::UserCell;
 use super::stream::Piece;
 use super::user::User;
 use crate::cache::metacache::Purpose;
+use crate::cache::staging::Staged;
 use crate::format::FolderId;
 use crate::fs::api::Ino;
 use std::sync::Arc;
@@ -45,8 +46,8 @@ pub enum Need {
     Room(u64, Purpose),
     /// A piece of an object that fscache has no room for.
     Through(NodeRef, Piece),
-    /// Room in staging for so many bytes.
-    Staging(Arc<UserCell>, u64),
+    /// Room in staging for a file to become so long.
+    Staging(Arc<UserCell>, Arc<Staged>, u64),
     /// A published file that may still be written must be in staging again; a growing one from
     /// this offset on.
     Stage(NodeRef, u64),
@@ -66,9 +67,9 @@ impl Need {
             | Need::Load(cell, _)
             | Need::Restore(cell, _)
             | Need::SyncJournal(cell)
-            | Need::Staging(cell, _)
             | Need::Ceiling(cell, ..)
-            | Need::UidValidity(cell, _) => Some(cell),
+            | Need::UidValidity(cell, _)
+            | Need::Staging(cell, ..) => Some(cell),
             Need::Publish(node)
             | Need::SyncLocal(node)
             | Need::Fetch(node)

@@ -140,6 +140,17 @@ pub enum Tracker {
     Log(Box<LogTracker>),
 }
 
+impl Tracker {
+    /// A write could not be followed.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Tracker::None => false,
+            Tracker::UidList(tracker) => tracker.is_lost(),
+            Tracker::Log(tracker) => tracker.is_lost(),
+        }
+    }
+}
+
 /// A file of the metacache.
 #[derive(Debug, Default)]
 pub struct Local {

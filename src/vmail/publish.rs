@@ -44,8 +44,8 @@ use crate::dovecot::classes::Class;
 use crate::failpoint;
 use crate::format::journal::Change;
 use crate::format::key::{
-    KeyTail, META_FOLDER, META_INDEX, META_NAME, META_REPLACES, META_USER, MailKey, Piece,
-    mail_key, meta_folder,
+    KeyTail, META_FOLDER, META_NAME, META_REPLACES, META_USER, MailKey, Piece, mail_key,
+    meta_folder,
 };
 use crate::format::listing::Extent;
 use crate::format::{ObjectId, Timestamp};
@@ -69,8 +69,6 @@ struct Job {
     writes: u64,
     folder: crate::format::FolderId,
     folder_path: String,
-    /// sdbox: where its index lies, for a folder that no head has.
-    index_path: Option<String>,
     name: Vec<u8>,
     /// Maildir: complete the name by what readers of the mail want to know.
     maildir: bool,
@@ -206,7 +204,6 @@ impl User {
             writes: 0,
             folder: name.at.folder,
             folder_path: meta_folder(path.iter().map(|p| &**p)),
-            index_path: self.unflushed_index(name.at.folder),
             name: bytes.to_vec(),
             maildir: name.at.sub != crate::format::Sub::Own
                 && matches!(found.class, Class::Mail | Class::MailTemp),
@@ -386,7 +383,6 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         (META_FOLDER.to_string(), job.folder_path.clone()),
         (META_USER.to_string(), crate::format::escape::escape_key(node.cell.name.as_bytes())),
     ];
-    metadata.extend(job.index_path.clone().map(|path| (META_INDEX.to_string(), path)));
     if name_apart {
         let name = crate::format::escape::escape_key(&job.name);
         metadata.push((META_NAME.to_string(), name));

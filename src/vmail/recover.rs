@@ -312,11 +312,7 @@ async fn replaced(cell: &Arc<UserCell>, object: &Found) -> Result<Vec<ObjectId>>
     Ok(text.split(' ').filter_map(|id| id.parse().ok()).collect())
 }
 
-pub(super) async fn metadata(
-    cell: &Arc<UserCell>,
-    tail: &KeyTail,
-    which: &str,
-) -> Result<Option<String>> {
+async fn metadata(cell: &Arc<UserCell>, tail: &KeyTail, which: &str) -> Result<Option<String>> {
     let head = cell.session.env.store.head(&mail_key(&cell.name, tail), Reason("recover")).await;
     let meta = head.map_err(|e| {
         Error::store(format!("object {tail} of {}", cell.name), During::Delivery, e)

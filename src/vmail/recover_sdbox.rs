@@ -5,40 +5,28 @@
 use super::error::{Error, Result};
 use super::load;
 use super::node::{Kind, NodeIx};
-use super::recover::{Found, find_path, metadata, unstop};
+use super::recover::{Found, find_path, unstop};
 use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::Class;
 use crate::dovecot::recover::{RecoverError, append_sdbox, first_log, mark_fsckd};
 use crate::dovecot::replay::replay;
-use crate::format::key::{META_FOLDER_MAX, META_INDEX, meta_folder, parse_meta_folder};
 use crate::format::listing::Attrs;
 use crate::format::{FolderId, Place, Sub};
 use std::sync::Arc;
 
 pub(super) const INDEX_LOG: &[u8] = b"dovecot.index.log";
 
-/// sdbox: each mail gets a free number at or above the ceiling, and a record. Where there is no
-/// index one is begun that makes Dovecot look what is there: it would make an empty one.
+/// sdbox: each mail gets a free number at or above the ceiling, and a record. A folder without an
+/// index is one whose mails were promised to nobody (see [`super::publish`]); where its index would
+/// be is not known, and a log in the wrong place would be taken for it ever after.
 pub(super) async fn put_back_numbered(
     cell: &Arc<UserCell>,
     folder: FolderId,
     objects: Vec<Found>,
 ) -> Result<()> {
-    let mut index = index_folder(cell, folder, INDEX_LOG).await?;
-    if index.is_none()
-        && let Some(sample) = objects.first()
-    {
-        let path =
-            match metadata(cell, &sample.tail, META_INDEX).await?.map(|t| parse_meta_folder(&t)) {
-                Some(Ok((path, true))) if !path.is_empty() => {
-                    path.into_iter().map(NameBytes::from).collect()
-                }
-                _ => cell.open_user(|user| Ok(user.index_path(folder)))?,
-            };
-        index = Some(first_index(cell, &path).await?);
-    }
+    let index = index_folder(cell, folder, INDEX_LOG).await?;
     cell.open_user(|user| user.put_back_sdbox(folder, index, objects))
 }
 
@@ -61,23 +49,6 @@ pub(super) async fn first_index(cell: &Arc<UserCell>, path: &[NameBytes]) -> Res
 }
 
 impl User {
-    /// The path of an sdbox folder's index, in the words of metadata, if it lies apart from the
-    /// mails and no head has the folder.
-    pub(super) fn unflushed_index(&self, folder: FolderId) -> Option<String> {
-        let found = self.tree.folders.get(&folder)?;
-        if !found.parts.is_empty() || &*found.name != b"dbox-Mails" {
-            return None;
-        }
-        let words = |id| {
-            let path = self.tree.path(Place::own(id));
-            meta_folder(path.iter().map(|name| &**name))
-        };
-        let index = words(self.counterpart(folder)?);
-        // Both have the room of one in what a store allows for.
-        let len = words(folder).len() + META_INDEX.len() + index.len();
-        (len <= META_FOLDER_MAX).then_some(index)
-    }
-
     /// Where the index of an sdbox folder lies: in the tree of indexes if the user has one.
     pub(super) fn index_path(&self, folder: FolderId) -> Vec<NameBytes> {
         let own = self.tree.path(Place::own(folder));
@@ -192,7 +163,11 @@ impl User {
                 } else {
                     self.counterpart(id)
                 };
-                let next = index.and_then(|i| self.tree.folders.get(&i)).and_then(|f| f.next_uid);
+                // What the log holds, not what may have been given: a record that met a full disk
+                // counts for the latter only.
+                let logged = |i: FolderId| self.tracked_next_uid(i).ok().flatten();
+                let given = |i: FolderId| self.tree.folders.get(&i).and_then(|f| f.next_uid);
+                let next = index.and_then(|i| logged(i).or_else(|| given(i)));
                 newest >= next.unwrap_or(1)
             }
             // A delivery keeps its storage file open until it is in map and folder.

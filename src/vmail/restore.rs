@@ -12,7 +12,7 @@
 use super::error::{Error, Plain, Result, pass};
 use super::lines::Final;
 use super::load;
-use super::node::{Kind, Names, Node, NodeIx, Since};
+use super::node::{Kind, Local, Names, Node, NodeIx, Since};
 use super::parts::{self, Contents, Wanted};
 use super::session::UserCell;
 use super::space;
@@ -315,7 +315,10 @@ impl User {
         let now = self.now();
         let ix = self.tree.nodes.add(Node {
             ino: self.session.new_ino(),
-            kind: Kind::Local(Box::new(User::new_local())),
+            kind: Kind::Local(Box::new(Local {
+                tracker: self.track(class, content),
+                ..User::new_local()
+            })),
             class,
             size: content.len() as u64,
             mode: attrs.mode,

@@ -1,6 +1,6 @@
 //! Back to staging: a published file that is written once more.
 
-use super::error::{During, Error, Result};
+use super::error::{Error, Result};
 use super::fetch;
 use super::need::NodeRef;
 use super::node::Kind;
@@ -14,14 +14,6 @@ use crate::format::listing::Extent;
 use std::io;
 use std::sync::Arc;
 
-/// What a write needs and the store does not give is deferred, not refused.
-fn for_writing(error: Error) -> Error {
-    match error {
-        Error::Store { what, source, .. } => Error::store(what, During::Delivery, source),
-        other => other,
-    }
-}
-
 fn local(error: io::Error) -> Error {
     Error::disk("staging", &error)
 }
@@ -34,12 +26,7 @@ async fn staged(
     size: u64,
 ) -> Result<Staged> {
     let staged = session.staging.create().map_err(local)?;
-    if !staged.reserve(size) {
-        staging_room(session, size).await?;
-        if !staged.reserve(size) {
-            return Err(Error::Full("staging is full".into()));
-        }
-    }
+    staging_room(session, &staged, size).await?;
     if let Some(copy) = fetch::cached(session, user, key, size).await? {
         return blocking(move || {
             copy_into(&copy.file, size, |bytes, at| staged.file.write_all_at(bytes, at))?;
@@ -48,7 +35,9 @@ async fn staged(
         .await?
         .map_err(local);
     }
-    fetch::download_to(session, user, key, size, &staged.file).await.map_err(for_writing)?;
+    fetch::download_to(session, user, key, size, &staged.file)
+        .await
+        .map_err(Error::for_delivery)?;
     Ok(staged)
 }
 

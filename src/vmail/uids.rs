@@ -2,7 +2,7 @@
 //! session whose changes are lost may have given (I2).
 
 use super::error::{Error, Plain, Result};
-use super::node::{Kind, Since};
+use super::node::{Kind, Since, Tracker};
 use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::{Class, IndexKind};
@@ -12,6 +12,9 @@ use crate::dovecot::records::whole_records_len;
 use crate::dovecot::{recover, uidlist, uidvalidity};
 use crate::format::journal::Change;
 use crate::format::{FolderId, Place, Sub};
+
+/// No file that says UIDs is larger; one that is, is none of a mail server's.
+const MOST: usize = 64 << 20;
 
 /// What the whole transactions of an index log say of next-UID.
 fn whole_next_uid(log: &[u8]) -> u32 {
@@ -28,6 +31,22 @@ impl User {
         let read = self.session.env.disk.read(&path, u64::MAX);
         read.map_err(|e| Error::disk(path.display().to_string(), &e))?
             .ok_or_else(|| Error::Damaged { what: format!("{}: vanished", path.display()) })
+    }
+
+    /// What a followed file will say of UIDs after a write that does not continue the last one:
+    /// Dovecot cuts off what an unfinished write left, and writes over it.
+    pub(super) fn track_anew(&mut self, ix: usize, offset: u64, data: &[u8]) -> Result<Tracker> {
+        let (class, size) = self.node(ix).map(|node| (node.class, node.size))?;
+        let failed = |e: std::io::Error| Error::disk("metacache", &e);
+        let len = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let end = len(offset).saturating_add(data.len());
+        if len(size).max(end) > MOST {
+            return Ok(self.track(class, b""));
+        }
+        let mut content = self.local_file(ix)?.read_exact_at(0, len(size)).map_err(failed)?;
+        content.resize(content.len().max(end), 0);
+        content[end - data.len()..end].copy_from_slice(data);
+        Ok(self.track(class, &content))
     }
 
     /// Reads what the folder's files say of UIDs, and burns those that may have been given by a
@@ -137,7 +156,7 @@ impl User {
         if raised == content {
             return Ok(());
         }
-        self.write_local(at, name, &raised)?;
+        self.rewrite_local(at, name, &raised)?;
         let size = raised.len() as u64;
         if let Some(node) = self.tree.nodes.get_mut(ix) {
             node.size = size;
@@ -191,7 +210,7 @@ impl User {
         let mut content = self.content_of(ix)?;
         content.truncate(append.at);
         content.extend_from_slice(&append.bytes);
-        self.write_local(name.at, &bytes, &content)?;
+        self.rewrite_local(name.at, &bytes, &content)?;
         let size = content.len() as u64;
         let class = self.node(ix)?.class;
         let tracker = self.track(class, &content);

@@ -5,6 +5,7 @@ use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
 use super::{fetch, flush, load, open, publish, restore, space, stage, stream};
+use crate::cache::staging::Staged;
 use crate::format::key::parse_user_dir;
 use crate::store::Reason;
 use std::sync::Arc;
@@ -47,23 +48,21 @@ impl Patience {
 /// How often a delivery looks whether staging has room.
 const ROOM_PAUSE: Duration = Duration::from_millis(50);
 
-/// Waits for room in staging, for as long as a delivery may wait.
-pub async fn staging_room(session: &Session, bytes: u64) -> Result<()> {
+/// Sets room in staging aside for a file to become so long, for as long as a delivery may wait.
+pub async fn staging_room(session: &Session, staged: &Staged, len: u64) -> Result<()> {
     let clock = &session.env.clock;
     let end = clock.boot() + session.settings.delivery_timeout;
-    let full = |what: &str| Error::Full(format!("staging {what}: {bytes} bytes more"));
-    if !session.staging.ever_fits(bytes) {
+    let full = |what: &str| Error::Full(format!("staging {what} for a file of {len} bytes"));
+    if !staged.ever_fits(len) {
         return Err(full("is too small"));
     }
-    loop {
-        clock.sleep(ROOM_PAUSE).await;
-        if session.staging.may_fit(bytes) {
-            return Ok(());
-        }
+    while !staged.reserve(len) {
         if clock.boot() >= end {
-            return Err(full("is full"));
+            return Err(full("has no room"));
         }
+        clock.sleep(ROOM_PAUSE).await;
     }
+    Ok(())
 }
 
 /// How long a lookup waits to hear whether a user exists: the kernel holds the lock of the
@@ -121,8 +120,8 @@ async fn satisfy_once(session: &Arc<Session>, need: Need) -> Result<()> {
         Need::Fetch(node) => fetch::fetch(&node).await,
         Need::FetchExtent(node, index) => fetch::fetch_extent(&node, index).await,
         Need::Through(node, piece) => stream::through(&node, &piece).await,
+        Need::Staging(cell, staged, len) => staging_room(&cell.session, &staged, len).await,
         Need::Room(bytes, purpose) => space::reserve(session, bytes, purpose).await.map(drop),
-        Need::Staging(cell, bytes) => staging_room(&cell.session, bytes).await,
         Need::Stage(node, offset) => stage::stage(&node, offset).await,
         need @ (Need::Ceiling(..) | Need::UidValidity(..)) => flush::await_ceiling(need).await,
     }

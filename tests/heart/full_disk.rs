@@ -1,16 +1,20 @@
 //! A disk on which a test can leave no room.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmailfs::cache::disk::{Disk, DiskEntry, DiskFile, How, Space};
 
-/// A disk that can be full: nothing can be written, all can be read.
+/// A disk that can be full: nothing can be written, all can be read. One that is broken
+/// does nothing at all.
 #[derive(Debug)]
 pub struct FullDisk {
     inner: Arc<dyn Disk>,
     full: Arc<AtomicBool>,
+    broken: AtomicBool,
+    /// Only below this.
+    at: PathBuf,
     fail_sync: Arc<AtomicBool>,
 }
 
@@ -26,7 +30,28 @@ fn no_space(full: &AtomicBool) -> io::Result<()> {
 
 impl FullDisk {
     pub fn new(inner: Arc<dyn Disk>) -> FullDisk {
-        FullDisk { inner, full: Arc::default(), fail_sync: Arc::default() }
+        FullDisk::below(inner, Path::new("/"))
+    }
+
+    pub fn below(inner: Arc<dyn Disk>, at: &Path) -> FullDisk {
+        FullDisk {
+            inner,
+            full: Arc::default(),
+            fail_sync: Arc::default(),
+            broken: AtomicBool::new(false),
+            at: at.into(),
+        }
+    }
+
+    pub fn set_broken(&self, broken: bool) {
+        self.broken.store(broken, Ordering::SeqCst);
+    }
+
+    fn works(&self, path: &Path) -> io::Result<()> {
+        match self.broken.load(Ordering::SeqCst) && path.starts_with(&self.at) {
+            true => Err(io::Error::from_raw_os_error(libc::EIO)),
+            false => Ok(()),
+        }
     }
 
     /// The next sync of a journal fails; like a disk, it says so once.
@@ -60,18 +85,31 @@ impl DiskFile for FullFile {
         self.0.sync_data()
     }
     fn real(&self) -> Option<Arc<std::fs::File>> {
-        self.0.real()
+        // What is written to behind our back would find room.
+        self.0.real().filter(|_| no_space(&self.1).is_ok())
+    }
+    fn stamp(&self) -> io::Result<(u64, i64, i64)> {
+        self.0.stamp()
+    }
+    fn allocated(&self) -> io::Result<u64> {
+        self.0.allocated()
     }
 }
 
 impl Disk for FullDisk {
     fn open(&self, path: &Path, how: How) -> io::Result<Arc<dyn DiskFile>> {
+        self.works(path)?;
+        let file = self.inner.open(path, how)?;
+        if !path.starts_with(&self.at) {
+            return Ok(file);
+        }
         let journal =
             path.file_name().is_some_and(|name| name == "journal" || name == "journal.new");
         let fails = journal.then(|| self.fail_sync.clone());
-        Ok(Arc::new(FullFile(self.inner.open(path, how)?, self.full.clone(), fails)))
+        Ok(Arc::new(FullFile(file, self.full.clone(), fails)))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.works(to)?;
         self.inner.rename(from, to)
     }
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
@@ -81,6 +119,7 @@ impl Disk for FullDisk {
         self.inner.hard_link(from, to)
     }
     fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.works(path)?;
         self.inner.remove_file(path)
     }
     fn remove_tree(&self, path: &Path) -> io::Result<()> {
@@ -104,8 +143,16 @@ impl Disk for FullDisk {
     fn space(&self, path: &Path) -> io::Result<Space> {
         self.inner.space(path)
     }
+    fn dir_size(&self, path: &Path) -> io::Result<u64> {
+        self.inner.dir_size(path)
+    }
+    fn block_size(&self, path: &Path) -> u64 {
+        self.inner.block_size(path)
+    }
     fn replace(&self, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
-        no_space(&self.full)?;
+        if path.starts_with(&self.at) {
+            no_space(&self.full)?;
+        }
         self.inner.replace(path, bytes, durable)
     }
 }

@@ -171,3 +171,24 @@ async fn i2_the_uidvalidity_counter_is_burnt_likewise() {
     assert!(u32::from_str_radix(counter, 16).unwrap() >= ceiling);
     assert!(world.head("u").uidvalidity_ceiling.unwrap() > ceiling);
 }
+
+/// I2: files that are written under their own names, cut off or written over are followed, too.
+#[tokio::test]
+async fn i2_whatever_way_a_list_is_written_its_ceiling_holds() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.put("u/dovecot-uidlist", &list(10)).await.unwrap();
+    client.flush("u").await;
+    assert_eq!(ceiling(&world), Some(1010));
+    client.append("u/dovecot-uidlist", b"1700 :a\n170").await.unwrap();
+    assert!(ceiling(&world) >= Some(1701), "{:?}", ceiling(&world));
+    let file = client.open("u/dovecot-uidlist", WRITE).await.unwrap();
+    let whole = list(10).len() as u64 + 8;
+    client.truncate(file, whole).await.unwrap();
+    client.write(file, whole, b"4000 :b\n").await.unwrap();
+    assert!(ceiling(&world) >= Some(4001), "{:?}", ceiling(&world));
+    client.write(file, 0, &list(7000)).await.unwrap();
+    assert!(ceiling(&world) >= Some(7000), "{:?}", ceiling(&world));
+    client.close_file(file).await.unwrap();
+}

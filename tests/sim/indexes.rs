@@ -82,7 +82,12 @@ fn differs(state: &Seen, path: &str, old: &State, new: Option<&State>) -> Option
 }
 
 /// What of the logs that are seen does not go with a state of which everything was flushed.
-pub fn wrong_after_loss(state: &Seen, seen: &Seen, wrong: &mut Vec<(Kind, String)>) {
+pub fn wrong_after_loss(
+    state: &Seen,
+    seen: &Seen,
+    safe: &dyn Fn(&MailNo) -> bool,
+    wrong: &mut Vec<(Kind, String)>,
+) {
     for path in state.keys().filter(|path| is_log(path)) {
         let dir = mails_of(path);
         let Some(old) = read(state, path).filter(|_| state.contains_key(&dir)) else { continue };
@@ -96,6 +101,9 @@ pub fn wrong_after_loss(state: &Seen, seen: &Seen, wrong: &mut Vec<(Kind, String
     for (path, item) in mails {
         let Some((dir, name)) = path.rsplit_once('/') else { continue };
         let (Some(uid), Item::Mail(mail)) = (number(name), item) else { continue };
+        if !safe(mail) {
+            continue;
+        }
         let log = log_beside(seen, dir);
         let was_hidden = || {
             let known = log_beside(state, dir).is_none_or(|old| uid < old.next);

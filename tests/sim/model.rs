@@ -410,7 +410,8 @@ impl Model {
         }
         if self.sdbox && death == Death::Disk {
             let mut more = Vec::new();
-            indexes::wrong_after_loss(state, seen, &mut more);
+            let safe = |mail: &MailNo| self.mails.get(mail).is_some_and(|m| m.safe);
+            indexes::wrong_after_loss(state, seen, &safe, &mut more);
             for (kind, what) in more {
                 kinds.insert(kind);
                 _ = writeln!(wrong, "  {what}");

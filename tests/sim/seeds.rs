@@ -71,6 +71,9 @@ fn some_seeds() {
                 return;
             }
             let outcome = run(seed, format(seed), false);
+            if (seed - from) % 200 == 199 {
+                eprintln!("{} seeds", seed - from + 1);
+            }
             mails.fetch_add(outcome.safe_mails, Relaxed);
             deaths.fetch_add(outcome.deaths, Relaxed);
             if let Some(what) = &outcome.failure {

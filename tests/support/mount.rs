@@ -268,6 +268,14 @@ impl Mount {
         Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
     }
 
+    /// Starts another command with these as its input, output and error output.
+    pub fn spawn(&self, arguments: &[&str], ends: [Stdio; 3]) -> Outcome<Child> {
+        let Some((verb, rest)) = arguments.split_first() else { return fail("no command") };
+        let [input, output, errors] = ends;
+        let mut command = self.command(verb);
+        Ok(command.args(rest).stdin(input).stdout(output).stderr(errors).spawn()?)
+    }
+
     /// Runs another command of the program, with this mount's environment.
     pub fn vmailfs(&self, arguments: &[&str]) -> Outcome<(bool, String)> {
         let Some((verb, rest)) = arguments.split_first() else { return fail("no command") };

@@ -39,11 +39,12 @@
 //! their first byte; files of others that lie in the directory. A little is added for what file systems
 //! add ([`BASE`], [`SLACK`], [`charge`]), so the sum errs on the safe side.
 
+use super::dirs::Dirs;
 use super::file::{Cached, Counters};
 use crate::cache::disk::BLOCK;
 use crate::format::ObjectId;
 use lru::LruCache;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Weak};
 
@@ -120,13 +121,6 @@ impl Known {
     }
 }
 
-/// A user's directory, or one of those above.
-#[derive(Debug, Default)]
-struct Dir {
-    entries: u64,
-    charge: u64,
-}
-
 #[derive(Debug)]
 pub(super) struct Books {
     pub max: u64,
@@ -141,9 +135,7 @@ pub(super) struct Books {
     reserved: u64,
     /// Files that are not ours, and such as could not be removed.
     pub other: u64,
-    users: HashMap<Arc<str>, Dir>,
-    hashes: HashMap<u8, Dir>,
-    dirs: u64,
+    pub dirs: Dirs,
     counters: Arc<Counters>,
     pub evictions: u64,
     pub evicted: u64,
@@ -167,9 +159,7 @@ impl Books {
             arrived: 0,
             reserved: 0,
             other: 0,
-            users: HashMap::new(),
-            hashes: HashMap::new(),
-            dirs: 0,
+            dirs: Dirs::default(),
             counters,
             evictions: 0,
             evicted: 0,
@@ -179,7 +169,7 @@ impl Books {
     /// Everything that is counted.
     pub(super) fn total(&self) -> u64 {
         let held = self.bytes.iter().sum::<u64>() + self.counters.unlinked();
-        BASE + held + self.reserved + self.other + self.dirs
+        BASE + held + self.reserved + self.other + self.dirs.bytes()
     }
 
     pub(super) fn files(&self) -> usize {
@@ -373,9 +363,20 @@ impl Books {
         self.reserved -= bytes;
     }
 
-    /// The disk had no room for what was to be allowed: less is, until more was written.
-    pub(super) fn disk_full(&mut self) {
-        self.limit = self.limit.min(self.total());
+    /// The disk had no room for bytes that were set aside: there may be no more than there is, until
+    /// more was written.
+    pub(super) fn disk_full(&mut self, set_aside: u64) {
+        self.limit = self.limit.min(self.total().saturating_sub(set_aside));
+    }
+
+    /// Whether the disk has less to give than there may be.
+    pub(super) fn is_limited(&self) -> bool {
+        self.limit < self.max
+    }
+
+    /// As if the disk had never been full.
+    pub(super) fn lift_limit(&mut self) {
+        self.limit = self.max;
     }
 
     // ---- files that come and go
@@ -387,7 +388,7 @@ impl Books {
             Cached::unlinked(&old.open);
         }
         if there.is_none() && !self.leaving.remove(&key) {
-            self.users.entry(key.0.clone()).or_default().entries += 1;
+            self.dirs.file_comes(&key.0);
         }
         self.arrived += known.charge;
         self.limit = self.limit.saturating_add(known.charge).min(self.max);
@@ -407,39 +408,6 @@ impl Books {
     /// Whether a file that was to be removed still is.
     pub(super) fn takes_leave(&mut self, key: &CacheKey) -> bool {
         self.leaving.remove(key)
-    }
-
-    /// Notes that a file is away; whether it was the user's last.
-    pub(super) fn gone(&mut self, user: &Arc<str>) -> bool {
-        let Some(dir) = self.users.get_mut(user) else { return false };
-        dir.entries = dir.entries.saturating_sub(1);
-        dir.entries == 0
-    }
-
-    /// What the directories of a user and its hash take.
-    pub(super) fn dirs_are(&mut self, user: &Arc<str>, hash: u8, own: u64, above: u64) {
-        let users = self.hashes.entry(hash).or_default();
-        self.dirs = self.dirs - users.charge + above;
-        users.charge = above;
-        let dir = self.users.entry(user.clone()).or_default();
-        users.entries += u64::from(dir.charge == 0 && own > 0);
-        self.dirs = self.dirs - dir.charge + own;
-        dir.charge = own;
-    }
-
-    /// A user's directory is away; whether it was the last below its hash.
-    pub(super) fn dir_gone(&mut self, user: &Arc<str>, hash: u8) -> bool {
-        let Some(dir) = self.users.remove(user) else { return false };
-        self.dirs -= dir.charge;
-        let Some(users) = self.hashes.get_mut(&hash) else { return false };
-        users.entries = users.entries.saturating_sub(1);
-        users.entries == 0
-    }
-
-    pub(super) fn hash_gone(&mut self, hash: u8) {
-        if let Some(users) = self.hashes.remove(&hash) {
-            self.dirs -= users.charge;
-        }
     }
 
     /// What a file really takes. Returns what it was thought to.

@@ -119,7 +119,7 @@ impl Reservation {
 
     /// The copy cannot be written because the disk does not take it.
     pub fn failed(&self, error: &io::Error) {
-        self.volume.failed("writing a copy", error);
+        self.volume.failed_with("writing a copy", error, self.bytes);
     }
 
     /// Fills it from a local file.

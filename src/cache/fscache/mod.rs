@@ -16,13 +16,15 @@
 //! needs none of it.
 //!
 //! **Several** fscaches, each with its own bound and disk, share the users by Dovecot's hash (`%4Nu`), so that one
-//! user's rush fills one of them, and one disk's failure takes one out of service ([`volume`]).
+//! user's rush fills one of them, and one disk's failure takes one out of service ([`trouble`]).
 
 mod books;
 mod care;
+mod dirs;
 mod file;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod volume;
 
 pub use books::{Arrival, Shares};
@@ -201,7 +203,10 @@ impl Fscache {
     /// # Errors
     /// No fscache is there, or its disk cannot be read.
     pub fn rescan(&self, path: Option<&Path>, oldest: Option<i64>) -> io::Result<Vec<Rescanned>> {
-        let wanted = |volume: &&Arc<Volume>| path.is_none_or(|path| path.starts_with(&volume.dir));
+        let wanted = |volume: &&Arc<Volume>| match path {
+            Some(path) => path.starts_with(&volume.dir),
+            None => !volume.dead,
+        };
         let chosen: Vec<_> = self.volumes.iter().filter(wanted).collect();
         if chosen.is_empty() {
             return Err(io::Error::new(io::ErrorKind::NotFound, "no fscache is there"));

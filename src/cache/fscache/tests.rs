@@ -230,7 +230,11 @@ fn altered_copies_are_not_shown() {
     fs::write(path(0), [7; 5_000]).unwrap();
     fs::write(path(1), [7; 4_000]).unwrap();
     fs::remove_file(path(2)).unwrap();
-    assert!((0..3).all(|n| !site.has("u", n, 5_000)));
+    site.put("u", 3, 5_000, Arrival::Read);
+    fs::remove_file(path(3)).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", path(3)).unwrap();
+    assert!((0..4).all(|n| !site.has("u", n, 5_000)));
+    assert!(!site.usage().failing && fs::symlink_metadata(path(3)).is_err());
     assert!(
         site.cache.doubtful(&user("u"), id(0)).is_some(),
         "of the right length: to be looked at"
@@ -264,6 +268,8 @@ fn users_are_split_and_one_disk_that_fails_leaves_the_others() {
     assert!(kept[2] == 0 && [kept[0], kept[1], kept[3]].iter().all(|n| *n > 3), "{kept:?}");
     let failing: Vec<bool> = cache.usage().iter().map(|u| u.failing).collect();
     assert_eq!(failing, [false, false, true, false]);
+    assert_eq!(cache.rescan(None, None).unwrap().len(), 3);
+    assert!(cache.rescan(Some(&places[2].path), None).is_err());
     // Split another way, what lies where nobody looks is removed.
     drop(cache);
     let two = Fscache::open(&disk, &places[..2]).unwrap();

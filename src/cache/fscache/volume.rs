@@ -4,11 +4,6 @@
 //! directory's *stripe* instead: naming a new copy, removing one, removing an empty directory,
 //! counting again. So a path belongs to one thread at a time, and whoever waits, waits for one small
 //! operation of a 256th of the users. A stripe is taken before the books, and never two at once.
-//!
-//! A disk that fails (not: is full) takes the directory out of service: nothing is found in it and nothing is put
-//! there, all is streamed. Every [`TRIAL`]th request is let through to see whether it works again. A full
-//! disk is a smaller budget: what is there makes room for what comes, and each file that was written widens
-//! it again.
 
 use super::books::{Arrival, Books, CacheKey, Known, SLACK, Stamp, charge};
 use super::file::{Cached, Counters, Reservation};
@@ -22,8 +17,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Of so many requests to a directory whose disk fails, one is tried.
-const TRIAL: u64 = 64;
 pub(super) const PART: &str = ".part";
 
 #[derive(Debug)]
@@ -37,11 +30,12 @@ pub(super) struct Volume {
     next_part: AtomicU64,
     /// Downloads under way.
     pub(super) parts: Mutex<HashSet<u64>>,
-    failing: AtomicBool,
+    pub(super) failing: AtomicBool,
     /// It could not be opened, and is not tried again.
-    dead: bool,
-    full: AtomicBool,
-    asked: AtomicU64,
+    pub(super) dead: bool,
+    pub(super) full: AtomicBool,
+    /// Requests while it failed, for finding and for room; and for room while it was full.
+    pub(super) asked: [AtomicU64; 3],
     pub(super) hits: AtomicU64,
     pub(super) misses: AtomicU64,
     pub(super) streamed: AtomicU64,
@@ -83,7 +77,7 @@ impl Volume {
             failing: AtomicBool::new(false),
             dead: false,
             full: AtomicBool::new(false),
-            asked: AtomicU64::new(0),
+            asked: Default::default(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             streamed: AtomicU64::new(0),
@@ -96,42 +90,6 @@ impl Volume {
 
     pub(super) fn stripe(&self, hash: u8) -> MutexGuard<'_, ()> {
         self.stripes[usize::from(hash)].lock()
-    }
-
-    // ---- a disk that fails
-
-    fn usable(&self) -> bool {
-        if !self.failing.load(Ordering::Relaxed) {
-            return true;
-        }
-        !self.dead && self.asked.fetch_add(1, Ordering::Relaxed) % TRIAL == TRIAL - 1
-    }
-
-    /// What the disk said is noted, and logged once until it changes its mind.
-    pub(super) fn failed(&self, what: &str, error: &io::Error) {
-        use io::ErrorKind::{NotFound, QuotaExceeded, StorageFull};
-        let dir = self.dir.display();
-        match error.kind() {
-            NotFound => {}
-            StorageFull | QuotaExceeded => {
-                self.books.lock().disk_full();
-                if !self.full.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, what, "the disk of fscache {dir} has less room than max_size; mails that do not fit are streamed");
-                }
-            }
-            _ => {
-                if !self.failing.swap(true, Ordering::Relaxed) {
-                    tracing::error!(%error, what, "the disk of fscache {dir} fails; its mails are streamed until it works again");
-                }
-            }
-        }
-    }
-
-    fn works(&self) {
-        self.full.store(false, Ordering::Relaxed);
-        if self.failing.swap(false, Ordering::Relaxed) {
-            tracing::info!("the disk of fscache {} works again", self.dir.display());
-        }
     }
 
     // ---- finding
@@ -153,7 +111,7 @@ impl Volume {
             (_, Some(open)) => return Some(open),
             _ => {}
         }
-        if !self.usable() {
+        if !self.usable(false) {
             return None;
         }
         let stripe = self.stripe(hash_of(&user_dir(&key.0)));
@@ -177,6 +135,9 @@ impl Volume {
                 // Deleted or altered by hand, or the disk fails: a miss, and it is fetched anew.
                 if let Err(error) = other {
                     self.failed("opening a copy", &error);
+                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                        return None;
+                    }
                 }
                 self.remove(key);
                 None
@@ -185,7 +146,7 @@ impl Volume {
     }
 
     pub(super) fn doubtful(&self, key: &CacheKey) -> Option<Arc<dyn DiskFile>> {
-        if self.books.lock().known(key).is_none() || !self.usable() {
+        if self.books.lock().known(key).is_none() || !self.usable(false) {
             return None;
         }
         self.disk.open(&self.path(key), How::Read).ok()
@@ -205,14 +166,19 @@ impl Volume {
         size: u64,
         arrival: Arrival,
     ) -> Option<Reservation> {
-        if !self.usable() {
+        if !self.usable(true) {
             return None;
         }
         let bytes = charge(size, self.block) + SLACK;
         let (segment, victims) = {
             let mut books = self.books.lock();
             let segment = books.segment_for(&key, arrival);
-            (segment, books.room(segment, bytes, arrival)?)
+            let mut victims = books.room(segment, bytes, arrival);
+            if victims.is_none() && books.is_limited() && self.tries_in_spite() {
+                books.lift_limit();
+                victims = books.room(segment, bytes, arrival);
+            }
+            (segment, victims?)
         };
         let part = self.next_part.fetch_add(1, Ordering::Relaxed);
         self.parts.lock().insert(part);
@@ -266,7 +232,7 @@ impl Volume {
         let last = {
             let mut books = self.books.lock();
             books.other += if gone { 0 } else { bytes };
-            books.gone(&key.0)
+            books.dirs.file_goes(&key.0)
         };
         if last {
             self.remove_dirs(dir, &key.0);
@@ -279,10 +245,10 @@ impl Volume {
         let hash = hash_of(dir);
         let own = self.dir.join(dir);
         if self.remove_if_empty(&own)
-            && self.books.lock().dir_gone(user, hash)
+            && self.books.lock().dirs.user_goes(user, hash)
             && own.parent().is_some_and(|above| self.remove_if_empty(above))
         {
-            self.books.lock().hash_gone(hash);
+            self.books.lock().dirs.hash_goes(hash);
         }
     }
 
@@ -298,7 +264,7 @@ impl Volume {
         let own = self.dir.join(dir);
         let above = own.parent().map_or(Ok(0), |above| self.disk.dir_size(above))?;
         let own = self.disk.dir_size(&own)?;
-        self.books.lock().dirs_are(user, hash_of(dir), own, above);
+        self.books.lock().dirs.measured(user, hash_of(dir), own, above);
         Ok(())
     }
 

@@ -65,6 +65,10 @@ impl Aliases {
         session.disk().replace(&path(session), &bytes, true).map_err(|e| failed("writing", e))
     }
 
+    pub(super) fn of(&self, user: &str) -> Fields {
+        self.0.get(user).cloned().unwrap_or_default()
+    }
+
     /// `field` may be `username`, too.
     pub(super) fn fits(&self, user: &str, field: &str, mask: Option<&str>) -> bool {
         if field == "username" {

@@ -2,8 +2,9 @@
 
 use super::aliases::Aliases;
 use super::{told, whom};
-use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest, Whom};
+use crate::admin::caches::{CacheAnswer, CacheRequest, Deleted, FlushRequest, Whom};
 use crate::admin::{AdminError, ErrorKind, FlushReport, Progress};
+use crate::vmail::erase::{Erased, Outcome, erase};
 use crate::vmail::flush::{Options, flush as flush_one};
 use crate::vmail::session::{Session, UserCell};
 use std::sync::Arc;
@@ -18,9 +19,12 @@ pub(super) async fn flush(
     what: FlushRequest,
     progress: &Progress,
 ) -> Result<FlushReport, AdminError> {
-    let FlushRequest { whom, important_only } = what;
+    let FlushRequest { whom, important_only, min_priority } = what;
     let options = Options { caches: !important_only, release: false, important_only };
-    let (cells, failed) = whom::cells(session, &whom).await?;
+    let (mut cells, failed) = whom::cells(session, &whom).await?;
+    if let Some(least) = min_priority {
+        super::metacache::keep_changed(&mut cells, least);
+    }
     let mut report = FlushReport { failed, ..FlushReport::default() };
     let total = cells.len() as u64;
     let mut next = cells.into_iter();
@@ -67,12 +71,58 @@ pub(super) async fn serve(
         CacheRequest::UserWait { whom, secs } => {
             wait(session, &whom, Duration::from_secs(secs), progress).await
         }
+        CacheRequest::MetacacheList { .. }
+        | CacheRequest::MetacacheStatus
+        | CacheRequest::MetacacheRescan
+        | CacheRequest::MetacacheClean { .. }
+        | CacheRequest::MetacacheRefresh { .. }
+        | CacheRequest::MetacacheRemove { .. } => {
+            super::metacache::serve(session, what, progress).await
+        }
+        CacheRequest::FscacheStatus
+        | CacheRequest::FscacheRescan { .. }
+        | CacheRequest::FscacheClean => super::fscache::serve(session, what).await,
+        CacheRequest::UserDelete { whom } => delete(session, &whom, progress).await,
     }
 }
 
 /// Whether somebody has a file of the user open.
 fn is_busy(cell: &UserCell) -> bool {
-    cell.if_open(|user| user.tree.nodes.iter().any(|(_, node)| node.handles > 0)).unwrap_or(false)
+    cell.if_open(|user| user.is_busy()).unwrap_or(false)
+}
+
+async fn delete(
+    session: &Arc<Session>,
+    whom: &Whom,
+    progress: &Progress,
+) -> Result<CacheAnswer, AdminError> {
+    if matches!(whom, Whom::Matching { .. }) {
+        return Err(AdminError::new(ErrorKind::Usage, "not everybody at once"));
+    }
+    let (cells, nobody) = whom::cells(session, whom).await?;
+    let mut report: Vec<Deleted> = nobody
+        .into_iter()
+        .map(|(user, why)| Deleted { user, error: Some(why), ..Deleted::default() })
+        .collect();
+    let total = cells.len() as u64;
+    for (done, cell) in (1..).zip(cells) {
+        let user = cell.name.to_string();
+        report.push(match erase(&cell).await {
+            Ok(outcome) => {
+                let (erased, busy) = match outcome {
+                    Outcome::Done(erased) => (erased, false),
+                    Outcome::Busy(erased) => (erased, true),
+                };
+                tracing::warn!(user, files = erased.files, busy, "deleted on an admin's word");
+                let Erased { files, folders } = erased;
+                Deleted { user, files, folders, busy, error: None }
+            }
+            Err(error) if total == 1 && report.is_empty() => return Err(told(&error)),
+            Err(error) => Deleted { user, error: Some(error.to_string()), ..Deleted::default() },
+        });
+        progress.step(done, total, "users");
+    }
+    Ok(CacheAnswer::Deleted(report))
 }
 
 async fn wait(

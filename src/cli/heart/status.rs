@@ -84,6 +84,8 @@ pub(super) fn fill(session: &Arc<Session>, status: &mut Status) {
         files: Some(sum(|one| one.files)),
         hits: Some(sum(|one| one.hits)),
         misses: Some(sum(|one| one.misses)),
+        evictions: Some(sum(|one| one.evictions)),
+        streamed: Some(sum(|one| one.streamed)),
     };
     let (staged, staging_max) = session.staging.usage();
     status.caches.staging = place(&settings.staging_dir, staged, staging_max);

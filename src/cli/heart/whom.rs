@@ -8,6 +8,7 @@ use crate::dovecot::mask::matches;
 use crate::store::Reason;
 use crate::vmail::session::{Session, UserCell};
 use crate::vmail::stored::Stored;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub(super) fn fits(mask: Option<&str>, name: &str) -> bool {
@@ -19,6 +20,11 @@ pub(super) async fn one(session: &Arc<Session>, name: &str) -> Result<Arc<UserCe
     let none = || AdminError::new(ErrorKind::NoSuchUser, format!("{name}: no such user"));
     let open = session.known_user(name).filter(|cell| cell.if_open(|_| ()).is_some());
     if let Some(cell) = open {
+        return Ok(cell);
+    }
+    if session.metacache.known(name).is_some()
+        && let Some(cell) = session.user_by_name(name)
+    {
         return Ok(cell);
     }
     // None is made by asking.
@@ -33,10 +39,17 @@ pub(super) async fn cells(
     session: &Arc<Session>,
     whom: &Whom,
 ) -> Result<(Vec<Arc<UserCell>>, Vec<(String, String)>), AdminError> {
-    let known = |keep: &dyn Fn(&str) -> bool| {
-        let mut all = session.all_users();
-        all.retain(|cell| keep(&cell.name));
-        all
+    let known = |keep: &dyn Fn(&str) -> bool| -> Vec<Arc<UserCell>> {
+        let mut all: BTreeMap<Arc<str>, Arc<UserCell>> =
+            session.all_users().into_iter().map(|cell| (cell.name.clone(), cell)).collect();
+        for (name, _) in session.metacache.users() {
+            if !all.contains_key(&name)
+                && let Some(cell) = session.user_by_name(&name)
+            {
+                all.insert(name, cell);
+            }
+        }
+        all.into_values().filter(|cell| keep(&cell.name)).collect()
     };
     match whom {
         Whom::User(mask) if is_mask(mask) => {

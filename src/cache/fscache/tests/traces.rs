@@ -62,7 +62,7 @@ fn arrive(books: &mut Books, key: &CacheKey, size: u64, arrival: Arrival) -> boo
     let Some(victims) = books.room(segment, bytes, arrival) else { return false };
     for (victim, _) in victims {
         books.takes_leave(&victim);
-        books.gone(&victim.0);
+        books.dirs.file_goes(&victim.0);
     }
     let read = arrival == Arrival::Read;
     books.insert(key.clone(), segment, read, Known::new(size, bytes, None));

@@ -1,0 +1,82 @@
+//! sdbox after a loss and after a power cut (I1, I2): every mail that was made safe is there, and
+//! shows without a person's help.
+
+use super::world::*;
+use std::fs;
+use vmailfs::dovecot::records::header;
+use vmailfs::dovecot::replay::{IndexState, replay};
+use vmailfs::dovecot::transaction::Transaction;
+
+const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
+
+async fn folders(client: &Client, index: &str) {
+    let mut done = String::new();
+    for dir in ["u", "u/mail", "u/mail/mailboxes", "u/mail/mailboxes/INBOX", MAILS] {
+        client.mkdir(dir).await.unwrap();
+    }
+    for name in index.split('/') {
+        done = if done.is_empty() { name.into() } else { format!("{done}/{name}") };
+        let _ = client.mkdir(&done).await;
+    }
+    // As Dovecot makes it: first its header, then the first records.
+    let mut log = vec![1, 3, 40, 0];
+    for n in [77u32, 1, 0, 0, 77, 0, 0, 1, 0] {
+        log.extend_from_slice(&n.to_le_bytes());
+    }
+    client.put(&format!("{index}/dovecot.index.log"), &log).await.unwrap();
+    add(client, index, |t| t.header_update(header::UID_VALIDITY, 1234)).await;
+}
+
+async fn add(client: &Client, index: &str, records: impl FnOnce(&mut Transaction)) {
+    let mut transaction = Transaction::new();
+    records(&mut transaction);
+    client.append(&format!("{index}/dovecot.index.log"), &transaction.finish()).await.unwrap();
+}
+
+async fn deliver(client: &Client, uid: u32) {
+    let temp = format!("{MAILS}/.temp.{uid}");
+    let file = client.create(&temp).await.unwrap();
+    client.write(file, 0, format!("mail {uid}").as_bytes()).await.unwrap();
+    client.fsync(file).await.unwrap();
+    client.rename(&temp, &format!("{MAILS}/u.{uid}")).await.unwrap();
+    client.close_file(file).await.unwrap();
+}
+
+async fn index(client: &Client, dir: &str) -> IndexState {
+    replay(None, &[&client.read(&format!("{dir}/dovecot.index.log")).await.unwrap()]).unwrap()
+}
+
+/// The numbers of the mail files.
+async fn numbers(client: &Client) -> Vec<u32> {
+    let names = client.list(MAILS).await.unwrap();
+    let mut all: Vec<u32> =
+        names.iter().filter_map(|n| n.strip_prefix("u.")?.parse().ok()).collect();
+    all.sort_unstable();
+    all
+}
+
+/// I1, I2: a power cut that leaves a mail's number in the journal, and of Dovecot's log only what
+/// the last flush holds: the mail gets another number, above all that were given, and shows.
+#[tokio::test]
+async fn i1_a_power_cut_that_takes_the_record_leaves_the_mail_shown() {
+    let world = World::new();
+    let client = world.session(HERE);
+    let place = "u/index/mailboxes/INBOX";
+    folders(&client, place).await;
+    deliver(&client, 1).await;
+    add(&client, place, |t| t.append(&[1])).await;
+    client.flush("u").await;
+    let ceiling = world.head("u").folders.iter().filter_map(|f| f.uid_ceiling).max().unwrap();
+    deliver(&client, 2).await;
+    add(&client, place, |t| t.append(&[2])).await;
+    drop(client);
+    let log = world.machine_dir(HERE).join("meta").join(place).join("dovecot.index.log");
+    fs::write(log, b"torn").unwrap();
+    let again = world.session(REBOOTED);
+    let there = numbers(&again).await;
+    assert_eq!(there.len(), 2);
+    assert_eq!(there[0], 1);
+    assert!(there[1] >= ceiling, "{there:?}");
+    let shown: Vec<u32> = index(&again, place).await.records.keys().copied().collect();
+    assert_eq!(shown, there);
+}
