@@ -2,18 +2,20 @@
 //! their scripts know works here. `docs/ADMIN.md` has them side by side.
 
 use super::exit::{Code, Failure};
-use super::formatter::{Format, Table};
+use super::formatter::Format;
 use super::show;
 use super::talk::{self, unexpected};
 use super::{Target, out};
-use crate::admin::caches::{
-    CacheAnswer, CacheRequest, FlushRequest, ListRow, MetacacheReport, Rescanned, Unflushed, Whom,
-};
+use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest, Unflushed, Whom};
 use crate::admin::{Answer, Request};
 use clap::{Args, Subcommand};
-use serde_json::Value;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+
+mod tables;
+
+use tables::{by_root, by_time, list, rescanned};
+pub(super) use tables::{list_text, size};
 
 /// Which users a command is for.
 #[derive(Debug, Args)]
@@ -387,108 +389,4 @@ fn wait(users: Users, t: u64, target: &Target) -> Result<(), Failure> {
         )),
         _ => Err(unexpected()),
     }
-}
-
-fn optional<T: Into<Value>>(value: Option<T>) -> Value {
-    value.map_or(Value::Null, Into::into)
-}
-
-/// The documented columns.
-fn list(rows: &[ListRow]) -> Table {
-    let names: std::collections::BTreeSet<&String> =
-        rows.iter().flat_map(|row| row.fields.keys()).collect();
-    let mut table = Table::default();
-    let mut column = |name: String| table.columns.push(name);
-    column("username".into());
-    names.iter().for_each(|name| column((*name).clone()));
-    ["upload-within", "dev-major", "dev-minor"].into_iter().for_each(|name| column(name.into()));
-    (0..4).for_each(|priority| column(format!("bytes-used({priority})")));
-    (0..4).for_each(|priority| column(format!("last-access({priority})")));
-    ["changes", "last-service", "cleanup-weight"].into_iter().for_each(|name| column(name.into()));
-    for row in rows {
-        let mut values: Vec<Value> = vec![row.username.clone().into()];
-        values.extend(names.iter().map(|name| optional(row.fields.get(*name).cloned())));
-        values.push(optional(row.upload_within));
-        values.push(row.dev_major.into());
-        values.push(row.dev_minor.into());
-        values.extend((0..4).map(|p| row.bytes_used.get(p).copied().unwrap_or(0).into()));
-        values.extend((0..4).map(|p| row.last_access.get(p).copied().unwrap_or(0).into()));
-        values.push(row.changes.as_str().into());
-        values.push(optional(row.last_service.clone()));
-        values.push(optional(row.cleanup_weight));
-        table.rows.push(values);
-    }
-    table
-}
-
-/// The text of `.vmailfs/list`.
-pub(super) fn list_text(rows: &[ListRow]) -> Result<String, Failure> {
-    list(rows).text(Format::Table)
-}
-
-pub(super) fn size(bytes: u64, exact: bool) -> Value {
-    if exact { bytes.into() } else { show::bytes(bytes).into() }
-}
-
-fn by_time(report: &MetacacheReport, exact: bool) -> Table {
-    let mut table = Table::new(["last-access", "users", "bytes-used"]);
-    for span in &report.by_time {
-        let within = match span.within {
-            Some(3600) => "within an hour".to_owned(),
-            Some(86_400) => "within a day".to_owned(),
-            Some(secs) => format!("within {} days", secs / 86_400),
-            None => "longer ago".to_owned(),
-        };
-        let users = span.users.into();
-        table.rows.push(vec![within.into(), users, size(span.bytes, exact)]);
-    }
-    table
-}
-
-fn by_root(report: &MetacacheReport, exact: bool) -> Table {
-    let mut table = Table::new([
-        "root",
-        "dev-major",
-        "dev-minor",
-        "users",
-        "bytes-used",
-        "max-space",
-        "max-grace",
-        "bytes-used(0)",
-        "bytes-used(1)",
-        "bytes-used(2)",
-        "bytes-used(3)",
-    ]);
-    let users: u64 = report.by_time.iter().map(|span| span.users).sum();
-    let mut row: Vec<Value> = vec![
-        report.root.display().to_string().into(),
-        report.dev_major.into(),
-        report.dev_minor.into(),
-        users.into(),
-        size(report.bytes_used, exact),
-        size(report.max_space, exact),
-        size(report.max_grace, exact),
-    ];
-    row.extend((0..4).map(|p| size(report.by_priority.get(p).copied().unwrap_or(0), exact)));
-    table.rows.push(row);
-    table
-}
-
-fn rescanned(found: &Rescanned) -> String {
-    let users = show::count(found.users, "user");
-    let mut text = match found.booked.cmp(&found.found) {
-        std::cmp::Ordering::Equal if found.wrong.is_empty() => {
-            format!("{users}, {} bytes: the books were right\n", found.found)
-        }
-        _ => format!(
-            "{users}, {} bytes: the books said {}, they were wrong by {}\n",
-            found.found,
-            found.booked,
-            i128::from(found.booked) - i128::from(found.found)
-        ),
-    };
-    for (user, booked, bytes) in &found.wrong {
-        text.push_str(&format!("{user}: {bytes} bytes, the books said {booked}\n"));
-    }
-    text
 }
