@@ -62,8 +62,12 @@ impl Health {
                 if state.down_since.is_none() && !answered {
                     state.down_since = Some(sent);
                     state.outages += 1;
+                    let ever = state.answered.is_some();
                     drop(state);
-                    tracing::warn!(%error, "the store does not answer");
+                    // Whoever asks it for the first time says what became of that.
+                    if ever {
+                        tracing::warn!(%error, "the store does not answer");
+                    }
                 }
             }
         }
