@@ -18,7 +18,7 @@ use super::error::{During, Error, Result};
 use super::gc::{Look, Report, WHY, named_bundles, named_by, note};
 use super::parts::{PART_LIMIT, fetch_ranges_for};
 use super::publish::blocking;
-use super::recover::{adopt_mails, tail_of};
+use super::recover::{adopt_mails, is_temporary, tail_of};
 use super::session::UserCell;
 use crate::cache::disk::How;
 use crate::format::head::{Head, HeadFolder, PartRef};
@@ -386,7 +386,7 @@ impl super::user::User {
         // The name of a folder that is gone is in the object's metadata; it is made anew.
         let dbox = match name {
             Some(name) => matches!(name, b"dbox-Mails" | b"storage"),
-            None => key.name.as_deref().is_some_and(|n| n.starts_with(b"u.")),
+            None => key.name.as_deref().is_some_and(|n| n.starts_with(b"u.") || is_temporary(n)),
         };
         key.piece == Piece::Whole && !dbox
     }
