@@ -93,6 +93,14 @@ impl Journal {
         Ok(record)
     }
 
+    /// Takes the last record back, before which the journal was `before` bytes long.
+    pub fn take_back(&mut self, before: u64) -> Result<()> {
+        self.file.set_len(before).map_err(|e| Error::disk("journal", &e))?;
+        (self.len, self.broken) = (before, false);
+        self.seq = self.seq.saturating_sub(1);
+        Ok(())
+    }
+
     /// Half of a record is on the disk while the failpoint is passed.
     fn tear(&self, bytes: &[u8]) -> std::io::Result<()> {
         if failpoint::armed(failpoint::JOURNAL_TORN) {

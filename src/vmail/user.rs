@@ -229,16 +229,23 @@ impl User {
             .filter_map(|c| if let Change::Disk(op) = c { Some(op.clone()) } else { None })
             .collect();
         changes.shrink_to_fit();
+        let before = self.journal.size();
         let record = self.journal.append(changes)?;
         self.journal_grew();
         self.renamed_from = ops.iter().find_map(|op| match op {
             DiskOp::Rename { from, name, .. } => Some((*from, name.clone())),
             _ => None,
         });
-        for op in &ops {
+        for (n, op) in ops.iter().enumerate() {
             if let Err(error) = self.run(op) {
                 let undo = self.restate(op);
-                if let Err(second) = self.journal.append(undo) {
+                // On a full disk there may be no room to say so; taking the record back needs none.
+                let corrected = self.journal.append(undo).map(drop);
+                let corrected = match corrected {
+                    Err(_) if n == 0 => self.journal.take_back(before),
+                    done => done,
+                };
+                if let Err(second) = corrected {
                     tracing::error!(user = %self.name, error = %second, "journal cannot be corrected");
                 }
                 return Err(Error::disk(format!("metacache of {}", self.name), &error));
