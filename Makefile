@@ -1,6 +1,7 @@
 # make demo    see it work (as root; installs what it needs)
 # make test    run every test (as root, for those that mount)
 # make kills   kill the daemon KILLS (200) times under load and look for what was acknowledged
+# make kills-control ROUNDS=40  the same load without a mount, to compare with
 # make figures measure requests and memory on a real mount (see docs/BENCHMARKS.md)
 # make soak SEEDS=2000 FROM=0   simulate so many lives and deaths of users
 # make soak-sabotage            show that the simulation notices deliberate mistakes
@@ -15,7 +16,7 @@ SBIN   ?= /sbin
 DESTDIR ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all demo test kills soak soak-sabotage figures check deps install outage
+.PHONY: all demo test kills kills-control soak soak-sabotage figures check deps install outage
 
 all:
 	$(CARGO) build --release
@@ -33,6 +34,11 @@ KILLS ?= 200
 kills: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" KILLS=$(KILLS) \
 		$(CARGO) test --test kill -- --ignored --nocapture many::all
+
+# The same load on a plain directory, with only Dovecot killed: what it says then it says of itself.
+kills-control: deps
+	PATH="$$PATH:/usr/sbin" KILLS=$(or $(ROUNDS),40) \
+		$(CARGO) test --test kill -- --ignored --nocapture control::long
 
 # The heart under simulated deaths, power cuts, losses and faults: SEEDS seeds from FROM on.
 SEEDS ?= 2000

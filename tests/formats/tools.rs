@@ -217,35 +217,3 @@ fn examples_in_the_document() {
     let key = text.lines().find_map(|line| line.strip_prefix("    00000007-")).unwrap();
     assert!(KeyTail::parse(&format!("00000007-{key}")).is_ok());
 }
-
-/// How long large values take; `cargo test --release --test formats time -- --ignored --nocapture`.
-#[test]
-#[ignore = "prints times, checks nothing"]
-fn times() {
-    let name = |n: u64| format!("17322336{n:08}.M123456P42.mx1,S=1204,W=1231:2,S").into_bytes();
-    let key = |n: u64| MailKey {
-        id: id(n),
-        folder: FOLDER,
-        mtime: attrs(1_732_233_600).mtime,
-        mode: 0o600,
-        crc: n as u32,
-        piece: Piece::Whole,
-        name: Some(name(n)),
-    };
-    let lines: Vec<Line> = (0..100_000)
-        .map(|n| {
-            let object = key(n).encode().0;
-            set(Sub::Cur, &name(n), Entry::Mail { size: 1204, attrs: attrs(n as i64), object })
-        })
-        .collect();
-    let part = Part { lines, members: Vec::new() };
-    let start = std::time::Instant::now();
-    let text = encode_listing(part.lines.iter());
-    println!("100,000 mails: {} bytes of listing in {:?}", text.len(), start.elapsed());
-    let start = std::time::Instant::now();
-    let frame = encode_part(&part, b"INBOX");
-    println!("encode_part: {} bytes in {:?}", frame.len(), start.elapsed());
-    let start = std::time::Instant::now();
-    let back = decode_part(&frame, 1 << 30).unwrap();
-    println!("decode_part: {} lines in {:?}", back.lines.len(), start.elapsed());
-}
