@@ -30,6 +30,7 @@ mod s3_client;
 mod s3_config;
 mod s3_error;
 mod s3_read;
+mod s3_reason;
 mod s3_whole;
 pub mod unconditional;
 pub mod url;

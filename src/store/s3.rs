@@ -23,6 +23,7 @@ use super::s3_client::Reloading;
 pub use super::s3_config::S3Config;
 use super::s3_error::{Asked, chain, explain};
 use super::s3_read::{Writer, opened, read_body, sorted};
+use super::s3_reason;
 use super::s3_whole::WholeXml;
 use super::{
     Body, ETag, ObjectMeta, ObjectStore, PutMode, Reason, RetryPolicy, StoreError, StoreResult,
@@ -104,8 +105,14 @@ impl S3Store {
         Ok(if full.is_empty() { full } else { full + "/" })
     }
 
-    /// Runs one request with retries; each attempt has a slot and is counted.
-    async fn request<T, F, Fut>(&self, what: &str, key: &str, attempt: F) -> StoreResult<T>
+    /// Runs one request with retries; each attempt has a slot, is counted, and says why it is made.
+    async fn request<T, F, Fut>(
+        &self,
+        what: &str,
+        key: &str,
+        why: Reason,
+        attempt: F,
+    ) -> StoreResult<T>
     where
         F: Fn(Client, Progress) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
@@ -118,7 +125,7 @@ impl S3Store {
                 progress.add(0);
                 self.sent.fetch_add(1, Ordering::Relaxed);
                 let (client, version) = self.client.get();
-                let mut outcome = attempt(client, progress).await;
+                let mut outcome = s3_reason::said(why, attempt(client, progress)).await;
                 drop(slot);
                 if let Err(Failure { error: StoreError::Denied { .. }, again }) = &mut outcome
                     && self.client.renew(version).await
@@ -169,8 +176,9 @@ impl S3Store {
         prefix: &str,
         start_after: Option<&str>,
         token: Option<&str>,
+        why: Reason,
     ) -> StoreResult<ListObjectsV2Output> {
-        self.request("LIST", dir, |client, _| async move {
+        self.request("LIST", dir, why, |client, _| async move {
             client
                 .list_objects_v2()
                 .bucket(&self.bucket)
@@ -193,11 +201,12 @@ impl S3Store {
         dir: &str,
         prefix: &str,
         start_after: Option<&str>,
+        why: Reason,
         mut take: impl FnMut(ListObjectsV2Output) -> bool,
     ) -> StoreResult<()> {
         let mut token: Option<String> = None;
         loop {
-            let mut page = self.page(dir, prefix, start_after, token.as_deref()).await?;
+            let mut page = self.page(dir, prefix, start_after, token.as_deref(), why).await?;
             let more = page.is_truncated().unwrap_or(page.next_continuation_token().is_some());
             let next = page.next_continuation_token.take();
             if !take(page) || !more {
@@ -218,11 +227,12 @@ impl S3Store {
         start_after: Option<&str>,
         before: Option<&str>,
         most: usize,
+        why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
         let prefix = self.full_dir(dir)?;
         let after = name_after(dir, start_after)?;
         let mut found = Vec::new();
-        self.pages(dir, &prefix, after, |page| {
+        self.pages(dir, &prefix, after, why, |page| {
             let mut more = true;
             for object in page.contents.unwrap_or_default() {
                 let name = object.key.as_deref().and_then(|key| key.strip_prefix(&prefix));
@@ -255,10 +265,10 @@ impl S3Store {
         Ok(found)
     }
 
-    async fn delete_one(&self, key: &str) -> StoreResult<()> {
+    async fn delete_one(&self, key: &str, why: Reason) -> StoreResult<()> {
         let full = &self.full_key(key)?;
         let deleted = self
-            .request("DELETE", key, |client, _| async move {
+            .request("DELETE", key, why, |client, _| async move {
                 client
                     .delete_object()
                     .bucket(&self.bucket)
@@ -274,13 +284,13 @@ impl S3Store {
         }
     }
 
-    async fn delete_each(&self, keys: &[String]) -> StoreResult<()> {
-        let deletes: Vec<_> = keys.iter().map(|key| self.delete_one(key)).collect();
+    async fn delete_each(&self, keys: &[String], why: Reason) -> StoreResult<()> {
+        let deletes: Vec<_> = keys.iter().map(|key| self.delete_one(key, why)).collect();
         stream::iter(deletes).buffer_unordered(SINGLE_DELETES).try_collect::<()>().await
     }
 
     /// Deletes up to [`BULK`] keys by one request; gives those that it did not delete.
-    async fn delete_bulk(&self, keys: &[String]) -> StoreResult<Vec<String>> {
+    async fn delete_bulk(&self, keys: &[String], why: Reason) -> StoreResult<Vec<String>> {
         let mut by_full = HashMap::with_capacity(keys.len());
         let mut objects = Vec::with_capacity(keys.len());
         for key in keys {
@@ -293,7 +303,7 @@ impl S3Store {
         let delete = &delete.map_err(|e| StoreError::Unsupported { detail: chain(&e) })?;
         let first = keys.first().map_or("", String::as_str);
         let answer = self
-            .request("DELETE several", first, |client, _| async move {
+            .request("DELETE several", first, why, |client, _| async move {
                 client
                     .delete_objects()
                     .bucket(&self.bucket)
@@ -332,13 +342,13 @@ impl ObjectStore for S3Store {
         key: &str,
         range: Option<Range<u64>>,
         limit: u64,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<(ObjectMeta, Bytes)> {
         let full = self.full_key(key)?;
         if let Some(range) = &range {
             check_range(key, u64::MAX, Some(range), limit)?;
         }
-        self.request("GET", key, |client, progress| {
+        self.request("GET", key, why, |client, progress| {
             let (full, range) = (&full, range.as_ref());
             async move {
                 let (meta, len, body) = self.start_get(&client, key, full, range).await?;
@@ -355,10 +365,10 @@ impl ObjectStore for S3Store {
         .await
     }
 
-    async fn download(&self, key: &str, file: &File, _why: Reason) -> StoreResult<ObjectMeta> {
+    async fn download(&self, key: &str, file: &File, why: Reason) -> StoreResult<ObjectMeta> {
         let full = self.full_key(key)?;
         let file = Arc::new(file.try_clone().map_err(|e| plain(e, "local file"))?);
-        self.request("GET", key, |client, progress| {
+        self.request("GET", key, why, |client, progress| {
             let (full, file) = (&full, &file);
             async move {
                 let (meta, len, body) = self.start_get(&client, key, full, None).await?;
@@ -382,7 +392,7 @@ impl ObjectStore for S3Store {
         body: Body,
         mode: PutMode,
         metadata: &[(String, String)],
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<ETag> {
         let full = self.full_key(key)?;
         check_metadata(metadata)?;
@@ -395,7 +405,7 @@ impl ObjectStore for S3Store {
             PutMode::Create => (Asked::Conditional, Some("*".to_owned()), None),
             PutMode::Update(tag) => (Asked::Conditional, None, Some(tag.0.clone())),
         };
-        self.request("PUT", key, |client, progress| {
+        self.request("PUT", key, why, |client, progress| {
             let body = upload.stream(progress);
             let request = client
                 .put_object()
@@ -419,10 +429,10 @@ impl ObjectStore for S3Store {
         .await
     }
 
-    async fn head(&self, key: &str, _why: Reason) -> StoreResult<ObjectMeta> {
+    async fn head(&self, key: &str, why: Reason) -> StoreResult<ObjectMeta> {
         let full = &self.full_key(key)?;
         let answer = self
-            .request("HEAD", key, |client, _| async move {
+            .request("HEAD", key, why, |client, _| async move {
                 client
                     .head_object()
                     .bucket(&self.bucket)
@@ -435,7 +445,7 @@ impl ObjectStore for S3Store {
         let answer = match answer {
             Err(StoreError::NotFound { .. }) => {
                 return self
-                    .request("GET", key, |client, _| async move {
+                    .request("GET", key, why, |client, _| async move {
                         let (meta, _, _) = self.start_get(&client, key, full, None).await?;
                         Ok(meta)
                     })
@@ -460,9 +470,9 @@ impl ObjectStore for S3Store {
         &self,
         dir: &str,
         start_after: Option<&str>,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, None, usize::MAX).await
+        self.list_range(dir, start_after, None, usize::MAX, why).await
     }
 
     async fn list_before(
@@ -470,9 +480,9 @@ impl ObjectStore for S3Store {
         dir: &str,
         start_after: Option<&str>,
         before: &str,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, Some(before), usize::MAX).await
+        self.list_range(dir, start_after, Some(before), usize::MAX, why).await
     }
 
     async fn list_some(
@@ -480,15 +490,15 @@ impl ObjectStore for S3Store {
         dir: &str,
         start_after: Option<&str>,
         most: usize,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, None, most).await
+        self.list_range(dir, start_after, None, most, why).await
     }
 
-    async fn list_dirs(&self, dir: &str, _why: Reason) -> StoreResult<Vec<String>> {
+    async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>> {
         let prefix = self.full_dir(dir)?;
         let mut names = Vec::new();
-        self.pages(dir, &prefix, None, |page| {
+        self.pages(dir, &prefix, None, why, |page| {
             for common in page.common_prefixes.unwrap_or_default() {
                 let name = common.prefix.as_deref().and_then(|p| p.strip_prefix(&prefix));
                 let name = name.and_then(|name| name.strip_suffix('/'));
@@ -504,17 +514,17 @@ impl ObjectStore for S3Store {
         Ok(names)
     }
 
-    async fn delete(&self, keys: &[String], _why: Reason) -> StoreResult<()> {
+    async fn delete(&self, keys: &[String], why: Reason) -> StoreResult<()> {
         for key in keys {
             self.full_key(key)?;
         }
         for keys in keys.chunks(BULK) {
             if keys.len() == 1 || self.no_bulk_delete.load(Ordering::Relaxed) {
-                self.delete_each(keys).await?;
+                self.delete_each(keys, why).await?;
                 continue;
             }
-            match self.delete_bulk(keys).await {
-                Ok(left) => self.delete_each(&left).await?,
+            match self.delete_bulk(keys, why).await {
+                Ok(left) => self.delete_each(&left, why).await?,
                 Err(error @ (StoreError::NoSuchStore { .. } | StoreError::Denied { .. })) => {
                     return Err(error);
                 }
@@ -524,7 +534,7 @@ impl ObjectStore for S3Store {
                         self.no_bulk_delete.store(true, Ordering::Relaxed);
                     }
                     tracing::debug!(%error, refused, "bulk delete failed, deleting one by one");
-                    self.delete_each(keys).await?;
+                    self.delete_each(keys, why).await?;
                 }
             }
         }
