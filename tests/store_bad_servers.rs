@@ -32,7 +32,6 @@ fn impatient(endpoint: &str) -> S3Config {
 }
 
 /// A machine that is busy for a while is not a silent server: these wait long.
-
 fn config(endpoint: &str) -> S3Config {
     S3Config {
         bucket: "b".to_owned(),
