@@ -1,5 +1,6 @@
 //! A disk on which a test can leave no room.
 
+use parking_lot::Mutex;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,8 @@ pub struct FullDisk {
     /// Only below this.
     at: PathBuf,
     fail_sync: Arc<AtomicBool>,
+    /// A file of this name is not replaced, after so many that are.
+    fail_replace: Mutex<Option<(&'static str, usize)>>,
 }
 
 #[derive(Debug)]
@@ -38,6 +41,7 @@ impl FullDisk {
             inner,
             full: Arc::default(),
             fail_sync: Arc::default(),
+            fail_replace: Mutex::default(),
             broken: AtomicBool::new(false),
             at: at.into(),
         }
@@ -57,6 +61,31 @@ impl FullDisk {
     /// The next sync of a journal fails; like a disk, it says so once.
     pub fn fail_next_sync(&self) {
         self.fail_sync.store(true, Ordering::SeqCst);
+    }
+
+    /// A file of this name is not replaced once, after so many times that it is.
+    pub fn fail_replace(&self, name: &'static str, after: usize) {
+        *self.fail_replace.lock() = Some((name, after));
+    }
+
+    /// Whether what was to fail has failed.
+    pub fn has_failed(&self) -> bool {
+        self.fail_replace.lock().is_none()
+    }
+
+    fn fails_now(&self, path: &Path) -> bool {
+        let mut fail = self.fail_replace.lock();
+        match &mut *fail {
+            Some((name, left)) if path.file_name().is_some_and(|n| n == *name) => {
+                if *left == 0 {
+                    *fail = None;
+                    return true;
+                }
+                *left -= 1;
+                false
+            }
+            _ => false,
+        }
     }
 
     pub fn set_full(&self, full: bool) {
@@ -152,6 +181,9 @@ impl Disk for FullDisk {
     fn replace(&self, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
         if path.starts_with(&self.at) {
             no_space(&self.full)?;
+        }
+        if self.fails_now(path) {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         self.inner.replace(path, bytes, durable)
     }
