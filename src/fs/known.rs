@@ -109,14 +109,18 @@ impl VmailFs {
                 }
             }
             Some(InoTarget::Dir(cell, at)) => {
-                let gone = cell.if_open(|user| match user.tree.dir_mut(at) {
+                let known = cell.if_open(|user| match user.tree.dir_mut(at) {
                     Some(dir) if dir.ino == ino => {
                         dir.lookups = dir.lookups.saturating_sub(lookups);
-                        dir.lookups == 0
+                        // Under the user's lock: a lookup that comes now registers it again.
+                        if dir.lookups == 0 {
+                            self.session.forget_ino(ino);
+                        }
+                        true
                     }
-                    _ => true,
+                    _ => false,
                 });
-                if gone != Some(false) {
+                if known != Some(true) {
                     self.session.forget_ino(ino);
                 }
             }
