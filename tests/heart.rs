@@ -6,6 +6,7 @@ mod heart {
     mod ack;
     mod caches;
     mod close;
+    mod claim;
     mod crash;
     mod erase;
     mod evict;

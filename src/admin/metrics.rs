@@ -154,7 +154,7 @@ impl Numbers {
         page.gauge("stopping", "1 while the mount is being ended.")?
             .gauge(NONE, u64::from(s.stopping))?;
         page.gauge("users_open", "Users whose state is in memory.")?.gauge(NONE, s.users_open)?;
-        if let Some(lease) = s.lease {
+        if let Some(lease) = &s.lease {
             page.gauge("lease_held", "1 while this backend may write its users.")?
                 .gauge(NONE, u64::from(lease.held))?;
         }

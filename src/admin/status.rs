@@ -42,12 +42,14 @@ pub struct Status {
     pub errors: Vec<Count>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LeaseStatus {
     pub held: bool,
     /// Until it ends, or (negative) since it ended.
     pub seconds_left: i64,
+    /// Who goes by this backend's name instead of this mount.
+    pub taken_by: Option<String>,
 }
 
 /// What kind of change waits for upload.

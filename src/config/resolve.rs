@@ -96,6 +96,8 @@ pub struct Settings {
     pub nonempty: bool,
     pub backend: String,
     pub single_backend: bool,
+    /// Said of one mount, and so by no key: in a file it would hold for each mount after it.
+    pub take_backend: bool,
     pub ack: crate::vmail::promise::Ack,
     pub lost_mails: crate::vmail::lost::LostMails,
     /// At least one.
@@ -196,6 +198,7 @@ impl Config {
             nonempty: self.nonempty,
             backend: self.backend_name()?,
             single_backend: self.single_backend,
+            take_backend: false,
             ack: match self.ack {
                 super::Ack::Store => crate::vmail::promise::Ack::Store,
                 super::Ack::Journal => crate::vmail::promise::Ack::Journal,

@@ -78,6 +78,9 @@ pub enum Error {
     Foreign { user: String, backend: String },
     /// The store says what cannot be. It is asked again, and nothing is taken for true meanwhile.
     #[error("{what}")]
+    /// Another session goes by this backend's name.
+    #[error("{what}")]
+    NameTaken { what: String },
     Doubt { what: String },
     /// On the way of a delivery, what is an error of its own elsewhere: the mail stays with its
     /// sender.
@@ -160,7 +163,7 @@ impl Error {
             // fault either, and EIO would bounce it.
             Error::Disk { full: true, .. } | Error::Full(_) => libc::ENOSPC,
             Error::Disk { full: false, .. } => libc::EAGAIN,
-            Error::Lost { .. } | Error::Lapsed { .. } => libc::ESTALE,
+            Error::Lost { .. } | Error::Lapsed { .. } | Error::NameTaken { .. } => libc::ESTALE,
             Error::Foreign { .. }
             | Error::HandingOver { .. }
             | Error::Doubt { .. }

@@ -9,6 +9,7 @@ pub mod bring_back;
 pub mod build;
 pub mod ceilings;
 pub mod chain;
+pub mod claim;
 pub mod close;
 pub mod counts;
 pub mod cut;

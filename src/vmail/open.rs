@@ -107,6 +107,7 @@ const OPENED: u64 = 32 << 10;
 
 async fn open_once(cell: &Arc<UserCell>, purpose: Purpose) -> Result<()> {
     let session = cell.session.clone();
+    session.lease.check_name(&session.settings.backend)?;
     let _room = space::reserve_of(cell, OPENED, purpose).await?;
     // One that is no longer right makes the swap fail, and the next try reads it again.
     let remote = match session.heads.take(&cell.name, session.env.clock.boot()) {

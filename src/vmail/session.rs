@@ -41,6 +41,8 @@ pub struct Settings {
     pub metacache: Metacache,
     pub layout: Layout,
     pub backend: String,
+    /// This machine's name, for people.
+    pub host: String,
     pub single_backend: bool,
     pub lease: Duration,
     /// Whom all files below users' roots belong to, whatever is stored.

@@ -108,8 +108,7 @@ async fn i5_one_of_two_gets_the_user() {
     let a = world.session_with(settings(HERE), disk());
     let b = world.session_with(settings(On { backend: "b", ..FRESH }), disk());
     for client in [&a, &b] {
-        let session = client.session();
-        session.lease.renew(session).await.unwrap();
+        client.claim().await;
     }
     let gate = Arc::new(Notify::new());
     let held = gate.clone();

@@ -217,6 +217,7 @@ impl World {
             metacache: Metacache::default(),
             layout: Layout::parse("%u").unwrap(),
             backend: on.backend.into(),
+            host: "host".into(),
             single_backend: true,
             lease: Duration::from_secs(180),
             owner: None,
@@ -490,6 +491,11 @@ impl Client {
     }
 
     pub async fn flush(&self, user: &str) -> Report {
+    /// The name of the session's backend, which nobody else has.
+    pub async fn claim(&self) {
+        self.session().lease.claim(self.session(), false, &mut |_| ()).await.unwrap();
+    }
+
         flush::flush(&self.cell(user), Options::default()).await.unwrap()
     }
 

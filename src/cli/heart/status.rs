@@ -62,6 +62,7 @@ pub(super) fn fill(session: &Arc<Session>, status: &mut Status) {
     });
     let counts = session.counts.now();
     status.flushes = Flushes {
+        taken_by: session.lease.taken_by().map(|holder| holder.to_string()),
         done: counts.flushes,
         failed: counts.flushes_failed,
         bytes: counts.flushed_bytes,
