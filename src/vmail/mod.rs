@@ -61,6 +61,7 @@ pub mod stage;
 pub mod stored;
 pub mod stream;
 pub mod swap;
+pub mod sync;
 pub mod tree;
 mod turns;
 pub mod uids;

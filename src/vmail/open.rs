@@ -26,7 +26,7 @@ use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
-use super::{ceilings, close, load, publish, recover, restore, space};
+use super::{ceilings, close, load, recover, restore, space, sync};
 use crate::cache::metacache::Purpose;
 use crate::failpoint;
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
@@ -246,7 +246,7 @@ async fn finish(
     recover::adopt_promises(cell).await?;
     // Everything that came back is in the journal now.
     if follows == Follows::Loss {
-        publish::sync_user(cell).await?;
+        sync::sync_user(cell).await?;
         pass(failpoint::RECOVER_BEFORE_DONE)?;
         cell.open_user(|user| {
             user.recovering = false;

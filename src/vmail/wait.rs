@@ -4,7 +4,7 @@ use super::env::Clock;
 use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
-use super::{fetch, flush, load, open, publish, restore, space, stage, stream};
+use super::{fetch, flush, load, open, publish, restore, space, stage, stream, sync};
 use crate::cache::staging::Staged;
 use crate::format::key::parse_user_dir;
 use crate::store::Reason;
@@ -115,8 +115,8 @@ async fn satisfy_once(session: &Arc<Session>, need: Need) -> Result<()> {
         Need::Load(cell, folder) => load::load(&cell, folder).await,
         Need::Restore(cell, folder) => restore::restore(&cell, folder).await,
         Need::Publish(node) => publish::publish(&node).await,
-        Need::SyncLocal(node) => publish::sync_local(&node).await,
-        Need::SyncJournal(cell) => publish::sync_user(&cell).await,
+        Need::SyncLocal(node) => sync::sync_local(&node).await,
+        Need::SyncJournal(cell) => sync::sync_user(&cell).await,
         Need::Fetch(node) => fetch::fetch(&node).await,
         Need::FetchExtent(node, index) => fetch::fetch_extent(&node, index).await,
         Need::Through(node, piece) => stream::through(&node, &piece).await,

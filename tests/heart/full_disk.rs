@@ -1,6 +1,10 @@
 //! A disk on which a test can leave no room.
 
+use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,33 +70,47 @@ impl FullDisk {
 
 impl DiskFile for FullFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+        self.file.read_at(buf, offset)
     }
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         no_space(&self.1)?;
         self.0.write_all_at(data, offset)
     }
     fn size(&self) -> io::Result<u64> {
-        self.0.size()
+        self.file.size()
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
-        if self.2.as_ref().is_some_and(|fails| fails.swap(false, Ordering::SeqCst)) {
-            return Err(io::Error::other("bad sector"));
+        let bad = || Err(io::Error::other("bad sector"));
+        if self.fails.as_ref().is_some_and(|fails| fails.swap(false, Ordering::SeqCst)) {
+            return bad();
         }
-        self.0.sync_data()
+        let mut syncs = self.syncs.lock();
+        let Some(ino) = self.ino() else { return self.file.sync_data() };
+        if let Some((_, left)) =
+            syncs.fail.iter_mut().find(|(name, n)| *name == self.name && *n > 0)
+        {
+            *left -= 1;
+            syncs.lost.insert(ino);
+            return bad();
+        }
+        if !syncs.lost.contains(&ino) {
+            let len = usize::try_from(self.file.size()?).unwrap();
+            syncs.synced.insert(ino, self.file.read_exact_at(0, len)?);
+        }
+        self.file.sync_data()
     }
     fn real(&self) -> Option<Arc<std::fs::File>> {
         // What is written to behind our back would find room.
-        self.0.real().filter(|_| no_space(&self.1).is_ok())
+        self.file.real().filter(|_| no_space(&self.full).is_ok())
     }
     fn stamp(&self) -> io::Result<(u64, i64, i64)> {
-        self.0.stamp()
+        self.file.stamp()
     }
     fn allocated(&self) -> io::Result<u64> {
-        self.0.allocated()
+        self.file.allocated()
     }
 }
 
