@@ -183,6 +183,14 @@ pub(super) fn status(s: &Status, now: i64) -> String {
     }
     out.push('\n');
     requests(&mut out, &s.requests);
+    if !s.damaged.is_empty() {
+        out.push_str(
+            "\n  DAMAGED, not served, mail is deferred (vmailfs fsck -u USER --repair):\n",
+        );
+        for d in &s.damaged {
+            let _ = writeln!(out, "    {}: {}", d.user, d.error);
+        }
+    }
     if s.lost_mails > 0 {
         let _ = writeln!(
             out,

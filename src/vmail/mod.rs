@@ -66,6 +66,7 @@ pub mod tree;
 mod turns;
 pub mod uids;
 pub mod undelete;
+pub mod unserved;
 pub mod user;
 pub mod version;
 pub mod wait;

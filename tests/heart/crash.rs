@@ -330,7 +330,7 @@ async fn i3_a_power_cut_may_tear_the_end_of_the_journal() {
 }
 
 /// A journal that is damaged while the machine lives holds what the store does not have: that
-/// user answers EIO until a person decides, and others go on.
+/// user's mail is deferred until a person decides, and others go on.
 #[tokio::test]
 async fn i9_a_damaged_journal_is_its_users_alone() {
     let world = World::new();
@@ -350,7 +350,10 @@ async fn i9_a_damaged_journal_is_its_users_alone() {
         false => ("v/new", "u/new"),
     };
     let again = world.session(HERE);
-    assert_eq!(again.list(bad).await, Err(libc::EIO));
+    assert_eq!(again.list(bad).await, Err(libc::EAGAIN));
+    let (user, file) = (bad.split('/').next().unwrap(), "journal");
+    let told = again.session().unserved.all();
+    assert!(told.iter().any(|d| d.user == user && d.error.contains(file)), "{told:?}");
     assert_eq!(again.list(good).await.unwrap().len(), 1);
 }
 

@@ -187,7 +187,7 @@ async fn i1_i2_no_mail_and_no_uid_is_lost_with_a_damaged_head() {
     bad[40] ^= 4;
     put(&world, &head_key("u"), &bad).await;
     // It still is JSON, and still our head: damage, not somebody's error page.
-    assert_eq!(world.session(FRESH).list("u/new").await, Err(libc::EIO));
+    assert_eq!(world.session(FRESH).list("u/new").await, Err(libc::EAGAIN));
     let no = Rescue { random: (1, 2), owner_gone: false };
     let refused = rescue(&stored(&world), &no).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
