@@ -24,4 +24,5 @@ mod heart {
     mod sdbox;
     mod uids;
     mod world;
+    mod undelete;
 }

@@ -14,15 +14,15 @@ use vmailfs::vmail::gc;
 use vmailfs::vmail::repair::{Wanted, repair};
 use vmailfs::vmail::undelete::{Report, Which, undelete};
 
-async fn back(client: &Client, which: &Which, dry_run: bool) -> Result<Report, Error> {
+pub(super) async fn back(client: &Client, which: &Which, dry_run: bool) -> Result<Report, Error> {
     undelete(&client.cell("u"), which, dry_run, &Alone).await
 }
 
-fn all() -> Which {
+pub(super) fn all() -> Which {
     Which::Expunged { folder: None, since: None }
 }
 
-fn now(world: &World) -> i64 {
+pub(super) fn now(world: &World) -> i64 {
     world.clock_boot().as_secs() as i64 + 1_700_000_000
 }
 

@@ -464,6 +464,11 @@ impl Client {
         self.go(|fs| fs.unlink(WHO, at, name)).await
     }
 
+    pub async fn rmdir(&self, path: &str) -> Answer<()> {
+        let (at, name) = self.parent(path).await?;
+        self.go(|fs| fs.rmdir(WHO, at, name)).await
+    }
+
     /// Sorted names, without the dots.
     pub async fn list(&self, path: &str) -> Answer<Vec<String>> {
         let ino = if path.is_empty() { 1 } else { self.look(path).await?.attr.ino };
