@@ -4,9 +4,10 @@
 
 mod heart {
     mod ack;
+    mod begun;
     mod caches;
-    mod close;
     mod claim;
+    mod close;
     mod crash;
     mod erase;
     mod evict;
@@ -23,6 +24,6 @@ mod heart {
     mod repair;
     mod sdbox;
     mod uids;
-    mod world;
     mod undelete;
+    mod world;
 }

@@ -48,10 +48,10 @@ pub struct Status {
 #[serde(default)]
 pub struct LeaseStatus {
     pub held: bool,
-    /// Until it ends, or (negative) since it ended.
-    pub seconds_left: i64,
     /// Who goes by this backend's name instead of this mount.
     pub taken_by: Option<String>,
+    /// Until it ends, or (negative) since it ended.
+    pub seconds_left: i64,
 }
 
 /// A user that cannot be served as a whole, or a folder of whom cannot, and why.

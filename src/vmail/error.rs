@@ -78,14 +78,14 @@ pub enum Error {
         "user {user}: this backend's lease is over, nothing can be changed until it is renewed"
     )]
     Lapsed { user: String },
+    /// Another session goes by this backend's name.
+    #[error("{what}")]
+    NameTaken { what: String },
     /// Another backend owns the user and is alive.
     #[error("user {user} is owned by backend {backend}, which is alive")]
     Foreign { user: String, backend: String },
     /// The store says what cannot be. It is asked again, and nothing is taken for true meanwhile.
     #[error("{what}")]
-    /// Another session goes by this backend's name.
-    #[error("{what}")]
-    NameTaken { what: String },
     Doubt { what: String },
     /// On the way of a delivery, what is an error of its own elsewhere: the mail stays with its
     /// sender.

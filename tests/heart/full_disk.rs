@@ -7,11 +7,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use vmailfs::cache::disk::{Disk, DiskEntry, DiskFile, How, Space};
 
 /// A disk that can be full: nothing can be written, all can be read. One that is broken
-/// does nothing at all.
+/// does nothing at all. A sync that fails loses the file's unsynced pages: later ones say success,
+/// and the file shows what it showed. One whose fuse has burnt is a machine's that died: nothing
+/// reaches it any more.
 #[derive(Debug)]
 pub struct FullDisk {
     inner: Arc<dyn Disk>,
@@ -20,10 +22,42 @@ pub struct FullDisk {
     /// Only below this.
     at: PathBuf,
     fail_sync: Arc<AtomicBool>,
+    syncs: Arc<Mutex<Syncs>>,
+    fuse: Arc<AtomicI64>,
+}
+
+/// What reached the disk, by inode.
+#[derive(Debug, Default)]
+struct Syncs {
+    /// Names of files whose next syncs fail, so often.
+    fail: Vec<(OsString, usize)>,
+    lost: HashSet<u64>,
+    synced: HashMap<u64, Vec<u8>>,
 }
 
 #[derive(Debug)]
-struct FullFile(Arc<dyn DiskFile>, Arc<AtomicBool>, Option<Arc<AtomicBool>>);
+struct FullFile {
+    file: Arc<dyn DiskFile>,
+    full: Arc<AtomicBool>,
+    fails: Option<Arc<AtomicBool>>,
+    name: OsString,
+    syncs: Arc<Mutex<Syncs>>,
+    fuse: Arc<AtomicI64>,
+}
+
+/// A change of the disk; the one after the last that was allowed is not made.
+fn burn(fuse: &AtomicI64) -> io::Result<()> {
+    match fuse.fetch_sub(1, Ordering::SeqCst) > 0 {
+        true => Ok(()),
+        false => Err(io::Error::other("the machine is dead")),
+    }
+}
+
+impl FullFile {
+    fn ino(&self) -> Option<u64> {
+        self.file.real().and_then(|file| file.metadata().ok()).map(|meta| meta.ino())
+    }
+}
 
 fn no_space(full: &AtomicBool) -> io::Result<()> {
     match full.load(Ordering::SeqCst) {
@@ -42,6 +76,8 @@ impl FullDisk {
             inner,
             full: Arc::default(),
             fail_sync: Arc::default(),
+            syncs: Arc::default(),
+            fuse: Arc::new(AtomicI64::new(i64::MAX)),
             broken: AtomicBool::new(false),
             at: at.into(),
         }
@@ -63,6 +99,26 @@ impl FullDisk {
         self.fail_sync.store(true, Ordering::SeqCst);
     }
 
+    /// The next syncs of files of this name fail.
+    pub fn fail_syncs_of(&self, name: &str, times: usize) {
+        self.syncs.lock().fail.push((name.into(), times));
+    }
+
+    /// What a power cut would leave at a path of what was written and synced; `None`: nothing.
+    pub fn on_disk(&self, path: &Path) -> Option<Vec<u8>> {
+        let ino = std::fs::metadata(path).unwrap().ino();
+        self.syncs.lock().synced.get(&ino).cloned()
+    }
+
+    /// The machine dies after so many changes.
+    pub fn dies_after(&self, changes: i64) {
+        self.fuse.store(changes, Ordering::SeqCst);
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.fuse.load(Ordering::SeqCst) < 0
+    }
+
     pub fn set_full(&self, full: bool) {
         self.full.store(full, Ordering::SeqCst);
     }
@@ -73,14 +129,16 @@ impl DiskFile for FullFile {
         self.file.read_at(buf, offset)
     }
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        no_space(&self.1)?;
-        self.0.write_all_at(data, offset)
+        no_space(&self.full)?;
+        burn(&self.fuse)?;
+        self.file.write_all_at(data, offset)
     }
     fn size(&self) -> io::Result<u64> {
         self.file.size()
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        burn(&self.fuse)?;
+        self.file.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
         let bad = || Err(io::Error::other("bad sector"));
@@ -117,6 +175,9 @@ impl DiskFile for FullFile {
 impl Disk for FullDisk {
     fn open(&self, path: &Path, how: How) -> io::Result<Arc<dyn DiskFile>> {
         self.works(path)?;
+        if how != How::Read && how != How::ReadWrite {
+            burn(&self.fuse)?;
+        }
         let file = self.inner.open(path, how)?;
         if !path.starts_with(&self.at) {
             return Ok(file);
@@ -124,26 +185,47 @@ impl Disk for FullDisk {
         let journal =
             path.file_name().is_some_and(|name| name == "journal" || name == "journal.new");
         let fails = journal.then(|| self.fail_sync.clone());
-        Ok(Arc::new(FullFile(file, self.full.clone(), fails)))
+        let made = how == How::CreateNew || how == How::Create && file.size()? == 0;
+        let file = FullFile {
+            file,
+            full: self.full.clone(),
+            fails,
+            name: path.file_name().unwrap_or_default().into(),
+            syncs: self.syncs.clone(),
+            fuse: self.fuse.clone(),
+        };
+        if made && let Some(ino) = file.ino() {
+            // A number that an earlier file had.
+            let mut syncs = self.syncs.lock();
+            syncs.lost.remove(&ino);
+            syncs.synced.remove(&ino);
+        }
+        Ok(Arc::new(file))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.works(to)?;
+        burn(&self.fuse)?;
         self.inner.rename(from, to)
     }
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
+        burn(&self.fuse)?;
         self.inner.exchange(a, b)
     }
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        burn(&self.fuse)?;
         self.inner.hard_link(from, to)
     }
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.works(path)?;
+        burn(&self.fuse)?;
         self.inner.remove_file(path)
     }
     fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        burn(&self.fuse)?;
         self.inner.remove_tree(path)
     }
     fn create_dirs(&self, path: &Path) -> io::Result<()> {
+        burn(&self.fuse)?;
         self.inner.create_dirs(path)
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -171,6 +253,7 @@ impl Disk for FullDisk {
         if path.starts_with(&self.at) {
             no_space(&self.full)?;
         }
+        burn(&self.fuse)?;
         self.inner.replace(path, bytes, durable)
     }
 }

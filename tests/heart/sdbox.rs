@@ -7,9 +7,9 @@ use vmailfs::dovecot::records::header;
 use vmailfs::dovecot::replay::{IndexState, replay};
 use vmailfs::dovecot::transaction::Transaction;
 
-const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
+pub(super) const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
 
-async fn folders(client: &Client, index: &str) {
+pub(super) async fn folders(client: &Client, index: &str) {
     let mut done = String::new();
     for dir in ["u", "u/mail", "u/mail/mailboxes", "u/mail/mailboxes/INBOX", MAILS] {
         client.mkdir(dir).await.unwrap();
@@ -27,13 +27,13 @@ async fn folders(client: &Client, index: &str) {
     add(client, index, |t| t.header_update(header::UID_VALIDITY, 1234)).await;
 }
 
-async fn add(client: &Client, index: &str, records: impl FnOnce(&mut Transaction)) {
+pub(super) async fn add(client: &Client, index: &str, records: impl FnOnce(&mut Transaction)) {
     let mut transaction = Transaction::new();
     records(&mut transaction);
     client.append(&format!("{index}/dovecot.index.log"), &transaction.finish()).await.unwrap();
 }
 
-async fn deliver(client: &Client, uid: u32) {
+pub(super) async fn deliver(client: &Client, uid: u32) {
     let temp = format!("{MAILS}/.temp.{uid}");
     let file = client.create(&temp).await.unwrap();
     client.write(file, 0, format!("mail {uid}").as_bytes()).await.unwrap();
@@ -42,12 +42,12 @@ async fn deliver(client: &Client, uid: u32) {
     client.close_file(file).await.unwrap();
 }
 
-async fn index(client: &Client, dir: &str) -> IndexState {
+pub(super) async fn index(client: &Client, dir: &str) -> IndexState {
     replay(None, &[&client.read(&format!("{dir}/dovecot.index.log")).await.unwrap()]).unwrap()
 }
 
 /// The numbers of the mail files.
-async fn numbers(client: &Client) -> Vec<u32> {
+pub(super) async fn numbers(client: &Client) -> Vec<u32> {
     let names = client.list(MAILS).await.unwrap();
     let mut all: Vec<u32> =
         names.iter().filter_map(|n| n.strip_prefix("u.")?.parse().ok()).collect();

@@ -491,16 +491,16 @@ impl Client {
         self.fs.session()
     }
 
-    pub fn cell(&self, user: &str) -> Arc<UserCell> {
-        self.session().known_user(user).unwrap()
-    }
-
-    pub async fn flush(&self, user: &str) -> Report {
     /// The name of the session's backend, which nobody else has.
     pub async fn claim(&self) {
         self.session().lease.claim(self.session(), false, &mut |_| ()).await.unwrap();
     }
 
+    pub fn cell(&self, user: &str) -> Arc<UserCell> {
+        self.session().known_user(user).unwrap()
+    }
+
+    pub async fn flush(&self, user: &str) -> Report {
         flush::flush(&self.cell(user), Options::default()).await.unwrap()
     }
 

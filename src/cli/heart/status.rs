@@ -62,11 +62,11 @@ pub(super) fn fill(session: &Arc<Session>, status: &mut Status) {
     status.users = waiting.iter().take(NAMED).map(user_status).collect();
     status.lease = (!session.settings.single_backend).then(|| LeaseStatus {
         held: session.lease.holds(),
+        taken_by: session.lease.taken_by().map(|holder| holder.to_string()),
         seconds_left: session.lease.seconds_left(),
     });
     let counts = session.counts.now();
     status.flushes = Flushes {
-        taken_by: session.lease.taken_by().map(|holder| holder.to_string()),
         done: counts.flushes,
         failed: counts.flushes_failed,
         bytes: counts.flushed_bytes,
