@@ -19,9 +19,10 @@
 //! before the watermark may pass it.
 //!
 //! A mail in a folder that no head knows yet is answered only after the flush that makes the
-//! folder known, with its index files: without them a recovery could bring back the mail's bytes
-//! but not the UIDVALIDITY under which clients have seen it, and dbox would not show it. That
-//! flush is due anyway and comes only earlier.
+//! folder known, with the index files it has: without them a recovery could bring back the mail's
+//! bytes but not the UIDVALIDITY under which clients have seen it. That flush is due anyway and
+//! comes only earlier. (Where a server makes the index later than the mail, a recovery has dbox
+//! begin a new one.)
 //!
 //! With `ack = "journal"` a durable promise stands for the PUT (see [`super::promise`]).
 //!

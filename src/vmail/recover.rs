@@ -15,7 +15,7 @@ use super::need::Stop;
 use super::node::{Kind, Names, Node, NodeIx};
 use super::promise;
 use super::recover_mdbox::{map_unmapped, put_back_growing};
-use super::recover_sdbox::{INDEX_LOG, index_folder, put_back_numbered};
+use super::recover_sdbox::{put_back_numbered, show_unindexed};
 use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::user::User;
@@ -79,8 +79,7 @@ pub async fn finish_names(cell: &Arc<UserCell>, begun: bool) -> Result<HashSet<O
             cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
         match name.as_deref() {
             Some(b"dbox-Mails") => {
-                let index = index_folder(cell, folder, INDEX_LOG).await?;
-                cell.open_user(|user| user.show_unindexed(folder, index))?;
+                show_unindexed(cell, folder).await?;
             }
             Some(b"storage") => map_unmapped(cell, folder).await?,
             _ => {}

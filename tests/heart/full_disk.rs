@@ -33,6 +33,8 @@ struct Syncs {
     fail: Vec<(OsString, usize)>,
     lost: HashSet<u64>,
     synced: HashMap<u64, Vec<u8>>,
+    /// A file of this name is not replaced, after so many that are.
+    fail_replace: Mutex<Option<(&'static str, usize)>>,
 }
 
 #[derive(Debug)]
@@ -78,6 +80,7 @@ impl FullDisk {
             fail_sync: Arc::default(),
             syncs: Arc::default(),
             fuse: Arc::new(AtomicI64::new(i64::MAX)),
+            fail_replace: Mutex::default(),
             broken: AtomicBool::new(false),
             at: at.into(),
         }
@@ -117,6 +120,31 @@ impl FullDisk {
 
     pub fn is_dead(&self) -> bool {
         self.fuse.load(Ordering::SeqCst) < 0
+    }
+
+    /// A file of this name is not replaced once, after so many times that it is.
+    pub fn fail_replace(&self, name: &'static str, after: usize) {
+        *self.fail_replace.lock() = Some((name, after));
+    }
+
+    /// Whether what was to fail has failed.
+    pub fn has_failed(&self) -> bool {
+        self.fail_replace.lock().is_none()
+    }
+
+    fn fails_now(&self, path: &Path) -> bool {
+        let mut fail = self.fail_replace.lock();
+        match &mut *fail {
+            Some((name, left)) if path.file_name().is_some_and(|n| n == *name) => {
+                if *left == 0 {
+                    *fail = None;
+                    return true;
+                }
+                *left -= 1;
+                false
+            }
+            _ => false,
+        }
     }
 
     pub fn set_full(&self, full: bool) {
@@ -254,6 +282,9 @@ impl Disk for FullDisk {
             no_space(&self.full)?;
         }
         burn(&self.fuse)?;
+        if self.fails_now(path) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.inner.replace(path, bytes, durable)
     }
 }
