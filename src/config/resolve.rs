@@ -79,6 +79,7 @@ impl Config {
             nonempty: self.nonempty,
             backend: self.backend_name()?,
             single_backend: self.single_backend,
+            take_backend: false,
             ack: match self.ack {
                 super::Ack::Store => crate::vmail::promise::Ack::Store,
                 super::Ack::Journal => crate::vmail::promise::Ack::Journal,

@@ -95,6 +95,8 @@ pub struct Settings {
     pub nonempty: bool,
     pub backend: String,
     pub single_backend: bool,
+    /// Said of one mount, and so by no key: in a file it would hold for each mount after it.
+    pub take_backend: bool,
     pub ack: crate::vmail::promise::Ack,
     pub lost_mails: crate::vmail::lost::LostMails,
     /// At least one.

@@ -32,7 +32,16 @@ pub struct VmailFs {
     pub(super) shown: OnceLock<Shown>,
 }
 
+/// The answer of a call that may be part of a delivery.
 pub(super) fn step<T>(op: Op<T>) -> Step<T> {
+    reading(op.map_err(|stop| match stop {
+        Stop::Error(error) => error.for_delivery().into(),
+        wait @ Stop::Wait(_) => wait,
+    }))
+}
+
+/// The answer of one that reads what is in a file.
+pub(super) fn reading<T>(op: Op<T>) -> Step<T> {
     match op {
         Ok(value) => Step::Done(Ok(value)),
         Err(Stop::Error(error)) => Step::Done(Err(error.answer())),

@@ -495,40 +495,6 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
         .map_err(|e| Error::Internal(format!("a disk task ended early: {e}")))
 }
 
-/// Puts a local file and the journal on disk.
-pub async fn sync_local(node: &NodeRef) -> Result<()> {
-    let start = node.cell.open_user(|user| {
-        let point = user.sync_point()?;
-        let file = user.local_file(node.ix)?;
-        match &user.node(node.ix)?.kind {
-            Kind::Local(local) => Ok((file, local.writes, point)),
-            _ => Err(Error::Internal("not a local file".into())),
-        }
-    });
-    let (file, writes, point) = start?;
-    blocking(move || {
-        file.sync_data().map_err(|e| Error::disk("sync of a metacache file", &e))?;
-        point.map_or(Ok(()), |point| point.sync())
-    })
-    .await??;
-    node.cell.if_open(|user| {
-        if let Some(Node { kind: Kind::Local(local), ino, .. }) = user.tree.nodes.get_mut(node.ix)
-            && *ino == node.ino
-        {
-            local.synced = local.synced.max(writes);
-        }
-    });
-    Ok(())
-}
-
-/// Puts the journal on disk.
-pub async fn sync_user(cell: &Arc<super::session::UserCell>) -> Result<()> {
-    match cell.open_user(|user| user.sync_point())? {
-        Some(point) => blocking(move || point.sync()).await?,
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::maildir_name;
