@@ -13,9 +13,9 @@ tokio::task_local! {
     static WHY: Reason;
 }
 
-/// Runs an attempt whose requests say why.
-pub(super) async fn said<T>(why: Reason, attempt: impl Future<Output = T>) -> T {
-    WHY.scope(why, attempt).await
+/// Runs a call whose requests, all of this task's, say why.
+pub(super) async fn said<T>(why: Reason, call: impl Future<Output = T>) -> T {
+    WHY.scope(why, call).await
 }
 
 /// Adds it. The SDK has no place for it in its calls, so it comes with the task.
