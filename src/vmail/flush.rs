@@ -407,6 +407,9 @@ pub async fn raise_ceilings(
 ) -> Result<()> {
     let _one = cell.flushing.lock().await;
     close::reclaim(cell).await?;
+    if cell.open_user(|user| user.remake_state())? {
+        save_head(cell, false).await?;
+    }
     let (mut head, tag, dir, stamp) = cell.open_user(|user| {
         user.may_write()?;
         user.ceiling_wanted = false;

@@ -45,6 +45,12 @@ pub async fn load(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
 
 /// The same for somebody who may go further into the metacache's grace.
 pub async fn load_for(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
+    let loaded = load_alone(cell, folder, purpose).await;
+    super::restore::show_later_mails(cell, purpose).await?;
+    loaded
+}
+
+async fn load_alone(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
     let mut patience = Patience::new(&cell.session);
     let _one = cell.loading.lock().await;
     loop {
@@ -218,6 +224,7 @@ impl User {
             folder.snapshot_stale = from_parts || amended;
             if restore {
                 folder.burnt_below = folder.burnt_below.max(folder.uid_ceiling);
+                self.restored.push(id);
             }
         }
         self.sweep(id);

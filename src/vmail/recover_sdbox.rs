@@ -168,6 +168,12 @@ impl User {
         self.append_log(log, &append)
     }
 
+    /// The sdbox folder whose index lies in a folder, if it has mails.
+    pub(super) fn numbered_mails(&self, index: FolderId) -> Option<FolderId> {
+        let others = self.mailboxes().others(self, index);
+        others.into_iter().chain([index]).find(|id| self.numbers(*id).next().is_some())
+    }
+
     /// The numbers of the mail files of an sdbox folder.
     fn numbers(&self, folder: FolderId) -> impl Iterator<Item = u32> {
         let dir = self.tree.dir(Place::own(folder));

@@ -3,7 +3,9 @@
 //! An admin removed them while the user is open: what the last flush held of them comes back. An
 //! index file brings back the whole index set of its folder, with next-UID at its ceiling, for
 //! files of different times together would lie; other files come back one by one. What no
-//! flush ever held becomes absent by a record, and the log says so. A cache becomes absent.
+//! flush ever held becomes absent by a record, and the log says so. A cache becomes absent. Mails that
+//! came after that flush get their records in an sdbox index ([`show_later_mails`]); Maildir gives them
+//! new UIDs by itself.
 //!
 //! The machine went down: what is flushed is taken from the store, whatever the disk says of it.
 //! What is not is on this disk only, and judged by its own format: what grows by appending is
@@ -14,6 +16,7 @@ use super::lines::Final;
 use super::load;
 use super::node::{Kind, Local, Names, Node, NodeIx, Since};
 use super::parts::{self, Contents, Wanted};
+use super::recover_sdbox::show_unindexed;
 use super::session::UserCell;
 use super::space;
 use super::tree::{NameBytes, Target};
@@ -31,7 +34,11 @@ use crate::format::listing::{Attrs, Entry, Line};
 use crate::format::{FolderId, ObjectId, Place, Sub};
 use crate::fs::api::Invalidate;
 use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
 use std::sync::Arc;
+
+/// Folders that are brought back on the way to one that is wanted. More come with the next call.
+const RESTORES: usize = 16;
 
 /// A file of a folder.
 #[derive(Clone)]
@@ -49,6 +56,12 @@ pub async fn restore(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
 
 /// The same for somebody who may go further into the metacache's grace.
 pub async fn restore_for(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
+    let restored = restore_alone(cell, folder, purpose).await;
+    show_later_mails(cell, purpose).await?;
+    restored
+}
+
+async fn restore_alone(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
     let mut patience = Patience::new(&cell.session);
     let _one = cell.loading.lock().await;
     loop {
@@ -92,6 +105,42 @@ async fn restore_once(cell: &Arc<UserCell>, id: FolderId, purpose: Purpose) -> R
             return Ok(());
         }
         user.bring_back(id, &source.state, contents, &large)
+    })
+}
+
+/// dbox shows what its index says, and one of the last flush does not know the mails that came after
+/// it: they get records, as after the loss of a machine. Not for a flush that makes room, which must
+/// not wait for some: the next call does it.
+pub(super) fn show_later_mails(
+    cell: &Arc<UserCell>,
+    purpose: Purpose,
+) -> Pin<Box<dyn Future<Output = Result<()>> + Send + '_>> {
+    // Boxed, for it loads folders itself.
+    Box::pin(async move {
+        if purpose == Purpose::Flush {
+            return Ok(());
+        }
+        let next = |user: &mut User| if user.ready { user.restored.pop() } else { None };
+        let mut again = RESTORES;
+        while let Some(id) = cell.if_open(next).flatten() {
+            let Some(mails) = cell.if_open(|user| user.numbered_mails(id)).flatten() else {
+                continue;
+            };
+            match show_unindexed(cell, mails).await {
+                Ok(()) => {}
+                // Its log was removed as well: that folder first.
+                Err(Error::Vanished { folder, .. }) if again > 0 => {
+                    again -= 1;
+                    cell.if_open(|user| user.restored.push(id));
+                    restore_alone(cell, folder, purpose).await?;
+                }
+                Err(error) => {
+                    cell.if_open(|user| user.restored.push(id));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     })
 }
 
@@ -216,6 +265,7 @@ impl User {
             pass(failpoint::RESTORE_BETWEEN)?;
         }
         if whole {
+            self.restored.push(id);
             tracing::warn!(
                 user = %self.name, folder = %id,
                 "index files are missing in the metacache; all of the folder's come back from the last flush"

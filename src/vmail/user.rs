@@ -105,6 +105,9 @@ pub struct User {
     pub ready: bool,
     /// When something was last done with it.
     pub used: Duration,
+    /// Folders whose index files came back from the last flush, and whose later mails are not looked
+    /// for yet; see [`super::restore`].
+    pub restored: Vec<FolderId>,
     /// Processes that used it lately, and what they are.
     pub users_of: super::services::Services,
     pub cell: Weak<UserCell>,

@@ -166,3 +166,32 @@ async fn i1_a_recovery_that_is_begun_again_shows_its_mails() {
     // The log as it was flushed, its next-UID, and the records.
     assert_eq!(failures, 2 * 3);
 }
+
+/// I7: the user's directory in the metacache is removed while it is in use. The index is that of the last
+/// flush again; the mail that came after it shows all the same, under a number that was never given.
+#[tokio::test]
+async fn i7_a_removed_index_leaves_later_mails_shown() {
+    let world = World::new();
+    let client = world.session(HERE);
+    let place = "u/index/mailboxes/INBOX";
+    folders(&client, place).await;
+    deliver(&client, 1).await;
+    add(&client, place, |t| t.append(&[1])).await;
+    client.flush("u").await;
+    let ceiling = world.head("u").folders.iter().filter_map(|f| f.uid_ceiling).max().unwrap();
+    deliver(&client, 2).await;
+    add(&client, place, |t| t.append(&[2])).await;
+    fs::remove_dir_all(world.machine_dir(HERE).join("meta/u")).unwrap();
+    let shown = index(&client, place).await;
+    let uids: Vec<u32> = shown.records.keys().copied().collect();
+    assert_eq!(uids.len(), 2, "{uids:?}");
+    assert!(uids[0] == 1 && uids[1] >= ceiling, "{uids:?}, {ceiling}");
+    assert_eq!(numbers(&client).await, uids);
+    let mail = client.read(&format!("{MAILS}/u.{}", uids[1])).await.unwrap();
+    assert_eq!(mail, b"mail 2");
+    // And goes on so.
+    client.close().await;
+    let fresh = world.session(FRESH);
+    assert_eq!(numbers(&fresh).await, uids);
+    assert_eq!(index(&fresh, place).await.records.len(), 2);
+}

@@ -192,3 +192,20 @@ async fn i2_whatever_way_a_list_is_written_its_ceiling_holds() {
     assert!(ceiling(&world) >= Some(7000), "{:?}", ceiling(&world));
     client.close_file(file).await.unwrap();
 }
+
+/// The local state of a user was removed: a write that needs a higher ceiling begins with writing it
+/// anew, and is not refused for ever.
+#[tokio::test]
+async fn i7_a_ceiling_is_raised_after_the_local_state_was_removed() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.replace("u/dovecot-uidlist", &list(10)).await.unwrap();
+    client.flush("u").await;
+    std::fs::remove_dir_all(client.session().settings.state_dir.join("users")).unwrap();
+    client.replace("u/dovecot-uidlist", &list(1500)).await.unwrap();
+    assert!(ceiling(&world) >= Some(1500));
+    drop(client);
+    let again = world.session(HERE);
+    assert_eq!(next_uid(&again.read("u/dovecot-uidlist").await.unwrap()), 1500);
+}
