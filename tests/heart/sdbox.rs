@@ -41,11 +41,20 @@ pub(super) async fn add(client: &Client, index: &str, records: impl FnOnce(&mut 
 }
 
 pub(super) async fn deliver(client: &Client, uid: u32) {
-    let temp = format!("{MAILS}/.temp.{uid}");
-    let file = client.create(&temp).await.unwrap();
+    let file = save(client, uid).await;
+    commit(client, uid, file).await;
+}
+
+/// Made safe under its temporary name.
+pub(super) async fn save(client: &Client, uid: u32) -> Open {
+    let file = client.create(&format!("{MAILS}/.temp.{uid}")).await.unwrap();
     client.write(file, 0, format!("mail {uid}").as_bytes()).await.unwrap();
     client.fsync(file).await.unwrap();
-    client.rename(&temp, &format!("{MAILS}/u.{uid}")).await.unwrap();
+    file
+}
+
+pub(super) async fn commit(client: &Client, uid: u32, file: Open) {
+    client.rename(&format!("{MAILS}/.temp.{uid}"), &format!("{MAILS}/u.{uid}")).await.unwrap();
     client.close_file(file).await.unwrap();
 }
 
