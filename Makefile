@@ -77,5 +77,7 @@ install: all
 		sed "s|/usr/local/bin|$(PREFIX)/bin|" "$$unit" \
 			> "$(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}" || exit 1; \
 	done
-	install -m 644 mount-scripts/dovecot/10-vmailfs.conf $(DESTDIR)$(PREFIX)/share/vmailfs/
+	install -m 644 mount-scripts/dovecot/10-vmailfs.conf mount-scripts/dovecot/20-nfs-hostchange.conf \
+		$(DESTDIR)$(PREFIX)/share/vmailfs/
+	install -m 755 mount-scripts/dovecot/nfs-postlogin $(DESTDIR)$(PREFIX)/share/vmailfs/
 	"$(TARGET)/release/vmailfs" config > $(DESTDIR)$(PREFIX)/share/vmailfs/vmailfs.toml

@@ -51,6 +51,11 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("store_limits", "How long and how hard the store is asked."),
     ("gc", "Deleting from the store what was dropped longer than `retention` ago."),
     ("fuse", "The connection to the kernel."),
+    (
+        "hostchange",
+        "Only for nfs:// (docs/NFS.md): mail on NFS, with the users' indexes of mailboxes\n\
+         (dovecot.list.index*) on this machine.",
+    ),
     ("admin", "How commands reach the running mount."),
     ("log", "What is logged, and how."),
 ];
@@ -291,6 +296,43 @@ pub const KEYS: &[Key] = &[
     flag(
         "fuse.passthrough",
         "Let the kernel read cached mails directly, where it can (Linux 6.9).",
+    ),
+    text(
+        "hostchange.index_dir",
+        "indexes",
+        "The INDEX directory below a user's own directory. Default: that directory itself.",
+    ),
+    text(
+        "hostchange.listindex_root",
+        "",
+        "Where the indexes of mailboxes are kept; nothing else should be there.",
+    ),
+    text("hostchange.listindex_layout", "", "Where users are below that; like `layout`."),
+    text(
+        "hostchange.listindex_max_size",
+        "",
+        "Size that they may have together. Above it, those used longest ago are removed.",
+    ),
+    text(
+        "hostchange.login_idle",
+        "",
+        "Time without access after which a user's next access counts as a login: it is checked whether\n\
+         another host served him.",
+    ),
+    flag(
+        "hostchange.migration",
+        "Look at each login for an index of mailboxes on NFS, which a host without this mode left, and\n\
+         take it over or remove it. Costs a request; to be switched off after the change.",
+    ),
+    text(
+        "hostchange.attribute_cache",
+        "",
+        "Time for which names and attributes are believed, on top of the NFS client's own.",
+    ),
+    text(
+        "hostchange.lock_wait",
+        "",
+        "Time that a process may wait for a lock another one has; it gets EAGAIN then.",
     ),
     text(
         "admin.socket",

@@ -90,6 +90,10 @@ fn all_are_passed() {
         .map(|point| point.0)
         // Its swap comes after hundreds of mails; `tests/heart/uids.rs` passes it.
         .filter(|name| *name != "ceiling.after-swap" && !named.contains(&format!("{name}=")))
+        // Those of the NFS mode: `tests/hostchange.rs` passes them.
+        .filter(|name| {
+            !["hostchange.", "migrate.", "usercache."].iter().any(|m| name.starts_with(m))
+        })
         .collect();
     assert_eq!(missing, [""; 0]);
 }
