@@ -29,7 +29,8 @@ impl Site {
 
     fn vmailfs(&self, arguments: &[&str], failpoint: Option<&str>) -> Output {
         let plan = self.dir.path().join("failpoints");
-        std::fs::write(&plan, failpoint.map(|p| format!("{p}=kill@1")).unwrap_or_default()).unwrap();
+        std::fs::write(&plan, failpoint.map(|p| format!("{p}=kill@1")).unwrap_or_default())
+            .unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmailfs"));
         command.arg("nfs").args(arguments).env("VMAILFS_FAILPOINTS", &plan);
         command.output().unwrap()
@@ -109,7 +110,9 @@ fn a_login_that_dies_leaves_nothing_stale() {
 /// And the login that says that nobody else was here.
 #[test]
 fn a_death_while_it_is_settled() {
-    for point in ["hostchange.locked", "hostchange.invalidated", "hostchange.dropped", "hostchange.settling"] {
+    for point in
+        ["hostchange.locked", "hostchange.invalidated", "hostchange.dropped", "hostchange.settling"]
+    {
         let site = Site::new();
         site.good_login("a");
         build(&site.local("a"), "of an open session");
@@ -181,12 +184,12 @@ fn a_script_becomes_what_it_was_given_and_fails_where_it_must() {
     let output = site.login("a", &["--", "sh", "-c", "echo became; exit 3"], None);
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), &b"became\n"[..]));
     // Nothing is made where there is no such file system.
-    let gone = site.vmailfs(
-        &["login", "-u", "u", "--index", "/proc/no/such", "--listindex", "/dev/shm/vmt-x-%u"],
-        None,
-    );
+    let local = site.dir.path().join("gone/%u");
+    let arguments = ["login", "-u", "u", "--index", "/proc/no/such", "--listindex"];
+    let arguments = [&arguments[..], &[local.to_str().unwrap()]].concat();
+    let gone = site.vmailfs(&arguments, None);
     assert_eq!(gone.status.code(), Some(75), "{gone:?}");
-    assert!(!Path::new("/dev/shm/vmt-x-u").exists());
+    assert!(!site.dir.path().join("gone").exists());
     let odd = site.login("a b", &[], None);
     assert_eq!(odd.status.code(), Some(64), "{odd:?}");
 }
