@@ -247,6 +247,40 @@ fn sdbox_rebuilds_when_marked() {
     assert_eq!(dovecot.status("INBOX").uidnext, CEILING + 1);
 }
 
+/// Recovered mails in a folder whose index never reached the store: its first log makes Dovecot look
+/// for them, whoever comes first.
+#[test]
+fn sdbox_mails_without_an_index_show() {
+    for deliver_first in [false, true] {
+        let Some(dovecot) = Dovecot::new("sdbox", false) else { return };
+        // From here on UIDVALIDITYs come from the counter.
+        deliver(&dovecot, "INBOX", 0..1);
+        dovecot.imap(&["CREATE new"]);
+        deliver(&dovecot, "new", 0..5);
+        let old = dovecot.status("new").uidvalidity;
+        dovecot.assert_content();
+        let index = dovecot.path("index/mailboxes/new");
+        fs::remove_dir_all(&index).unwrap();
+        fs::create_dir(&index).unwrap();
+        fs::write(index.join("dovecot.index.log"), recover::first_log(1_700_000_000)).unwrap();
+        dovecot.own();
+        if deliver_first {
+            deliver(&dovecot, "new", 20..21);
+        }
+        let shown = dovecot.mails("new");
+        let mut wanted: Vec<String> = (0..5).map(|n| format!("new{n}")).collect();
+        wanted.extend(deliver_first.then(|| "new20".to_owned()));
+        assert!(dovecot.log().contains("Rebuilding index"));
+        assert_eq!(subjects(&shown), wanted);
+        assert_eq!(uids(&shown), (1..=u32::try_from(wanted.len()).unwrap()).collect::<Vec<_>>());
+        assert_bodies(&shown);
+        // UIDs may have been other mails' under the lost index.
+        assert!(dovecot.status("new").uidvalidity > old);
+        deliver(&dovecot, "new", 30..31);
+        assert_eq!(dovecot.mails("new").len(), wanted.len() + 1);
+    }
+}
+
 /// The last resort: Dovecot rebuilds the storage, under UIDs from the ceiling on.
 #[test]
 fn mdbox_rebuilds_when_marked() {

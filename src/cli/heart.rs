@@ -14,6 +14,7 @@ use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
 use crate::fs::VmailFs;
 use crate::store::counted::CountedStore;
+use crate::vmail::claim::Waiting;
 use crate::vmail::counts::CountsNow;
 use crate::vmail::env::{Env, SystemClock, SystemRandom};
 use crate::vmail::error::Error;
@@ -37,6 +38,9 @@ mod whom;
 
 use status::{at_risk, user_status};
 
+/// How long a mount that has nothing left to do tells others of its end.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct LiveHeart {
@@ -55,6 +59,7 @@ pub(super) fn layout(settings: &Settings) -> Result<Layout, Failure> {
 pub(super) async fn start(
     settings: &Settings,
     store: Arc<CountedStore>,
+    waits: &mut (dyn FnMut(&Waiting) + Send),
 ) -> Result<(Arc<VmailFs>, LiveHeart), Failure> {
     let layout = layout(settings)?;
     let env = Env {
@@ -67,7 +72,7 @@ pub(super) async fn start(
     version::check_state(&env, &settings.state_dir).map_err(|e| unfit(&e))?;
     let local = |e: Error| Failure::new(Code::CantCreate, e.to_string());
     let session = Session::open(env, translate(settings, layout)).map_err(local)?;
-    if let Err(error) = session.lease.renew(&session).await {
+    if let Err(error) = session.lease.claim(&session, settings.take_backend, waits).await {
         return Err(Failure::new(Code::TempFail, error.to_string()));
     }
     tokio::spawn(Lease::keep(session.clone()));
@@ -112,6 +117,7 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         },
         layout,
         backend: s.backend.clone(),
+        host: host(),
         single_backend: s.single_backend,
         lease: s.lease,
         owner: s.owner.map(owner),
@@ -139,6 +145,11 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
     }
 }
 
+/// This machine's name; empty if it has none.
+fn host() -> String {
+    nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 /// Differs from boot to boot. Unreadable: each start counts as a new boot, which is safe.
 fn boot_id() -> String {
     match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
@@ -160,9 +171,11 @@ pub(super) fn told(error: &Error) -> AdminError {
         | Error::HandingOver { .. }
         | Error::Doubt { .. }
         | Error::Deferred { .. } => ErrorKind::TempFail,
-        Error::Lost { .. } | Error::Lapsed { .. } | Error::Disk { .. } | Error::Vanished { .. } => {
-            ErrorKind::TempFail
-        }
+        Error::Lost { .. }
+        | Error::Lapsed { .. }
+        | Error::NameTaken { .. }
+        | Error::Disk { .. }
+        | Error::Vanished { .. } => ErrorKind::TempFail,
         Error::NoUser { .. } => ErrorKind::NoSuchUser,
         Error::Refused(_) => ErrorKind::Denied,
         Error::Plain(_)
@@ -212,6 +225,13 @@ impl Heart for LiveHeart {
         self.fs.release_all();
         let failed = self.session.close(patience).await;
         let (_, waiting) = self.session.waiting();
+        if failed.is_empty() && waiting.is_empty() {
+            // A store that fails just now is not waited for.
+            let ended = self.session.lease.end(&self.session);
+            if tokio::time::timeout(LAST_WORD, ended).await.is_err() {
+                tracing::warn!("the end of this session is not told: others wait for its lease");
+            }
+        }
         let mut report = StopReport {
             at_risk: at_risk(&waiting),
             users: waiting.iter().map(user_status).collect(),

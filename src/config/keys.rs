@@ -110,14 +110,14 @@ pub const KEYS: &[Key] = &[
     text(
         "backend",
         "mx1",
-        "The name under which this machine owns users; unique among those that share the store.\n\
-         Default: the host name.",
+        "The name under which this machine owns users; unique among those that share the store. A mount\n\
+         is refused while another session goes by its name. Default: the host name.",
     ),
     flag(
         "single_backend",
         "Promise that no other machine ever mounts this store. Then writing goes on when the lease\n\
          cannot be renewed because the store is down, and a store without conditional writes\n\
-         is accepted.",
+         is accepted, and no name is claimed, so nothing is waited for when state_dir was lost.",
     ),
     text(
         "ack",
@@ -265,7 +265,8 @@ pub const KEYS: &[Key] = &[
         "store_limits.lease",
         "",
         "Time for which this backend owns its users without the store; at least 10s. Another\n\
-         backend can take over a dead one's users after this time.",
+         backend can take over a dead one's users after this time. So long, too, a mount waits whose\n\
+         state_dir was lost, to see that no other machine goes by its name (--take-backend: not at all).",
     ),
     text(
         "store_limits.unmount_timeout",

@@ -7,15 +7,19 @@
 //! [`Config::resolve`] turns it into [`Settings`]: plain values, with paths filled in and names
 //! of accounts looked up. Code below the command line only sees those.
 
+mod check;
 mod keys;
 mod load;
+mod place;
 mod resolve;
+mod settings;
 mod types;
 
 pub use keys::{KEYS, Key, Kind};
 pub use load::ConfigError;
-pub use resolve::{
-    CacheDir, GcSettings, MetacacheSettings, Owner, Secret, Settings, StoreSettings, escape_path,
+pub use place::escape_path;
+pub use settings::{
+    CacheDir, GcSettings, MetacacheSettings, Owner, Secret, Settings, StoreSettings,
 };
 pub use types::{Mode, ParseError, Size, Span};
 
@@ -381,6 +385,10 @@ pub enum LogFormat {
     #[default]
     Text,
     Json,
+}
+
+fn err<T>(text: String) -> Result<T, ConfigError> {
+    Err(ConfigError(text))
 }
 
 #[cfg(test)]

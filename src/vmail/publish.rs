@@ -19,9 +19,10 @@
 //! before the watermark may pass it.
 //!
 //! A mail in a folder that no head knows yet is answered only after the flush that makes the
-//! folder known, with its index files: without them a recovery could bring back the mail's bytes
-//! but not the UIDVALIDITY under which clients have seen it, and dbox would not show it. That
-//! flush is due anyway and comes only earlier.
+//! folder known, with the index files it has: without them a recovery could bring back the mail's
+//! bytes but not the UIDVALIDITY under which clients have seen it. That flush is due anyway and
+//! comes only earlier. (Where a server makes the index later than the mail, a recovery has dbox
+//! begin a new one.)
 //!
 //! With `ack = "journal"` a durable promise stands for the PUT (see [`super::promise`]).
 //!
@@ -492,40 +493,6 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::Internal(format!("a disk task ended early: {e}")))
-}
-
-/// Puts a local file and the journal on disk.
-pub async fn sync_local(node: &NodeRef) -> Result<()> {
-    let start = node.cell.open_user(|user| {
-        let point = user.sync_point()?;
-        let file = user.local_file(node.ix)?;
-        match &user.node(node.ix)?.kind {
-            Kind::Local(local) => Ok((file, local.writes, point)),
-            _ => Err(Error::Internal("not a local file".into())),
-        }
-    });
-    let (file, writes, point) = start?;
-    blocking(move || {
-        file.sync_data().map_err(|e| Error::disk("sync of a metacache file", &e))?;
-        point.map_or(Ok(()), |point| point.sync())
-    })
-    .await??;
-    node.cell.if_open(|user| {
-        if let Some(Node { kind: Kind::Local(local), ino, .. }) = user.tree.nodes.get_mut(node.ix)
-            && *ino == node.ino
-        {
-            local.synced = local.synced.max(writes);
-        }
-    });
-    Ok(())
-}
-
-/// Puts the journal on disk.
-pub async fn sync_user(cell: &Arc<super::session::UserCell>) -> Result<()> {
-    match cell.open_user(|user| user.sync_point())? {
-        Some(point) => blocking(move || point.sync()).await?,
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

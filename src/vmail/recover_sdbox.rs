@@ -10,6 +10,7 @@ use super::session::UserCell;
 use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::Class;
+use crate::dovecot::records::header;
 use crate::dovecot::recover::{RecoverError, append_sdbox, first_log, mark_fsckd};
 use crate::dovecot::replay::replay;
 use crate::format::listing::Attrs;
@@ -18,16 +19,61 @@ use std::sync::Arc;
 
 pub(super) const INDEX_LOG: &[u8] = b"dovecot.index.log";
 
-/// sdbox: each mail gets a free number at or above the ceiling, and a record. A folder without an
-/// index is one whose mails were promised to nobody (see [`super::publish`]); where its index would
-/// be is not known, and a log in the wrong place would be taken for it ever after.
+/// sdbox: each mail gets a free number at or above the ceiling, and a record.
+///
+/// A folder may be in the store without its index: Dovecot made it, and could not make the index, or
+/// the flush came in between. It gets one that has Dovecot look for the mails, under a UIDVALIDITY
+/// from its counter, which was raised above all that were given. Where Dovecot would have it is
+/// known from other mailboxes; it is not read again once there is a younger one elsewhere.
 pub(super) async fn put_back_numbered(
     cell: &Arc<UserCell>,
     folder: FolderId,
     objects: Vec<Found>,
 ) -> Result<()> {
     let index = index_folder(cell, folder, INDEX_LOG).await?;
-    cell.open_user(|user| user.put_back_sdbox(folder, index, objects))
+    cell.open_user(|user| user.put_back_sdbox(folder, index, objects))?;
+    if index.is_none() {
+        begin_index(cell, folder).await?;
+    }
+    Ok(())
+}
+
+/// sdbox: mails that had their number when the last flush was cut, or when a recovery died, and were
+/// not yet in the index.
+pub(super) async fn show_unindexed(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
+    let index = index_folder(cell, folder, INDEX_LOG).await?;
+    let mails = cell.open_user(|user| {
+        user.show_numbers_above(folder, index)?;
+        Ok(user.numbers(folder).next().is_some())
+    })?;
+    if index.is_none() && mails {
+        begin_index(cell, folder).await?;
+    }
+    Ok(())
+}
+
+/// Makes Dovecot look for the mails of a folder that has no index.
+async fn begin_index(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
+    let path = cell.open_user(|user| Ok(user.index_path(folder)))?;
+    let (place, _) = find_path(cell, &path).await?;
+    load::load(cell, place).await?;
+    // Without its log an index is made by Dovecot from what else there is of it.
+    let half = cell.open_user(|user| {
+        let others: [&[u8]; 2] = [b"dovecot.index", b"dovecot.index.log.2"];
+        Ok(others.iter().any(|name| user.child(place, name).is_some()))
+    })?;
+    if half {
+        tracing::warn!(
+            user = %cell.name, folder = %String::from_utf8_lossy(&path.join(&b'/')),
+            "recovered sdbox mails have an index without a log; Dovecot finds them at its rebuild"
+        );
+        return Ok(());
+    }
+    tracing::warn!(
+        user = %cell.name, folder = %String::from_utf8_lossy(&path.join(&b'/')),
+        "Dovecot is asked to make the index of recovered sdbox mails"
+    );
+    first_index(cell, &path).await.map(drop)
 }
 
 /// An sdbox folder that was made anew has no index, and Dovecot would make an empty one: it gets
@@ -49,6 +95,15 @@ pub(super) async fn first_index(cell: &Arc<UserCell>, path: &[NameBytes]) -> Res
 }
 
 impl User {
+    /// The folder with the index of a mail folder, as far as it is in memory: beside the mails or in
+    /// the tree of indexes. Only one is used; the other is left from another configuration, or from
+    /// a recovery that could not know better.
+    fn index_of(&self, folder: FolderId, log: &[u8]) -> Option<FolderId> {
+        let made = |id: &FolderId| Some(self.tree.nodes.get(self.child(*id, log)?)?.mtime);
+        let both = [Some(folder), self.counterpart(folder)].into_iter().flatten();
+        both.filter(|id| made(id).is_some()).max_by_key(made)
+    }
+
     /// Where the index of an sdbox folder lies: in the tree of indexes if the user has one.
     pub(super) fn index_path(&self, folder: FolderId) -> Vec<NameBytes> {
         let own = self.tree.path(Place::own(folder));
@@ -88,9 +143,7 @@ impl User {
 
     /// A number that no mail of an sdbox folder has or may have had.
     pub(super) fn free_uid(&self, folder: FolderId, index: Option<FolderId>) -> u32 {
-        let highest = self.tree.dir(Place::own(folder)).map_or(0, |dir| {
-            dir.entries.after(0).filter_map(|(_, n, _)| number(n, b"u.")).max().unwrap_or(0)
-        });
+        let highest = self.numbers(folder).max().unwrap_or(0);
         let known = index.and_then(|id| self.tree.folders.get(&id));
         let burnt = known.and_then(|f| f.burnt_below).unwrap_or(0);
         let next = known.and_then(|f| f.next_uid).unwrap_or(1);
@@ -101,10 +154,7 @@ impl User {
     pub(super) fn show_numbered(&mut self, index: Option<FolderId>, uids: &[u32]) -> Result<()> {
         let known = index.and_then(|id| self.tree.folders.get(&id));
         let burnt = known.and_then(|f| f.burnt_below).unwrap_or(0);
-        let Some(index) = index else {
-            tracing::warn!(user = %self.name, "recovered sdbox mails have no index yet; Dovecot finds them at its rebuild");
-            return Ok(());
-        };
+        let Some(index) = index else { return Ok(()) };
         let Some(log) = self.child(index, b"dovecot.index.log") else { return Ok(()) };
         let state = self.index_state(index, b"dovecot.index")?;
         let content = self.index_content(log)?;
@@ -118,24 +168,24 @@ impl User {
         self.append_log(log, &append)
     }
 
-    /// sdbox: mails that had their number when the last flush was cut, and were not yet in the
-    /// index. The number may have been given again since, so they get another.
-    pub(super) fn show_unindexed(
-        &mut self,
-        folder: FolderId,
-        index: Option<FolderId>,
-    ) -> Result<()> {
+    /// The numbers of the mail files of an sdbox folder.
+    fn numbers(&self, folder: FolderId) -> impl Iterator<Item = u32> {
+        let dir = self.tree.dir(Place::own(folder));
+        dir.into_iter().flat_map(|d| d.entries.after(0)).filter_map(|(_, n, _)| number(n, b"u."))
+    }
+
+    /// Shows the mails whose numbers are above all of the index. The number may have been given
+    /// again since, so they get another.
+    fn show_numbers_above(&mut self, folder: FolderId, index: Option<FolderId>) -> Result<()> {
         let Some(id) = index else { return Ok(()) };
         let Some(state) = self.index_state(id, b"dovecot.index")? else { return Ok(()) };
+        if state.uid_validity == 0 && state.flags & header::FLAG_FSCKD != 0 {
+            // A first log, by which Dovecot takes the numbers as they are under a new UIDVALIDITY.
+            return Ok(());
+        }
         let last = state.records.keys().next_back().copied().unwrap_or(0);
         let at = Place::own(folder);
-        let Some(dir) = self.tree.dir(at) else { return Ok(()) };
-        let mut waiting: Vec<u32> = dir
-            .entries
-            .after(0)
-            .filter_map(|(_, name, _)| number(name, b"u."))
-            .filter(|uid| *uid > last)
-            .collect();
+        let mut waiting: Vec<u32> = self.numbers(folder).filter(|uid| *uid > last).collect();
         waiting.sort_unstable();
         let mut uids = Vec::new();
         for old in waiting {
@@ -158,11 +208,7 @@ impl User {
         match &*folder.name {
             b"dbox-Mails" => {
                 let newest = changed.iter().filter_map(|n| number(n, b"u.")).max().unwrap_or(0);
-                let index = if self.child(id, b"dovecot.index.log").is_some() {
-                    Some(id)
-                } else {
-                    self.counterpart(id)
-                };
+                let index = self.index_of(id, INDEX_LOG).or_else(|| self.counterpart(id));
                 // What the log holds, not what may have been given: a record that met a full disk
                 // counts for the latter only.
                 let logged = |i: FolderId| self.tracked_next_uid(i).ok().flatten();
@@ -192,15 +238,10 @@ pub(super) async fn index_folder(
     folder: FolderId,
     log: &[u8],
 ) -> Result<Option<FolderId>> {
-    let there = |user: &User, id: FolderId| {
-        user.tree.dir(Place::own(id)).is_some_and(|d| d.entries.get(log).is_some())
-    };
-    if cell.open_user(|user| Ok(there(user, folder)))? {
-        return Ok(Some(folder));
+    if let Some(other) = cell.open_user(|user| Ok(user.counterpart(folder)))? {
+        load::load(cell, other).await?;
     }
-    let Some(other) = cell.open_user(|user| Ok(user.counterpart(folder)))? else { return Ok(None) };
-    load::load(cell, other).await?;
-    cell.open_user(|user| Ok(there(user, other).then_some(other)))
+    cell.open_user(|user| Ok(user.index_of(folder, log)))
 }
 
 pub(super) fn damaged(user: &User, error: &RecoverError) -> Error {

@@ -41,6 +41,8 @@ pub struct Settings {
     pub metacache: Metacache,
     pub layout: Layout,
     pub backend: String,
+    /// This machine's name, for people.
+    pub host: String,
     pub single_backend: bool,
     pub lease: Duration,
     /// Whom all files below users' roots belong to, whatever is stored.
@@ -219,6 +221,7 @@ pub struct Session {
     pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
     pub lost_mails: lost::Met,
+    pub unserved: super::unserved::Unserved,
     pub counts: super::counts::Counts,
     /// Random name of this session.
     pub id: String,
@@ -266,6 +269,7 @@ impl Session {
             metacache,
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
+            unserved: super::unserved::Unserved::default(),
             counts: super::counts::Counts::default(),
             streams: Streams::new(settings.stream_memory),
             fetching: Turns::default(),

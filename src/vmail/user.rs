@@ -202,10 +202,13 @@ impl User {
     /// Whether nobody else can own the user now.
     pub(super) fn owns(&self) -> Result<()> {
         let user = || self.name.to_string();
-        match (self.lost, self.session.lease.holds()) {
-            (true, _) => Err(Error::Lost { user: user() }),
-            (false, false) => Err(Error::Lapsed { user: user() }),
-            (false, true) => Ok(()),
+        if self.lost {
+            return Err(Error::Lost { user: user() });
+        }
+        self.session.lease.check_name(&self.session.settings.backend)?;
+        match self.session.lease.holds() {
+            true => Ok(()),
+            false => Err(Error::Lapsed { user: user() }),
         }
     }
 

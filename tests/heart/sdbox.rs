@@ -1,23 +1,19 @@
 //! sdbox after a loss and after a power cut (I1, I2): every mail that was made safe is there, and
 //! shows without a person's help.
 
+use super::full_disk::FullDisk;
 use super::world::*;
 use std::fs;
+use std::sync::Arc;
+use vmailfs::cache::disk::RealDisk;
 use vmailfs::dovecot::records::header;
 use vmailfs::dovecot::replay::{IndexState, replay};
 use vmailfs::dovecot::transaction::Transaction;
 
-const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
+pub(super) const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
 
-async fn folders(client: &Client, index: &str) {
-    let mut done = String::new();
-    for dir in ["u", "u/mail", "u/mail/mailboxes", "u/mail/mailboxes/INBOX", MAILS] {
-        client.mkdir(dir).await.unwrap();
-    }
-    for name in index.split('/') {
-        done = if done.is_empty() { name.into() } else { format!("{done}/{name}") };
-        let _ = client.mkdir(&done).await;
-    }
+pub(super) async fn folders(client: &Client, index: &str) {
+    directories(client, index).await;
     // As Dovecot makes it: first its header, then the first records.
     let mut log = vec![1, 3, 40, 0];
     for n in [77u32, 1, 0, 0, 77, 0, 0, 1, 0] {
@@ -27,13 +23,24 @@ async fn folders(client: &Client, index: &str) {
     add(client, index, |t| t.header_update(header::UID_VALIDITY, 1234)).await;
 }
 
-async fn add(client: &Client, index: &str, records: impl FnOnce(&mut Transaction)) {
+async fn directories(client: &Client, index: &str) {
+    let mut done = String::new();
+    for dir in ["u", "u/mail", "u/mail/mailboxes", "u/mail/mailboxes/INBOX", MAILS] {
+        client.mkdir(dir).await.unwrap();
+    }
+    for name in index.split('/') {
+        done = if done.is_empty() { name.into() } else { format!("{done}/{name}") };
+        let _ = client.mkdir(&done).await;
+    }
+}
+
+pub(super) async fn add(client: &Client, index: &str, records: impl FnOnce(&mut Transaction)) {
     let mut transaction = Transaction::new();
     records(&mut transaction);
     client.append(&format!("{index}/dovecot.index.log"), &transaction.finish()).await.unwrap();
 }
 
-async fn deliver(client: &Client, uid: u32) {
+pub(super) async fn deliver(client: &Client, uid: u32) {
     let temp = format!("{MAILS}/.temp.{uid}");
     let file = client.create(&temp).await.unwrap();
     client.write(file, 0, format!("mail {uid}").as_bytes()).await.unwrap();
@@ -42,12 +49,12 @@ async fn deliver(client: &Client, uid: u32) {
     client.close_file(file).await.unwrap();
 }
 
-async fn index(client: &Client, dir: &str) -> IndexState {
+pub(super) async fn index(client: &Client, dir: &str) -> IndexState {
     replay(None, &[&client.read(&format!("{dir}/dovecot.index.log")).await.unwrap()]).unwrap()
 }
 
 /// The numbers of the mail files.
-async fn numbers(client: &Client) -> Vec<u32> {
+pub(super) async fn numbers(client: &Client) -> Vec<u32> {
     let names = client.list(MAILS).await.unwrap();
     let mut all: Vec<u32> =
         names.iter().filter_map(|n| n.strip_prefix("u.")?.parse().ok()).collect();
@@ -79,4 +86,83 @@ async fn i1_a_power_cut_that_takes_the_record_leaves_the_mail_shown() {
     assert!(there[1] >= ceiling, "{there:?}");
     let shown: Vec<u32> = index(&again, place).await.records.keys().copied().collect();
     assert_eq!(shown, there);
+}
+
+/// I1: a mail that was made safe in a folder whose index was in no flush comes back, and the folder
+/// gets an index where its server would have it, by which it looks for the mail. Also when that index
+/// could not be written at once.
+#[tokio::test]
+async fn i1_mails_without_an_index_are_looked_for() {
+    for place in ["u/index/mailboxes/INBOX", MAILS] {
+        for fails in [false, true] {
+            let world = World::new();
+            let client = world.session(HERE);
+            directories(&client, place).await;
+            deliver(&client, 1).await;
+            drop(client);
+            let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+            if fails {
+                disk.fail_replace("dovecot.index.log", 0);
+            }
+            let again = world.session_with(world.settings(FRESH), disk.clone());
+            if fails {
+                again.list(MAILS).await.unwrap_err();
+                assert!(disk.has_failed());
+            }
+            assert_eq!(numbers(&again).await, [1]);
+            let state = index(&again, place).await;
+            assert_eq!(state.flags & header::FLAG_FSCKD, header::FLAG_FSCKD, "{place}");
+            assert_eq!(state.uid_validity, 0, "the server gives one that no folder had");
+            if place != MAILS {
+                let names = again.list(MAILS).await.unwrap();
+                assert!(!names.contains(&"dovecot.index.log".to_owned()), "{names:?}");
+            }
+        }
+    }
+}
+
+/// I1: a recovery that ended between a mail's number and its record is begun again, by the same
+/// session or by the next, and then each mail is there once, and shows.
+#[tokio::test]
+async fn i1_a_recovery_that_is_begun_again_shows_its_mails() {
+    let mut failures = 0;
+    for (after, same) in (0..4).flat_map(|after| [(after, true), (after, false)]) {
+        let world = World::new();
+        let client = world.session(HERE);
+        let place = "u/index/mailboxes/INBOX";
+        folders(&client, place).await;
+        deliver(&client, 1).await;
+        add(&client, place, |t| t.append(&[1])).await;
+        client.flush("u").await;
+        let ceiling = world.head("u").folders.iter().filter_map(|f| f.uid_ceiling).max().unwrap();
+        for uid in [2, 3] {
+            deliver(&client, uid).await;
+            add(&client, place, |t| t.append(&[uid])).await;
+        }
+        drop(client);
+        let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+        disk.fail_replace("dovecot.index.log", after);
+        let mut again = world.session_with(world.settings(FRESH), disk.clone());
+        let first = again.list(MAILS).await;
+        assert_eq!(first.is_err(), disk.has_failed());
+        failures += usize::from(first.is_err());
+        if !same {
+            drop(again);
+            again = world.session(FRESH);
+        }
+        let there = numbers(&again).await;
+        assert_eq!((there.len(), there[0]), (3, 1), "{there:?}");
+        assert!(there[1] >= ceiling, "{there:?}");
+        let shown: Vec<u32> = index(&again, place).await.records.keys().copied().collect();
+        assert_eq!(shown, there);
+        let mut texts = Vec::new();
+        for uid in &there {
+            let text = again.read(&format!("{MAILS}/u.{uid}")).await.unwrap();
+            texts.push(String::from_utf8(text).unwrap());
+        }
+        texts.sort();
+        assert_eq!(texts, ["mail 1", "mail 2", "mail 3"]);
+    }
+    // The log as it was flushed, its next-UID, and the records.
+    assert_eq!(failures, 2 * 3);
 }

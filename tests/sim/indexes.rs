@@ -5,7 +5,10 @@ use super::maillog::{self, State};
 use super::model::{Item, MailNo, Seen};
 use super::sdbox::number;
 use super::wrong::Kind;
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
 
 const LOG: &str = "/dovecot.index.log";
 
@@ -30,14 +33,31 @@ fn logs_of(dir: &str) -> [String; 2] {
     [beside, format!("{apart}{LOG}")]
 }
 
-fn read(seen: &Seen, path: &str) -> Option<State> {
-    match seen.get(path)? {
-        Item::File(content) => maillog::read(content).filter(|s| s.validity > 0 || s.rebuild),
-        _ => None,
-    }
+/// Logs that were read, by where their content is, which stays there as long as this holds it.
+type Known = BTreeMap<usize, (Arc<Vec<u8>>, Option<Rc<State>>)>;
+
+thread_local! {
+    static KNOWN: RefCell<Known> = const { RefCell::new(Known::new()) };
 }
 
-fn log_beside(seen: &Seen, dir: &str) -> Option<State> {
+/// A judgement reads the same logs for each mail of each state.
+const MOST_KNOWN: usize = 2000;
+
+fn read(seen: &Seen, path: &str) -> Option<Rc<State>> {
+    let Item::File(content) = seen.get(path)? else { return None };
+    KNOWN.with_borrow_mut(|known| {
+        if known.len() > MOST_KNOWN {
+            known.clear();
+        }
+        let entry = known.entry(Arc::as_ptr(content).addr()).or_insert_with(|| {
+            let state = maillog::read(content).filter(|s| s.validity > 0 || s.rebuild);
+            (content.clone(), state.map(Rc::new))
+        });
+        entry.1.clone()
+    })
+}
+
+fn log_beside(seen: &Seen, dir: &str) -> Option<Rc<State>> {
     logs_of(dir).iter().find_map(|log| read(seen, log))
 }
 
@@ -81,9 +101,11 @@ fn differs(state: &Seen, path: &str, old: &State, new: Option<&State>) -> Option
     low.map(|uid| format!("UID {uid} comes out of nowhere"))
 }
 
-/// What of the logs that are seen does not go with a state of which everything was flushed.
+/// What of the logs that are seen does not go with a state of which everything was flushed. `last` is
+/// how it was when the machine died.
 pub fn wrong_after_loss(
     state: &Seen,
+    last: &Seen,
     seen: &Seen,
     safe: &dyn Fn(&MailNo) -> bool,
     wrong: &mut Vec<(Kind, String)>,
@@ -92,7 +114,7 @@ pub fn wrong_after_loss(
         let dir = mails_of(path);
         let Some(old) = read(state, path).filter(|_| state.contains_key(&dir)) else { continue };
         let new = read(seen, path);
-        if let Some(what) = differs(state, path, &old, new.as_ref()) {
+        if let Some(what) = differs(state, path, &old, new.as_deref()) {
             wrong.push((Kind::NoState, format!("{path}: {what}")));
         }
     }
@@ -105,9 +127,13 @@ pub fn wrong_after_loss(
             continue;
         }
         let log = log_beside(seen, dir);
+        // A mail of a folder whose index was lost or left behind by a rename, or one that had its
+        // number and no record: it shows with the next delivery, which meets its number. What showed
+        // to the end must show, also if its record came after the cut.
         let was_hidden = || {
+            let hidden = |at: &Seen| at.get(path) == Some(item) && is_unnamed(at, path);
             let known = log_beside(state, dir).is_none_or(|old| uid < old.next);
-            state.get(path) == Some(item) && known && is_unnamed(state, path)
+            hidden(state) && (known || hidden(last))
         };
         match log {
             Some(log) if log.rebuild => {}
@@ -168,7 +194,7 @@ pub fn has_only_more(
 pub fn may_be<'a>(states: &mut impl Iterator<Item = &'a Seen>, path: &str, seen: &Seen) -> bool {
     let new = read(seen, path);
     states.any(|state| match read(state, path) {
-        Some(old) => differs(state, path, &old, new.as_ref()).is_none(),
+        Some(old) => differs(state, path, &old, new.as_deref()).is_none(),
         None => true,
     })
 }

@@ -411,7 +411,7 @@ impl Model {
         if self.sdbox && death == Death::Disk {
             let mut more = Vec::new();
             let safe = |mail: &MailNo| self.mails.get(mail).is_some_and(|m| m.safe);
-            indexes::wrong_after_loss(state, seen, &safe, &mut more);
+            indexes::wrong_after_loss(state, last, seen, &safe, &mut more);
             for (kind, what) in more {
                 kinds.insert(kind);
                 _ = writeln!(wrong, "  {what}");

@@ -42,7 +42,7 @@ pub struct Open {
 
 /// Whether a path is of a file whose content is a mail.
 fn holds_mail(path: &str) -> bool {
-    let dirs = ["/cur/", "/new/", "/tmp/", "/dbox-Mails/", "-TRASHED/u."];
+    let dirs = ["/cur/", "/new/", "/tmp/", "/dbox-Mails/", "-TRASHED/u.", "-TRASHED/.temp."];
     dirs.iter().any(|dir| path.contains(dir))
 }
 

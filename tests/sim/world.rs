@@ -440,6 +440,7 @@ impl Machine {
             metacache: vmailfs::vmail::session::Metacache::default(),
             layout: Layout::parse("%u").unwrap(),
             backend: self.backend.clone(),
+            host: "host".into(),
             single_backend: rules.single_backend,
             lease: Duration::from_secs(180),
             owner: None,
@@ -475,8 +476,10 @@ impl Machine {
             }
         };
         life.core.sessions.lock().push(Arc::downgrade(&session));
-        if let Err(error) = session.lease.renew(&session).await {
-            life.log(&format!("lease: {error}"));
+        // The last session's sign may only just have reached the store.
+        while let Err(error) = session.lease.claim(&session, false, &mut |_| ()).await {
+            life.log(&format!("claim: {error}"));
+            life.core.time.sleep(Duration::from_secs(10)).await;
         }
         tokio::spawn(Lease::keep(session.clone()));
         tokio::spawn(schedule::run(session.clone()));

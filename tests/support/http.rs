@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -78,14 +79,13 @@ where
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     let serve = Arc::new(serve);
     let task = tokio::spawn(async move {
-        let mut nth = 0;
+        let nth = Arc::new(AtomicUsize::new(0));
         let mut connections = tokio::task::JoinSet::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             let serve = serve.clone();
-            let mine = nth;
-            nth += 1;
+            let nth = nth.clone();
             connections.spawn(async move {
-                if let Some(request) = read_request(&mut stream, mine).await {
+                if let Some(request) = read_request(&mut stream, &nth).await {
                     let bytes = serve(request).await;
                     let _ = stream.write_all(&bytes).await;
                     let _ = stream.shutdown().await;
@@ -96,7 +96,7 @@ where
     HttpServer { endpoint, task }
 }
 
-async fn read_request(stream: &mut TcpStream, nth: usize) -> Option<HttpRequest> {
+async fn read_request(stream: &mut TcpStream, nth: &AtomicUsize) -> Option<HttpRequest> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -122,5 +122,7 @@ async fn read_request(stream: &mut TcpStream, nth: usize) -> Option<HttpRequest>
             return None;
         }
     }
+    // A client may open a connection that it does not use.
+    let nth = nth.fetch_add(1, Ordering::SeqCst);
     Some(HttpRequest { method, target, headers, body, nth })
 }

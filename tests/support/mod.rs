@@ -17,6 +17,7 @@ pub mod mta;
 pub mod openmetrics;
 pub mod scenario;
 pub mod session;
+pub mod watch;
 pub mod workload;
 
 use std::path::{Path, PathBuf};
