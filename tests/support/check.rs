@@ -246,7 +246,9 @@ impl<'a> Check<'a> {
     ) {
         let uid = mail.uid;
         let Some(id) = mail.id.clone() else {
-            return self.bad(Kind::Content, format!("uid {uid} is no mail that was sent"));
+            let (size, length) = (mail.size, mail.length);
+            let text = format!("uid {uid}, {length} of {size} bytes, is no mail that was sent");
+            return self.bad(Kind::Content, text);
         };
         if mail.size != mail.length {
             let (size, length) = (mail.size, mail.length);

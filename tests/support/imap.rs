@@ -220,6 +220,14 @@ impl Imap {
         Ok(reply.code("APPENDUID").and_then(|w| w.get(1)?.parse().ok()))
     }
 
+    /// Begins to store a mail and stops after so many bytes of it.
+    pub fn append_part(&mut self, folder: &str, mail: &[u8], part: usize) -> Outcome<()> {
+        self.tag += 1;
+        let line = format!("t{} APPEND {} {{{}+}}\r\n", self.tag, quote(folder), mail.len());
+        let bytes = [line.as_bytes(), &mail[..part]].concat();
+        Ok(self.reader.get_mut().write_all(&bytes)?)
+    }
+
     /// Several mails in one command.
     pub fn append_many(&mut self, folder: &str, mails: &[Vec<u8>]) -> Outcome<()> {
         let mut line = format!("APPEND {}", quote(folder)).into_bytes();
