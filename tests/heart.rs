@@ -4,6 +4,7 @@
 
 mod heart {
     mod ack;
+    mod ahead;
     mod caches;
     mod close;
     mod crash;

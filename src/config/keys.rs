@@ -256,6 +256,11 @@ pub const KEYS: &[Key] = &[
         "Time that a delivery may wait for the store before the mail server is told to try later.",
     ),
     number("store_limits.max_requests", "Number of requests in flight at most."),
+    number(
+        "store_limits.read_ahead",
+        "Of these, for the next mails of a folder that somebody reads mail by mail, at most; 0: none\n\
+         are fetched before they are opened.",
+    ),
     text(
         "store_limits.stream_memory",
         "",

@@ -101,6 +101,7 @@ pub struct Settings {
     /// At least one.
     pub fscache: Vec<CacheDir>,
     pub stream_memory: u64,
+    pub read_ahead: usize,
     pub staging: CacheDir,
     pub metacache: MetacacheSettings,
     pub gc: GcSettings,
@@ -203,6 +204,7 @@ impl Config {
             lost_mails: self.lost_mails(),
             fscache,
             stream_memory: limits.stream_memory.0,
+            read_ahead: limits.read_ahead as usize,
             staging: CacheDir { path: staging, max_size: self.staging.max_size.0 },
             metacache: MetacacheSettings {
                 path: metacache,

@@ -36,6 +36,8 @@ pub struct Settings {
     pub fscache: Vec<fscache::Place>,
     /// Memory for mails that fscache has no room for.
     pub stream_memory: u64,
+    /// Requests in flight for mails that are read ahead; 0: none are.
+    pub read_ahead: usize,
     pub staging_dir: PathBuf,
     pub staging_max: u64,
     pub metacache: Metacache,
@@ -215,6 +217,8 @@ pub struct Session {
     pub fscache: Arc<Fscache>,
     pub metacache: Books,
     pub streams: Streams,
+    /// Slots for what is read ahead.
+    pub(super) ahead: tokio::sync::Semaphore,
     /// Objects that are being brought to fscache.
     pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
@@ -268,6 +272,7 @@ impl Session {
             lost_mails: lost::Met::default(),
             counts: super::counts::Counts::default(),
             streams: Streams::new(settings.stream_memory),
+            ahead: tokio::sync::Semaphore::new(settings.read_ahead),
             fetching: Turns::default(),
             started: env.clock.boot(),
             env,

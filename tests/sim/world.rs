@@ -433,6 +433,7 @@ impl Machine {
             metacache_dir: "meta".into(),
             fscache: vec![Place { path: "fscache".into(), max: rules.fscache_max }],
             stream_memory: 8 << 20,
+            read_ahead: 16,
             ack: vmailfs::vmail::promise::Ack::Store,
             gc: rules.gc,
             staging_dir: "staging".into(),
