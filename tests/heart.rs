@@ -22,6 +22,7 @@ mod heart {
     mod random;
     mod repair;
     mod sdbox;
+    mod trickle;
     mod uids;
     mod world;
 }

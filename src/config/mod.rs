@@ -206,7 +206,7 @@ impl Default for Metacache {
             folder_change_max: Span::secs(5),
             idle_upload: Span::secs(3600),
             idle_uploads: 600,
-            close_idle: Span::secs(3600),
+            close_idle: Span::secs(4 * 3600),
             max_open_users: 10_000,
             max_parallel_requests: 10,
         }

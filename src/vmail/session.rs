@@ -96,7 +96,7 @@ impl Default for Metacache {
             limits: Limits { max_space: 10 << 30, max_grace: 1 << 30 },
             weights: Weights::default(),
             soon: vec![b"INBOX".to_vec(), b"Junk".to_vec()],
-            close_idle: Duration::from_secs(3600),
+            close_idle: Duration::from_secs(4 * 3600),
             max_open_users: 10_000,
             idle_uploads: 600,
         }

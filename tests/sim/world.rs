@@ -438,7 +438,10 @@ impl Machine {
             gc: rules.gc,
             staging_dir: "staging".into(),
             staging_max: 64 << 20,
-            metacache: vmailfs::vmail::session::Metacache::default(),
+            metacache: vmailfs::vmail::session::Metacache {
+                close_idle: Duration::from_secs(3600),
+                ..Default::default()
+            },
             layout: Layout::parse("%u").unwrap(),
             backend: self.backend.clone(),
             single_backend: rules.single_backend,
