@@ -4,6 +4,8 @@
 # make kills-at POINT=restore.between FORMAT=mdbox ROUNDS=20  only where the names of failpoints have this text
 # make kills-control ROUNDS=40  kill only the mail server, over a plain directory and over a mount
 # make figures measure requests and memory on a real mount (see docs/BENCHMARKS.md)
+# make bench   compare with ext4 and count requests, in minutes (see docs/BENCHMARKS.md)
+# make bench BENCH="all --json FILE"   all of it; BENCH="cold --format maildir": a part
 # make soak SEEDS=2000 FROM=0   simulate so many lives and deaths of users
 # make soak-sabotage            show that the simulation notices deliberate mistakes
 # make outage SECONDS=120  take the store away under deliveries and logins, and say what became of them
@@ -17,7 +19,7 @@ SBIN   ?= /sbin
 DESTDIR ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all demo test kills kills-at kills-control soak soak-sabotage figures check deps install outage
+.PHONY: all demo test kills kills-at kills-control soak soak-sabotage figures bench check deps install outage
 
 all:
 	$(CARGO) build --release
@@ -59,6 +61,9 @@ soak-sabotage:
 
 figures: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) bench --bench figures -- $(FIGURES)
+
+bench: deps
+	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) bench --bench mail -- $(BENCH)
 
 SECONDS ?= 120
 outage: deps

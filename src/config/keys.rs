@@ -226,7 +226,9 @@ pub const KEYS: &[Key] = &[
         "metacache.close_idle",
         "",
         "Time without access after which a user is closed: flushed, no longer in memory, and handed\n\
-         over, so that nothing needs to be recovered of it should this machine be lost.",
+         over, so that nothing needs to be recovered of it should this machine be lost. Closing and\n\
+         opening again takes four requests: a time shorter than that between two mails pays them\n\
+         for each.",
     ),
     number(
         "metacache.max_open_users",
@@ -257,6 +259,11 @@ pub const KEYS: &[Key] = &[
         "Time that a delivery may wait for the store before the mail server is told to try later.",
     ),
     number("store_limits.max_requests", "Number of requests in flight at most."),
+    number(
+        "store_limits.read_ahead",
+        "Of these, for the next mails of a folder that somebody reads mail by mail, at most; 0: none\n\
+         are fetched before they are opened.",
+    ),
     text(
         "store_limits.stream_memory",
         "",

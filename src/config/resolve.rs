@@ -87,6 +87,7 @@ impl Config {
             lost_mails: self.lost_mails(),
             fscache,
             stream_memory: limits.stream_memory.0,
+            read_ahead: limits.read_ahead as usize,
             staging: CacheDir { path: staging, max_size: self.staging.max_size.0 },
             metacache: MetacacheSettings {
                 path: metacache,

@@ -102,6 +102,8 @@ pub struct Settings {
     /// At least one.
     pub fscache: Vec<CacheDir>,
     pub stream_memory: u64,
+    /// Requests in flight for mails that are read ahead; 0: none are.
+    pub read_ahead: usize,
     pub staging: CacheDir,
     pub metacache: MetacacheSettings,
     pub gc: GcSettings,

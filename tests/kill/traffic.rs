@@ -142,9 +142,12 @@ impl<'a> Traffic<'a> {
             date: None,
         };
         let ticket = self.work.model().begin(user, op);
-        deliver(&maildir, &mail.bytes)?;
+        let cleared = deliver(&maildir, &mail.bytes)?;
         let mut model = self.work.model();
         model.done(ticket, None);
+        if !cleared {
+            model.user(user).unanswered.insert(mail.id.clone());
+        }
         // It gets its UID when a server looks.
         if let Some(mail) = model.folder(user, "INBOX").mails.get_mut(&mail.id) {
             mail.answered = u64::MAX;
@@ -155,7 +158,9 @@ impl<'a> Traffic<'a> {
     }
 }
 
-fn deliver(maildir: &Path, mail: &[u8]) -> Outcome<()> {
+/// False if its name in `tmp/` is still there, because the daemon died between the two: once the
+/// mail was expunged it is one that was never named, and comes back if the machine is lost.
+fn deliver(maildir: &Path, mail: &[u8]) -> Outcome<bool> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let n = COUNTER.fetch_add(1, Ordering::Relaxed);
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -175,12 +180,11 @@ fn deliver(maildir: &Path, mail: &[u8]) -> Outcome<()> {
     file.sync_all().map_err(|e| at("fsync", e))?;
     drop(file);
     if n.is_multiple_of(2) {
-        std::fs::rename(&tmp, &new).map_err(|e| at("rename", e))
+        std::fs::rename(&tmp, &new).map_err(|e| at("rename", e))?;
+        Ok(true)
     } else {
         std::fs::hard_link(&tmp, &new).map_err(|e| at("link", e))?;
-        // It is delivered; what stays in tmp/ is nobody's.
-        let _ = std::fs::remove_file(&tmp);
-        Ok(())
+        Ok(std::fs::remove_file(&tmp).is_ok())
     }
 }
 
