@@ -20,7 +20,7 @@ pub mod server;
 mod status;
 
 pub use status::{
-    AtRisk, Backlog, CacheUse, Caches, Changes, Count, Damaged, Flushes, LeaseStatus,
+    Aside, AtRisk, Backlog, CacheUse, Caches, Changes, Count, Damaged, Flushes, LeaseStatus,
     OperationCount, RequestCount, Status, StoreHealth, UserStatus,
 };
 

@@ -32,6 +32,7 @@ pub struct Status {
     pub backlog: Backlog,
     pub flushes: Flushes,
     pub caches: Caches,
+    pub aside: Aside,
     /// Requests since the mount began.
     pub requests: Vec<RequestCount>,
     /// Requests of the kernel since the mount began.
@@ -160,6 +161,16 @@ impl CacheUse {
         let all = hits.saturating_add(misses);
         (all > 0).then(|| hits as f64 / all as f64)
     }
+}
+
+/// What is kept on local disk for a person to look at, and counts for no budget.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Aside {
+    pub path: String,
+    /// Users of whom a session left changes that no flush has.
+    pub users: u64,
+    pub bytes: u64,
 }
 
 /// Whether the store answers.

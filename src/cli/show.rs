@@ -176,6 +176,15 @@ pub(super) fn status(s: &Status, now: i64) -> String {
     cache(&mut out, "fscache", &s.caches.fscache);
     cache(&mut out, "staging", &s.caches.staging);
     cache(&mut out, "metacache", &s.caches.metacache);
+    if s.aside.users > 0 {
+        let _ = writeln!(
+            out,
+            "    Kept aside for you to look at, in no budget: changes of {} ({}) in {}",
+            count(s.aside.users, "user"),
+            bytes(s.aside.bytes),
+            s.aside.path
+        );
+    }
     let f = &s.flushes;
     let _ = write!(out, "\n  Flushes: {} ({})", f.done, bytes(f.bytes));
     if f.failed > 0 {

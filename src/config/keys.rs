@@ -125,7 +125,8 @@ pub const KEYS: &[Key] = &[
         "When a delivery is answered: \"store\" (the mail is in the object store) or \"journal\" (it is\n\
          on this machine's disk, durably, and uploaded within seconds). With \"journal\" the loss of\n\
          this machine's disk loses the mails that `vmailfs status` shows as promised: choose it\n\
-         only where state_dir lies on storage that you trust with mail.",
+         only where state_dir lies on storage that you trust with mail. Mails that wait take as\n\
+         much disk as staging.max_size at most; more are deferred while the store is down.",
     ),
     text(
         "retention",

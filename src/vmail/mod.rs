@@ -5,6 +5,7 @@
 //! over a store, a disk, a clock and randomness that it is given ([`env::Env`]).
 
 pub mod admin;
+pub mod aside;
 pub mod bring_back;
 pub mod build;
 pub mod ceilings;
@@ -54,6 +55,7 @@ pub mod rename;
 pub mod repair;
 pub mod restore;
 pub mod schedule;
+pub mod services;
 pub mod session;
 pub mod snapshot;
 pub mod space;

@@ -204,6 +204,9 @@ impl UserCell {
     }
 }
 
+/// The name of a process, from its number.
+pub type ServiceFn = Box<dyn Fn(u32) -> Option<String> + Send + Sync>;
+
 type InvalidateFn = Box<dyn Fn(Invalidate) + Send + Sync>;
 
 /// Work on a publish that failed at close.
@@ -217,6 +220,8 @@ pub struct Session {
     pub fscache: Arc<Fscache>,
     pub metacache: Books,
     pub streams: Streams,
+    pub promises: super::promise::Promises,
+    pub aside: super::aside::Aside,
     /// Objects that are being brought to fscache.
     pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
@@ -234,6 +239,7 @@ pub struct Session {
     pub too_many: tokio::sync::Notify,
     pub retries: Mutex<Vec<Retry>>,
     invalidate: OnceLock<InvalidateFn>,
+    services: OnceLock<ServiceFn>,
     pub closing: std::sync::atomic::AtomicBool,
     pub flushes: tokio::sync::Semaphore,
     /// Paths of all users in the store, as listed lately.
@@ -272,6 +278,8 @@ impl Session {
             unserved: super::unserved::Unserved::default(),
             counts: super::counts::Counts::default(),
             streams: Streams::new(settings.stream_memory),
+            promises: super::promise::Promises::default(),
+            aside: super::aside::Aside::default(),
             fetching: Turns::default(),
             started: env.clock.boot(),
             env,
@@ -287,6 +295,7 @@ impl Session {
             too_many: tokio::sync::Notify::new(),
             retries: Mutex::new(Vec::new()),
             invalidate: OnceLock::new(),
+            services: OnceLock::new(),
             closing: std::sync::atomic::AtomicBool::new(false),
             flushes: tokio::sync::Semaphore::new(flushes),
             user_list: Mutex::new(None),
@@ -419,6 +428,18 @@ impl Session {
         if let Some(send) = self.invalidate.get() {
             send(what);
         }
+    }
+
+    /// How programs are told that use files here.
+    pub fn set_services(&self, name: ServiceFn) {
+        if self.services.set(name).is_err() {
+            tracing::error!("who tells the names of programs was set before");
+        }
+    }
+
+    /// Not for every call: it may read a file.
+    pub(super) fn service(&self, pid: u32) -> Option<String> {
+        self.services.get().and_then(|name| name(pid))
     }
 
     pub fn disk(&self) -> &dyn Disk {

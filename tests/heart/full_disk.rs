@@ -24,6 +24,8 @@ pub struct FullDisk {
     fail_sync: Arc<AtomicBool>,
     syncs: Arc<Mutex<Syncs>>,
     fuse: Arc<AtomicI64>,
+    /// A file of this name is not replaced, after so many that are.
+    fail_replace: Mutex<Option<(&'static str, usize)>>,
 }
 
 /// What reached the disk, by inode.
@@ -33,8 +35,6 @@ struct Syncs {
     fail: Vec<(OsString, usize)>,
     lost: HashSet<u64>,
     synced: HashMap<u64, Vec<u8>>,
-    /// A file of this name is not replaced, after so many that are.
-    fail_replace: Mutex<Option<(&'static str, usize)>>,
 }
 
 #[derive(Debug)]
