@@ -4,7 +4,7 @@
 
 use super::half::of_half_a_mail;
 use super::trial::{names_corruption, own_repair};
-use crate::support::check::{Kind, Tolerance, compare};
+use crate::support::check::{Kind, NO_MAIL, Tolerance, compare};
 use crate::support::dovecot::{Dovecot, Format, Layout};
 use crate::support::mount::Mount;
 use crate::support::workload::{Size, Workload, user_names};
@@ -37,7 +37,10 @@ fn rounds(format: Format, root: &Path, rounds: u64, mut meanwhile: impl FnMut(u6
         for problem in compare(&work.model(), &seen, Tolerance::Nothing) {
             *said.entry(format!("{:?}", problem.kind)).or_default() += 1;
             let harm = [Kind::Lost, Kind::UidReused, Kind::Content, Kind::FolderMissing];
-            if harm.contains(&problem.kind) {
+            // Of a mail whose header was never written the repair makes one with the empty header
+            // in front.
+            let repaired = format == Format::Mdbox && problem.detail.ends_with(NO_MAIL);
+            if harm.contains(&problem.kind) && !repaired {
                 accused.push(problem.to_string());
             }
         }
