@@ -32,24 +32,37 @@ pub struct Status {
     pub backlog: Backlog,
     pub flushes: Flushes,
     pub caches: Caches,
+    pub aside: Aside,
     /// Requests since the mount began.
     pub requests: Vec<RequestCount>,
     /// Requests of the kernel since the mount began.
     pub operations: Vec<OperationCount>,
     /// In the NFS mode; all about a store is empty then.
     pub hostchange: Option<HostchangeStatus>,
+    /// Users and folders that are damaged and cannot be served; may be cut off.
+    pub damaged: Vec<Damaged>,
     /// Mails met that the listing names and the store does not have, each counted once.
     pub lost_mails: u64,
     /// Errors given to callers or found in stored data, by kind, since the mount began.
     pub errors: Vec<Count>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LeaseStatus {
     pub held: bool,
+    /// Who goes by this backend's name instead of this mount.
+    pub taken_by: Option<String>,
     /// Until it ends, or (negative) since it ended.
     pub seconds_left: i64,
+}
+
+/// A user that cannot be served as a whole, or a folder of whom cannot, and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Damaged {
+    pub user: String,
+    pub error: String,
 }
 
 /// What kind of change waits for upload.
@@ -150,6 +163,16 @@ impl CacheUse {
         let all = hits.saturating_add(misses);
         (all > 0).then(|| hits as f64 / all as f64)
     }
+}
+
+/// What is kept on local disk for a person to look at, and counts for no budget.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Aside {
+    pub path: String,
+    /// Users of whom a session left changes that no flush has.
+    pub users: u64,
+    pub bytes: u64,
 }
 
 /// Whether the store answers.

@@ -16,7 +16,8 @@ use std::path::Path;
 
 pub(super) fn mount(args: &MountArgs) -> Result<(), Failure> {
     crate::memory::configure();
-    let settings = args.effective()?.resolve()?;
+    let mut settings = args.effective()?.resolve()?;
+    settings.take_backend = args.take_backend;
     super::heart::layout(&settings)?;
     let claim = prepare(&settings)?;
     logging::start(&settings.log, args.daemon, &settings.state_dir)?;

@@ -17,6 +17,7 @@ use crate::config::Settings;
 use crate::fs::VmailFs;
 use crate::fuse::daemon::{Background, daemonize};
 use crate::store::counted::CountedStore;
+use crate::vmail::claim::Waiting;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use sd_notify::NotifyState;
@@ -60,8 +61,16 @@ fn serve(
             .map_err(|e| os("cannot start threads", e))?;
         let (signals, live) = runtime.block_on(async {
             // Before mounting: a signal must never kill a process that has a mount to flush.
-            let signals = Signals::new().map_err(|e| os("cannot handle signals", e))?;
-            Ok::<_, Failure>((signals, bring_up(&settings).await?))
+            let mut signals = Signals::new().map_err(|e| os("cannot handle signals", e))?;
+            // A store that does not answer, or a name that may be in use, can take minutes. Nothing
+            // is mounted before the last of these waits.
+            let live = tokio::select! {
+                live = bring_up(&settings) => live?,
+                () = signals.end() => {
+                    return Err(Failure::new(Code::TempFail, "told to end before it was mounted"));
+                }
+            };
+            Ok::<_, Failure>((signals, live))
         })?;
         Ok((runtime, signals, live))
     };
@@ -103,6 +112,15 @@ impl Signals {
             hup: signal(SignalKind::hangup())?,
         })
     }
+
+    /// Until somebody wants this process to end.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+            _ = self.hup.recv() => {}
+        }
+    }
 }
 
 /// Opens and probes the store, starts the heart, mounts.
@@ -121,12 +139,22 @@ async fn bring_up(settings: &Settings) -> Result<Live, Failure> {
     Ok(Live { api, gone: Box::pin(gone) })
 }
 
+/// How long the rest of a start may take, for systemd.
+const SLOW: Duration = Duration::from_secs(120);
+
 /// The one place that makes the file system and its heart.
 async fn start_heart(
     settings: &Settings,
     store: Arc<CountedStore>,
 ) -> Result<(Arc<VmailFs>, Arc<dyn Heart>), Failure> {
-    let (fs, heart) = heart::start(settings, store).await?;
+    let (fs, heart) = heart::start(settings, store, &mut |wait: &Waiting| {
+        let text =
+            format!("waiting for at most {}s: is {} alive?", wait.left.as_secs(), wait.holder);
+        // systemd allows a start less time than a lease may take.
+        let more = u32::try_from((wait.next + SLOW).as_micros()).unwrap_or(u32::MAX);
+        notify(&[NotifyState::Status(&text), NotifyState::ExtendTimeoutUsec(more)]);
+    })
+    .await?;
     Ok((fs, Arc::new(heart)))
 }
 

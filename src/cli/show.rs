@@ -200,12 +200,12 @@ pub(super) fn status(s: &Status, now: i64) -> String {
         s.backend
     );
     out.push_str(if s.single_backend { " (the only one)" } else { "" });
-    if let Some(lease) = s.lease {
+    if let Some(lease) = &s.lease {
         let left = age(lease.seconds_left.unsigned_abs());
-        let _ = if lease.held {
-            write!(out, ", lease held for {left} more")
-        } else {
-            write!(out, ", LEASE LOST {left} ago")
+        let _ = match &lease.taken_by {
+            Some(holder) => write!(out, ", NAME TAKEN by {holder}: nothing is written here"),
+            None if lease.held => write!(out, ", lease held for {left} more"),
+            None => write!(out, ", LEASE LOST {left} ago"),
         };
     }
     out.push_str(if s.stopping { ", UNMOUNTING\n" } else { "\n" });
@@ -222,6 +222,15 @@ pub(super) fn status(s: &Status, now: i64) -> String {
     cache(&mut out, "fscache", &s.caches.fscache);
     cache(&mut out, "staging", &s.caches.staging);
     cache(&mut out, "metacache", &s.caches.metacache);
+    if s.aside.users > 0 {
+        let _ = writeln!(
+            out,
+            "    Kept aside for you to look at, in no budget: changes of {} ({}) in {}",
+            count(s.aside.users, "user"),
+            bytes(s.aside.bytes),
+            s.aside.path
+        );
+    }
     let f = &s.flushes;
     let _ = write!(out, "\n  Flushes: {} ({})", f.done, bytes(f.bytes));
     if f.failed > 0 {
@@ -229,6 +238,14 @@ pub(super) fn status(s: &Status, now: i64) -> String {
     }
     out.push('\n');
     requests(&mut out, &s.requests);
+    if !s.damaged.is_empty() {
+        out.push_str(
+            "\n  DAMAGED, not served, mail is deferred (vmailfs fsck -u USER --repair):\n",
+        );
+        for d in &s.damaged {
+            let _ = writeln!(out, "    {}: {}", d.user, d.error);
+        }
+    }
     if s.lost_mails > 0 {
         let _ = writeln!(
             out,

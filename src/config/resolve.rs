@@ -83,6 +83,7 @@ impl Config {
             nonempty: self.nonempty,
             backend: self.backend_name()?,
             single_backend: self.single_backend,
+            take_backend: false,
             ack: match self.ack {
                 super::Ack::Store => crate::vmail::promise::Ack::Store,
                 super::Ack::Journal => crate::vmail::promise::Ack::Journal,
@@ -90,6 +91,7 @@ impl Config {
             lost_mails: self.lost_mails(),
             fscache,
             stream_memory: limits.stream_memory.0,
+            read_ahead: limits.read_ahead as usize,
             staging: CacheDir { path: staging, max_size: self.staging.max_size.0 },
             metacache: MetacacheSettings {
                 path: metacache,

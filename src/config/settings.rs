@@ -110,11 +110,15 @@ pub struct Settings {
     pub nonempty: bool,
     pub backend: String,
     pub single_backend: bool,
+    /// Said of one mount, and so by no key: in a file it would hold for each mount after it.
+    pub take_backend: bool,
     pub ack: crate::vmail::promise::Ack,
     pub lost_mails: crate::vmail::lost::LostMails,
     /// At least one.
     pub fscache: Vec<CacheDir>,
     pub stream_memory: u64,
+    /// Requests in flight for mails that are read ahead; 0: none are.
+    pub read_ahead: usize,
     pub staging: CacheDir,
     pub metacache: MetacacheSettings,
     pub gc: GcSettings,

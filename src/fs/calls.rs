@@ -32,7 +32,16 @@ pub struct VmailFs {
     pub(super) shown: OnceLock<Shown>,
 }
 
+/// The answer of a call that may be part of a delivery.
 pub(super) fn step<T>(op: Op<T>) -> Step<T> {
+    reading(op.map_err(|stop| match stop {
+        Stop::Error(error) => error.for_delivery().into(),
+        wait @ Stop::Wait(_) => wait,
+    }))
+}
+
+/// The answer of one that reads what is in a file.
+pub(super) fn reading<T>(op: Op<T>) -> Step<T> {
     match op {
         Ok(value) => Step::Done(Ok(value)),
         Err(Stop::Error(error)) => Step::Done(Err(error.answer())),
@@ -326,7 +335,7 @@ impl MailFs for VmailFs {
                     Some(_) => return Err(Plain::IsDir.into()),
                     None => user.create(caller, at, name, mode)?,
                 };
-                let opened = self.open_in(user, cell, ix, how)?;
+                let opened = self.open_in(caller, user, cell, ix, how)?;
                 let found = self.found(user, cell, at, Target::Node(ix))?;
                 Ok((found, opened))
             },

@@ -103,6 +103,7 @@ async fn round(session: &Arc<Session>, resting: &Mutex<Resting>) -> bool {
         let Ok((unit, freed)) = done else { continue };
         match freed {
             Ok(freed) if freed > 0 => {
+                session.counts.evicted(unit.priority, freed);
                 tracing::info!(
                     user = %unit.user, priority = unit.priority, bytes = freed, weight = unit.weight,
                     "evicted from the metacache"

@@ -217,7 +217,7 @@ async fn adopt_over(
     let (mut found, doubles) = sort_out(cell, found).await?;
     if !finished.is_empty() {
         for object in &mut found {
-            object.replaces = replaced(cell, object).await?;
+            object.replaces = replaced(cell, &object.tail).await?;
         }
     }
     let mut by_folder: BTreeMap<FolderId, Vec<Found>> = BTreeMap::new();
@@ -254,7 +254,7 @@ pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
         ids.into_iter().for_each(|id| user.answered(id));
         Ok(())
     })?;
-    super::publish::sync_user(cell).await?;
+    super::sync::sync_user(cell).await?;
     paths.iter().for_each(|path| promise::adopted(cell, path));
     Ok(())
 }
@@ -292,7 +292,7 @@ async fn sort_out(
         let name = base_name(&name).to_vec();
         match seen.get(&(found.key.folder, name.clone())) {
             // Listings are sorted by id.
-            Some(i) if replaced(cell, &found).await?.contains(&out[*i].key.id) => {
+            Some(i) if replaced(cell, &found.tail).await?.contains(&out[*i].key.id) => {
                 let older = std::mem::replace(&mut out[*i], found);
                 doubles.push(older.tail);
             }
@@ -306,8 +306,8 @@ async fn sort_out(
 }
 
 /// The ids under which the file of an object was put before.
-async fn replaced(cell: &Arc<UserCell>, object: &Found) -> Result<Vec<ObjectId>> {
-    let text = metadata(cell, &object.tail, META_REPLACES).await?.unwrap_or_default();
+pub(super) async fn replaced(cell: &Arc<UserCell>, tail: &KeyTail) -> Result<Vec<ObjectId>> {
+    let text = metadata(cell, tail, META_REPLACES).await?.unwrap_or_default();
     Ok(text.split(' ').filter_map(|id| id.parse().ok()).collect())
 }
 

@@ -10,9 +10,9 @@ use vmailfs::dovecot::records::header;
 use vmailfs::dovecot::replay::{IndexState, replay};
 use vmailfs::dovecot::transaction::Transaction;
 
-const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
+pub(super) const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
 
-async fn folders(client: &Client, index: &str) {
+pub(super) async fn folders(client: &Client, index: &str) {
     directories(client, index).await;
     // As Dovecot makes it: first its header, then the first records.
     let mut log = vec![1, 3, 40, 0];
@@ -34,13 +34,13 @@ async fn directories(client: &Client, index: &str) {
     }
 }
 
-async fn add(client: &Client, index: &str, records: impl FnOnce(&mut Transaction)) {
+pub(super) async fn add(client: &Client, index: &str, records: impl FnOnce(&mut Transaction)) {
     let mut transaction = Transaction::new();
     records(&mut transaction);
     client.append(&format!("{index}/dovecot.index.log"), &transaction.finish()).await.unwrap();
 }
 
-async fn deliver(client: &Client, uid: u32) {
+pub(super) async fn deliver(client: &Client, uid: u32) {
     let temp = format!("{MAILS}/.temp.{uid}");
     let file = client.create(&temp).await.unwrap();
     client.write(file, 0, format!("mail {uid}").as_bytes()).await.unwrap();
@@ -49,12 +49,12 @@ async fn deliver(client: &Client, uid: u32) {
     client.close_file(file).await.unwrap();
 }
 
-async fn index(client: &Client, dir: &str) -> IndexState {
+pub(super) async fn index(client: &Client, dir: &str) -> IndexState {
     replay(None, &[&client.read(&format!("{dir}/dovecot.index.log")).await.unwrap()]).unwrap()
 }
 
 /// The numbers of the mail files.
-async fn numbers(client: &Client) -> Vec<u32> {
+pub(super) async fn numbers(client: &Client) -> Vec<u32> {
     let names = client.list(MAILS).await.unwrap();
     let mut all: Vec<u32> =
         names.iter().filter_map(|n| n.strip_prefix("u.")?.parse().ok()).collect();
