@@ -72,6 +72,7 @@ pub(super) async fn start(
     version::check_state(&env, &settings.state_dir).map_err(|e| unfit(&e))?;
     let local = |e: Error| Failure::new(Code::CantCreate, e.to_string());
     let session = Session::open(env, translate(settings, layout)).map_err(local)?;
+    session.set_services(Box::new(process_name));
     if let Err(error) = session.lease.claim(&session, settings.take_backend, waits).await {
         return Err(Failure::new(Code::TempFail, error.to_string()));
     }
@@ -105,6 +106,7 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
             .map(|c| Place { path: c.path.clone(), max: c.max_size })
             .collect(),
         stream_memory: s.stream_memory,
+        read_ahead: s.read_ahead,
         staging_dir: s.staging.path.clone(),
         staging_max: s.staging.max_size,
         metacache: session::Metacache {
@@ -143,6 +145,14 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         },
         ask_for_users: true,
     }
+}
+
+/// What a process calls itself; Dovecot's are `imap`, `lmtp`, `pop3` and so on.
+fn process_name(pid: u32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    // Whoever runs a program chooses its name; it ends up in tables.
+    let name: String = name.trim().chars().filter(char::is_ascii_graphic).collect();
+    (!name.is_empty()).then_some(name)
 }
 
 /// This machine's name; empty if it has none.

@@ -335,7 +335,7 @@ impl MailFs for VmailFs {
                     Some(_) => return Err(Plain::IsDir.into()),
                     None => user.create(caller, at, name, mode)?,
                 };
-                let opened = self.open_in(user, cell, ix, how)?;
+                let opened = self.open_in(caller, user, cell, ix, how)?;
                 let found = self.found(user, cell, at, Target::Node(ix))?;
                 Ok((found, opened))
             },

@@ -14,12 +14,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 impl VmailFs {
     pub(super) fn open_in(
         &self,
+        caller: Caller,
         user: &mut User,
         cell: &Arc<UserCell>,
         ix: NodeIx,
         how: OpenMode,
     ) -> Op<Opened> {
         let copy = user.open(ix, how)?;
+        user.used_by(caller.pid);
         let ino = user.node(ix)?.ino;
         let backing = copy.as_ref().and_then(|copy| copy.file.real());
         let written = AtomicU64::new(0);
@@ -45,7 +47,7 @@ impl VmailFs {
                         .into());
                     }
                 }
-                self.open_in(user, &cell, ix, how)
+                self.open_in(caller, user, &cell, ix, how)
             })),
             Ok(InoTarget::Above(path)) => self.open_shown(&path, how),
             Ok(InoTarget::Dir(..)) => plain(Plain::IsDir),

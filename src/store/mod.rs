@@ -33,6 +33,7 @@ mod s3_delete;
 mod s3_error;
 mod s3_list;
 mod s3_read;
+mod s3_reason;
 mod s3_whole;
 pub mod unconditional;
 pub mod url;

@@ -22,6 +22,7 @@ use super::s3_client::Reloading;
 pub use super::s3_config::S3Config;
 use super::s3_error::{Asked, explain};
 use super::s3_read::{Writer, opened, read_body, sorted};
+use super::s3_reason::said;
 use super::{
     Body, ETag, ObjectMeta, ObjectStore, PutMode, Reason, RetryPolicy, StoreError, StoreResult,
 };
@@ -167,13 +168,13 @@ impl ObjectStore for S3Store {
         key: &str,
         range: Option<Range<u64>>,
         limit: u64,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<(ObjectMeta, Bytes)> {
         let full = self.full_key(key)?;
         if let Some(range) = &range {
             check_range(key, u64::MAX, Some(range), limit)?;
         }
-        self.request("GET", key, |client, progress| {
+        let get = self.request("GET", key, |client, progress| {
             let (full, range) = (&full, range.as_ref());
             async move {
                 let (meta, len, body) = self.start_get(&client, key, full, range).await?;
@@ -186,14 +187,14 @@ impl ObjectStore for S3Store {
                 .await?;
                 Ok((meta, bytes.freeze()))
             }
-        })
-        .await
+        });
+        said(why, get).await
     }
 
-    async fn download(&self, key: &str, file: &File, _why: Reason) -> StoreResult<ObjectMeta> {
+    async fn download(&self, key: &str, file: &File, why: Reason) -> StoreResult<ObjectMeta> {
         let full = self.full_key(key)?;
         let file = Arc::new(file.try_clone().map_err(|e| plain(e, "local file"))?);
-        self.request("GET", key, |client, progress| {
+        let get = self.request("GET", key, |client, progress| {
             let (full, file) = (&full, &file);
             async move {
                 let (meta, len, body) = self.start_get(&client, key, full, None).await?;
@@ -207,8 +208,8 @@ impl ObjectStore for S3Store {
                 writer.flush().await?;
                 Ok(meta)
             }
-        })
-        .await
+        });
+        said(why, get).await
     }
 
     async fn put(
@@ -217,7 +218,7 @@ impl ObjectStore for S3Store {
         body: Body,
         mode: PutMode,
         metadata: &[(String, String)],
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<ETag> {
         let full = self.full_key(key)?;
         check_metadata(metadata)?;
@@ -230,7 +231,7 @@ impl ObjectStore for S3Store {
             PutMode::Create => (Asked::Conditional, Some("*".to_owned()), None),
             PutMode::Update(tag) => (Asked::Conditional, None, Some(tag.0.clone())),
         };
-        self.request("PUT", key, |client, progress| {
+        let put = self.request("PUT", key, |client, progress| {
             let body = upload.stream(progress);
             let request = client
                 .put_object()
@@ -250,31 +251,29 @@ impl ObjectStore for S3Store {
                     Failure::passing(StoreError::Unavailable { detail })
                 })
             }
-        })
-        .await
+        });
+        said(why, put).await
     }
 
-    async fn head(&self, key: &str, _why: Reason) -> StoreResult<ObjectMeta> {
+    async fn head(&self, key: &str, why: Reason) -> StoreResult<ObjectMeta> {
         let full = &self.full_key(key)?;
-        let answer = self
-            .request("HEAD", key, |client, _| async move {
-                client
-                    .head_object()
-                    .bucket(&self.bucket)
-                    .key(full)
-                    .send()
-                    .await
-                    .map_err(|e| explain(e, key, Asked::Head))
-            })
-            .await;
+        let head = self.request("HEAD", key, |client, _| async move {
+            client
+                .head_object()
+                .bucket(&self.bucket)
+                .key(full)
+                .send()
+                .await
+                .map_err(|e| explain(e, key, Asked::Head))
+        });
+        let answer = said(why, head).await;
         let answer = match answer {
             Err(StoreError::NotFound { .. }) => {
-                return self
-                    .request("GET", key, |client, _| async move {
-                        let (meta, _, _) = self.start_get(&client, key, full, None).await?;
-                        Ok(meta)
-                    })
-                    .await;
+                let get = self.request("GET", key, |client, _| async move {
+                    let (meta, _, _) = self.start_get(&client, key, full, None).await?;
+                    Ok(meta)
+                });
+                return said(why, get).await;
             }
             answer => answer?,
         };
@@ -295,9 +294,9 @@ impl ObjectStore for S3Store {
         &self,
         dir: &str,
         start_after: Option<&str>,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, None, usize::MAX).await
+        said(why, self.list_range(dir, start_after, None, usize::MAX)).await
     }
 
     async fn list_before(
@@ -305,9 +304,9 @@ impl ObjectStore for S3Store {
         dir: &str,
         start_after: Option<&str>,
         before: &str,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, Some(before), usize::MAX).await
+        said(why, self.list_range(dir, start_after, Some(before), usize::MAX)).await
     }
 
     async fn list_some(
@@ -315,17 +314,17 @@ impl ObjectStore for S3Store {
         dir: &str,
         start_after: Option<&str>,
         most: usize,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, None, most).await
+        said(why, self.list_range(dir, start_after, None, most)).await
     }
 
-    async fn list_dirs(&self, dir: &str, _why: Reason) -> StoreResult<Vec<String>> {
-        self.dirs(dir).await
+    async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>> {
+        said(why, self.dirs(dir)).await
     }
 
-    async fn delete(&self, keys: &[String], _why: Reason) -> StoreResult<()> {
-        self.delete_all(keys).await
+    async fn delete(&self, keys: &[String], why: Reason) -> StoreResult<()> {
+        said(why, self.delete_all(keys)).await
     }
 
     fn time(&self) -> Option<i64> {

@@ -5,6 +5,8 @@
 //! over a store, a disk, a clock and randomness that it is given ([`env::Env`]).
 
 pub mod admin;
+pub mod ahead;
+pub mod aside;
 pub mod bring_back;
 pub mod build;
 pub mod ceilings;
@@ -54,6 +56,7 @@ pub mod rename;
 pub mod repair;
 pub mod restore;
 pub mod schedule;
+pub mod services;
 pub mod session;
 pub mod snapshot;
 pub mod space;

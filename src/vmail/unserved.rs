@@ -20,8 +20,8 @@ pub struct Damaged {
     pub error: String,
 }
 
-/// A user as a whole, or a folder of it.
-type Subject = (Arc<str>, Option<FolderId>);
+/// A user as a whole, or a folder of one.
+pub(super) type Subject = (Arc<str>, Option<FolderId>);
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -20,7 +20,7 @@ use crate::support::{Outcome, fail, remove_locks, wait_until};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -211,6 +211,7 @@ impl Trial {
             maildir: (self.format == Format::Maildir).then_some("mail"),
             refused: refused.clone(),
             clients: AtomicUsize::new(0),
+            enough: AtomicBool::new(false),
         };
         let (mount, plan, work) = (&mut self.mount, &self.plan, &self.work);
         let (dovecot, window) = (&mut self.dovecot, self.window);
@@ -221,13 +222,23 @@ impl Trial {
             while work.model().acknowledged.0 < before + 3 && Instant::now() < end {
                 thread::sleep(Duration::from_millis(5));
             }
-            if let Shot::Leaving(_) = round.shot {
-                // Whose paths lead elsewhere half-way takes back a mail of mdbox that its index
-                // has, and who dies in a rebuild of sdbox leaves an empty index, on any file
-                // system: a mail server is stopped before its mount.
-                dovecot.stop();
-            }
-            let shot = kill(mount, plan, &round.shot);
+            let gone = || traffic.clients.load(Ordering::SeqCst) == 0;
+            // Whose paths lead elsewhere half-way takes back a mail of mdbox that its index has,
+            // and who dies in a rebuild of sdbox leaves an empty index, on any file system: a mail
+            // server is stopped before its mount. It lets those who are at work go on, and who has
+            // waited long enough for it kills it, in the middle of a mail (see `half.rs`): so its
+            // clients end first.
+            let stopped = match round.shot {
+                Shot::Leaving(_) => {
+                    traffic.enough.store(true, Ordering::SeqCst);
+                    match wait_until(PATIENCE, gone) && dovecot.stop() {
+                        true => Ok(()),
+                        false => fail("the mail server does not end by itself"),
+                    }
+                }
+                _ => Ok(()),
+            };
+            let shot = stopped.and_then(|()| kill(mount, plan, &round.shot));
             work.model().settled_until(Instant::now() - window);
             if shot.is_err() {
                 // Ends the clients, too.
@@ -235,7 +246,6 @@ impl Trial {
             }
             thread::sleep(pause);
             // Some wait minutes for a lock that cannot be made on a dead mount.
-            let gone = || traffic.clients.load(Ordering::SeqCst) == 0;
             if shot.is_err() || !round.survivor || !wait_until(Duration::from_secs(1), gone) {
                 dovecot.kill9();
             }
@@ -271,6 +281,7 @@ impl Trial {
             maildir: None,
             refused: Arc::default(),
             clients: AtomicUsize::new(0),
+            enough: AtomicBool::new(false),
         };
         let (mount, dovecot) = (&mut self.mount, &mut self.dovecot);
         thread::scope(|scope| {
@@ -398,6 +409,8 @@ impl Trial {
         eprintln!("{text}");
         if let Some(place) = self.evidence() {
             let _ = std::fs::write(place.join("report"), text);
+            copy_tree(&self.mount.root(), &place.join("mnt"));
+            self.dovecot.copy_log(&place.join("dovecot.log"));
             let _ = std::fs::rename(&place, place.with_extension(self.rounds.to_string()));
         }
     }

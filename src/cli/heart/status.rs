@@ -1,7 +1,7 @@
 //! What the heart tells of itself.
 
 use crate::admin::{
-    AtRisk, Backlog, CacheUse, Changes, Damaged, Flushes, LeaseStatus, Status, UserStatus,
+    Aside, AtRisk, Backlog, CacheUse, Changes, Damaged, Flushes, LeaseStatus, Status, UserStatus,
 };
 use crate::cache::fscache::FscacheUsage;
 use crate::vmail::admin::Waiting;
@@ -78,6 +78,12 @@ pub(super) fn fill(session: &Arc<Session>, status: &mut Status) {
         used,
         max,
         ..CacheUse::default()
+    };
+    let kept = session.kept_aside();
+    status.aside = Aside {
+        path: session.aside_dir().display().to_string(),
+        users: kept.users,
+        bytes: kept.bytes,
     };
     let fscache = session.fscache.usage();
     let sum = |of: fn(&FscacheUsage) -> u64| fscache.iter().map(of).sum();
