@@ -71,8 +71,7 @@ pub async fn finish_names(cell: &Arc<UserCell>, begun: bool) -> Result<HashSet<O
         load::load(cell, folder).await?;
         let name =
             cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
-        // Before a mail gets a number above it: what the index lacks is known by being above all
-        // that it has.
+        // Before others get their records: a number below the index's last one counts as shown.
         if name.as_deref() == Some(b"dbox-Mails") {
             show_unindexed(cell, folder).await?;
         }
