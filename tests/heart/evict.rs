@@ -434,3 +434,25 @@ async fn evictions_are_counted() {
     assert!(counts.evicted_bytes.iter().sum::<u64>() > 200 << 10, "{counts:?}");
     task.abort();
 }
+
+/// Users who load folders and wait for room do not keep from one another what is flushed and not open.
+#[tokio::test]
+async fn what_is_flushed_goes_while_a_folder_is_loaded() {
+    let world = World::new();
+    let client = world.session(HERE);
+    user(&client, "u").await;
+    let cell = client.cell("u");
+    client.flush_all("u").await;
+    client.append("u/index/.Old/dovecot.index.log", &noise(500)).await.unwrap();
+    let loads = cell.loading.lock().await;
+    world.requests();
+    assert!(evict::evict_unit(&cell, 2).await.unwrap() > 50_000);
+    assert!(!on_disk(&world, LOG));
+    // What is not flushed stays, for a flush might wait for the same.
+    evict::evict_unit(&cell, 3).await.unwrap();
+    assert!(on_disk(&world, "u/index/.Old/dovecot.index.log"));
+    assert_eq!(world.requests(), []);
+    drop(loads);
+    assert_eq!(client.read(LOG).await.unwrap(), noise(20_000));
+    exact(&client).await;
+}
