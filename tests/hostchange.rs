@@ -1,5 +1,6 @@
 //! `vmailfs nfs`: dies at each of its places, and the next login must be right all the same.
 //! What two logins at the same moment do is tested in `src/hostchange/check/tests.rs`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
