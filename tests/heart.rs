@@ -4,6 +4,7 @@
 
 mod heart {
     mod ack;
+    mod ahead;
     mod begun;
     mod caches;
     mod claim;
@@ -23,6 +24,7 @@ mod heart {
     mod random;
     mod repair;
     mod sdbox;
+    mod trickle;
     mod uids;
     mod undelete;
     mod world;

@@ -156,7 +156,7 @@ fn says(mount: &Mount) -> String {
 /// the first notices, and loses nothing.
 #[test]
 fn i5_a_name_in_use_is_refused() {
-    let limits = "store_limits.lease=10s,store_limits.deadline=8s";
+    let limits = "store_limits.lease=10s,store_limits.deadline=8s,store_limits.attempt_timeout=4s";
     let mut first = Mount::on_directory().option(&["--backend", "mx1", "-o", limits]);
     let mut second = first.twin();
     first.mount().unwrap();

@@ -37,6 +37,8 @@ pub struct Status {
     pub requests: Vec<RequestCount>,
     /// Requests of the kernel since the mount began.
     pub operations: Vec<OperationCount>,
+    /// In the NFS mode; all about a store is empty then.
+    pub hostchange: Option<HostchangeStatus>,
     /// Users and folders that are damaged and cannot be served; may be cut off.
     pub damaged: Vec<Damaged>,
     /// Mails met that the listing names and the store does not have, each counted once.
@@ -232,6 +234,29 @@ pub struct RequestCount {
     pub bytes_out: u64,
     /// Of one call; a listing may be many requests.
     pub mean_seconds: f64,
+}
+
+/// The NFS mode, since the mount began.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostchangeStatus {
+    pub host: String,
+    pub listindex_root: String,
+    /// Bytes below it, and allowed.
+    pub used: u64,
+    pub max: u64,
+    /// Users with a session.
+    pub active: u64,
+    /// Logins that found the list index as it was left, that dropped it, and that got none.
+    pub kept: u64,
+    pub dropped: u64,
+    pub failed: u64,
+    /// Sessions at whose end another host's was found.
+    pub contested: u64,
+    /// Users' list indexes removed to make room.
+    pub evicted: u64,
+    /// Files and directories that the kernel knows.
+    pub known: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -106,6 +106,7 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
             .map(|c| Place { path: c.path.clone(), max: c.max_size })
             .collect(),
         stream_memory: s.stream_memory,
+        read_ahead: s.read_ahead,
         staging_dir: s.staging.path.clone(),
         staging_max: s.staging.max_size,
         metacache: session::Metacache {

@@ -4,6 +4,7 @@ use super::exit::{Code, Failure};
 use super::heart;
 use super::live::{self, Heart, LiveMount};
 use super::mount::Claim;
+use super::nfs_mount::NfsMount;
 use super::{show, shown};
 use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest};
 use crate::admin::care::{Care, Cared};
@@ -124,6 +125,10 @@ impl Signals {
 
 /// Opens and probes the store, starts the heart, mounts.
 async fn bring_up(settings: &Settings) -> Result<Live, Failure> {
+    if let Some(root) = settings.nfs() {
+        let (live, gone) = NfsMount::start(settings, root)?;
+        return Ok(Live { api: Arc::new(live), gone: Box::pin(gone) });
+    }
     let store = live::open(settings).await?;
     let (fs, heart) = start_heart(settings, store.clone()).await?;
     let (live, gone) = LiveMount::start(settings, store, fs.clone(), heart)?;
@@ -230,7 +235,7 @@ async fn attend(
     let _ = serving.await;
     let report = result.map_err(|e| Failure::new(Code::TempFail, e.text))?;
     if report.at_risk.nothing() {
-        tracing::info!("unmounted; everything is in the store");
+        tracing::info!("unmounted; nothing is at risk");
         return Ok(());
     }
     let text = show::stopped(&report);

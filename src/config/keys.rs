@@ -51,6 +51,11 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("store_limits", "How long and how hard the store is asked."),
     ("gc", "Deleting from the store what was dropped longer than `retention` ago."),
     ("fuse", "The connection to the kernel."),
+    (
+        "hostchange",
+        "Only for nfs:// (docs/NFS.md): mail on NFS, with the users' indexes of mailboxes\n\
+         (dovecot.list.index*) on this machine.",
+    ),
     ("admin", "How commands reach the running mount."),
     ("log", "What is logged, and how."),
 ];
@@ -226,7 +231,9 @@ pub const KEYS: &[Key] = &[
         "metacache.close_idle",
         "",
         "Time without access after which a user is closed: flushed, no longer in memory, and handed\n\
-         over, so that nothing needs to be recovered of it should this machine be lost.",
+         over, so that nothing needs to be recovered of it should this machine be lost. Closing and\n\
+         opening again takes four requests: a time shorter than that between two mails pays them\n\
+         for each.",
     ),
     number(
         "metacache.max_open_users",
@@ -257,6 +264,11 @@ pub const KEYS: &[Key] = &[
         "Time that a delivery may wait for the store before the mail server is told to try later.",
     ),
     number("store_limits.max_requests", "Number of requests in flight at most."),
+    number(
+        "store_limits.read_ahead",
+        "Of these, for the next mails of a folder that somebody reads mail by mail, at most; 0: none\n\
+         are fetched before they are opened.",
+    ),
     text(
         "store_limits.stream_memory",
         "",
@@ -293,6 +305,43 @@ pub const KEYS: &[Key] = &[
     flag(
         "fuse.passthrough",
         "Let the kernel read cached mails directly, where it can (Linux 6.9).",
+    ),
+    text(
+        "hostchange.index_dir",
+        "indexes",
+        "The INDEX directory below a user's own directory. Default: that directory itself.",
+    ),
+    text(
+        "hostchange.listindex_root",
+        "",
+        "Where the indexes of mailboxes are kept; nothing else should be there.",
+    ),
+    text("hostchange.listindex_layout", "", "Where users are below that; like `layout`."),
+    text(
+        "hostchange.listindex_max_size",
+        "",
+        "Size that they may have together. Above it, those used longest ago are removed.",
+    ),
+    text(
+        "hostchange.login_idle",
+        "",
+        "Time without access after which a user's next access counts as a login: it is checked whether\n\
+         another host served him.",
+    ),
+    flag(
+        "hostchange.migration",
+        "Look at each login for an index of mailboxes on NFS, which a host without this mode left, and\n\
+         take it over or remove it. Costs a request; to be switched off after the change.",
+    ),
+    text(
+        "hostchange.attribute_cache",
+        "",
+        "Time for which names and attributes are believed, on top of the NFS client's own.",
+    ),
+    text(
+        "hostchange.lock_wait",
+        "",
+        "Time that a process may wait for a lock another one has; it gets EAGAIN then.",
     ),
     text(
         "admin.socket",

@@ -19,7 +19,8 @@ pub use keys::{KEYS, Key, Kind};
 pub use load::ConfigError;
 pub use place::escape_path;
 pub use settings::{
-    CacheDir, GcSettings, MetacacheSettings, Owner, Secret, Settings, StoreSettings,
+    CacheDir, GcSettings, HostchangeSettings, MetacacheSettings, Owner, Secret, Settings,
+    StoreSettings,
 };
 pub use types::{Mode, ParseError, Size, Span};
 
@@ -61,6 +62,7 @@ pub struct Config {
     pub store_limits: StoreLimits,
     pub gc: Gc,
     pub fuse: Fuse,
+    pub hostchange: Hostchange,
     pub admin: Admin,
     pub metrics: Metrics,
     pub log: Log,
@@ -92,6 +94,7 @@ impl Default for Config {
             store_limits: StoreLimits::default(),
             gc: Gc::default(),
             fuse: Fuse::default(),
+            hostchange: Hostchange::default(),
             admin: Admin::default(),
             metrics: Metrics::default(),
             log: Log::default(),
@@ -210,7 +213,7 @@ impl Default for Metacache {
             folder_change_max: Span::secs(5),
             idle_upload: Span::secs(3600),
             idle_uploads: 600,
-            close_idle: Span::secs(3600),
+            close_idle: Span::secs(4 * 3600),
             max_open_users: 10_000,
             max_parallel_requests: 10,
         }
@@ -287,6 +290,7 @@ pub struct StoreLimits {
     pub attempts: u32,
     pub delivery_timeout: Span,
     pub max_requests: u32,
+    pub read_ahead: u32,
     pub stream_memory: Size,
     pub lease: Span,
     pub unmount_timeout: Span,
@@ -300,6 +304,7 @@ impl Default for StoreLimits {
             attempts: 5,
             delivery_timeout: Span::secs(60),
             max_requests: 64,
+            read_ahead: 32,
             stream_memory: Size(64 << 20),
             lease: Span::secs(180),
             unmount_timeout: Span::secs(60),
@@ -340,6 +345,35 @@ pub struct Fuse {
 impl Default for Fuse {
     fn default() -> Self {
         Fuse { threads: 0, passthrough: true }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hostchange {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index_dir: Option<String>,
+    pub listindex_root: PathBuf,
+    pub listindex_layout: String,
+    pub listindex_max_size: Size,
+    pub login_idle: Span,
+    pub migration: bool,
+    pub attribute_cache: Span,
+    pub lock_wait: Span,
+}
+
+impl Default for Hostchange {
+    fn default() -> Self {
+        Hostchange {
+            index_dir: None,
+            listindex_root: "/dev/shm/dovecot-listindex".into(),
+            listindex_layout: "%2.256Nu/%u".to_owned(),
+            listindex_max_size: Size(512 << 20),
+            login_idle: Span::secs(60),
+            migration: false,
+            attribute_cache: Span::secs(1),
+            lock_wait: Span::secs(60),
+        }
     }
 }
 

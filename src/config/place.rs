@@ -24,8 +24,19 @@ pub(super) fn split_path(path: &Path) -> Result<Option<Vec<PathBuf>>, ConfigErro
     }
 }
 
-/// The form of a store's URL; the directory of a file store.
+/// What the "store" of the NFS mode begins with.
+pub(super) const NFS: &str = "nfs://";
+
+/// The form of a store's URL; the directory of a file store, or of the NFS mode.
 pub(super) fn check_store(store: &str) -> Result<Option<PathBuf>, ConfigError> {
+    if let Some(path) = store.strip_prefix(NFS) {
+        if !path.starts_with('/') {
+            return err(format!(
+                "store `{store}`: name the directory where NFS is mounted, like nfs:///srv/vmail"
+            ));
+        }
+        return Ok(Some(real(Path::new(path))));
+    }
     if let Some(path) = store.strip_prefix("file://") {
         if !path.starts_with('/') {
             return err(format!("store `{store}`: write an absolute path, like file:///srv/mail"));
@@ -33,7 +44,9 @@ pub(super) fn check_store(store: &str) -> Result<Option<PathBuf>, ConfigError> {
         return Ok(Some(real(Path::new(path))));
     }
     let Some(rest) = store.strip_prefix("s3://") else {
-        return err(format!("store `{store}`: use file:///some/dir or s3://bucket/prefix"));
+        return err(format!(
+            "store `{store}`: use file:///some/dir, s3://bucket/prefix or nfs:///some/dir"
+        ));
     };
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() || prefix.contains("//") || prefix.starts_with('/') {

@@ -1,9 +1,12 @@
 //! From the file to plain values: defaults that depend on others, accounts, contradictions.
 
-use super::place::{absolute, account, apart, check_store, escape_path, split_path};
-use super::settings::{CacheDir, GcSettings, MetacacheSettings, Secret, Settings, StoreSettings};
+use super::place::{NFS, absolute, account, apart, check_store, escape_path, split_path};
+use super::settings::{
+    CacheDir, GcSettings, HostchangeSettings, MetacacheSettings, Secret, Settings, StoreSettings,
+};
 use super::{Config, ConfigError, err};
 use crate::cache::weight::{WeightError, Weights};
+use crate::dovecot::template::Layout;
 use crate::store::RetryPolicy;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -63,6 +66,7 @@ impl Config {
             return err("admin.socket lies in the mount point: choose another place".into());
         }
         self.check_values()?;
+        let hostchange = self.hostchange_settings(&mountpoint)?;
 
         let m = &self.metacache;
         let limits = &self.store_limits;
@@ -87,6 +91,7 @@ impl Config {
             lost_mails: self.lost_mails(),
             fscache,
             stream_memory: limits.stream_memory.0,
+            read_ahead: limits.read_ahead as usize,
             staging: CacheDir { path: staging, max_size: self.staging.max_size.0 },
             metacache: MetacacheSettings {
                 path: metacache,
@@ -116,10 +121,41 @@ impl Config {
             unmount_timeout: limits.unmount_timeout.0,
             fuse_threads: self.fuse.threads as usize,
             passthrough: self.fuse.passthrough,
+            hostchange,
             admin_socket,
             admin_directory: self.admin.directory,
             metrics_listen: self.metrics_listen()?,
             log: self.log.clone(),
+        })
+    }
+
+    fn hostchange_settings(&self, mountpoint: &Path) -> Result<HostchangeSettings, ConfigError> {
+        let h = &self.hostchange;
+        let listindex_root = absolute("hostchange.listindex_root", &h.listindex_root)?;
+        if listindex_root.starts_with(mountpoint) {
+            return err("hostchange.listindex_root lies in the mount point".into());
+        }
+        let given = h.index_dir.as_deref().unwrap_or_default().trim_matches('/');
+        let names: Vec<&str> = given.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
+        if names.contains(&"..") {
+            return err(format!(
+                "hostchange.index_dir `{given}` leads out of the user's directory"
+            ));
+        }
+        if h.login_idle.0 < h.attribute_cache.0 * 2 {
+            let text = "hostchange.login_idle must be twice hostchange.attribute_cache at least";
+            return err(text.into());
+        }
+        Ok(HostchangeSettings {
+            index_dir: names.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            listindex_root,
+            listindex_layout: Layout::parse(&h.listindex_layout)
+                .map_err(|e| ConfigError(format!("hostchange.listindex_layout: {e}")))?,
+            listindex_max_size: h.listindex_max_size.0,
+            login_idle: h.login_idle.0,
+            migration: h.migration,
+            attribute_cache: h.attribute_cache.0,
+            lock_wait: h.lock_wait.0,
         })
     }
 
@@ -132,6 +168,9 @@ impl Config {
             return err("no store given: name one like file:///srv/mail or s3://bucket".into());
         };
         check_store(&url)?;
+        if url.starts_with(NFS) {
+            return err(format!("store `{url}`: there is no object store in the NFS mode"));
+        }
         self.check_values()?;
         Ok(self.store_settings(url))
     }

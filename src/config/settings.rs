@@ -2,9 +2,10 @@
 
 use super::{Checksums, Log};
 use crate::cache::weight::Weights;
+use crate::dovecot::template::Layout;
 use crate::store::RetryPolicy;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Numeric owner of files.
@@ -39,6 +40,20 @@ pub struct MetacacheSettings {
     pub close_idle: Duration,
     pub max_open_users: u32,
     pub max_parallel_requests: u32,
+}
+
+/// The NFS mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostchangeSettings {
+    /// One name after another.
+    pub index_dir: Vec<Vec<u8>>,
+    pub listindex_root: PathBuf,
+    pub listindex_layout: Layout,
+    pub listindex_max_size: u64,
+    pub login_idle: Duration,
+    pub migration: bool,
+    pub attribute_cache: Duration,
+    pub lock_wait: Duration,
 }
 
 /// What is deleted from the store, and when.
@@ -102,6 +117,8 @@ pub struct Settings {
     /// At least one.
     pub fscache: Vec<CacheDir>,
     pub stream_memory: u64,
+    /// Requests in flight for mails that are read ahead; 0: none are.
+    pub read_ahead: usize,
     pub staging: CacheDir,
     pub metacache: MetacacheSettings,
     pub gc: GcSettings,
@@ -111,8 +128,16 @@ pub struct Settings {
     /// 0: by the number of CPUs.
     pub fuse_threads: usize,
     pub passthrough: bool,
+    pub hostchange: HostchangeSettings,
     pub admin_socket: PathBuf,
     pub admin_directory: bool,
     pub metrics_listen: Option<SocketAddr>,
     pub log: Log,
+}
+
+impl Settings {
+    /// The directory on NFS, in the NFS mode.
+    pub fn nfs(&self) -> Option<&Path> {
+        self.store.url.strip_prefix(super::place::NFS).map(Path::new)
+    }
 }

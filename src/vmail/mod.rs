@@ -5,6 +5,7 @@
 //! over a store, a disk, a clock and randomness that it is given ([`env::Env`]).
 
 pub mod admin;
+pub mod ahead;
 pub mod aside;
 pub mod bring_back;
 pub mod build;

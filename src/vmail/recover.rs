@@ -69,20 +69,20 @@ pub async fn finish_names(cell: &Arc<UserCell>, begun: bool) -> Result<HashSet<O
     })?;
     for folder in folders {
         load::load(cell, folder).await?;
+        let name =
+            cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
+        // Before others get their records: a number below the index's last one counts as shown.
+        if name.as_deref() == Some(b"dbox-Mails") {
+            show_unindexed(cell, folder).await?;
+        }
         let found = cell.open_user(|user| user.take_unfinished(folder))?;
         if !found.is_empty() {
             tracing::warn!(user = %cell.name, mails = found.len(), "naming mails that had only a temporary name");
             finished.extend(found.iter().map(|object| object.key.id));
             put_back(cell, folder, found, &HashSet::new()).await?;
         }
-        let name =
-            cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
-        match name.as_deref() {
-            Some(b"dbox-Mails") => {
-                show_unindexed(cell, folder).await?;
-            }
-            Some(b"storage") => map_unmapped(cell, folder).await?,
-            _ => {}
+        if name.as_deref() == Some(b"storage") {
+            map_unmapped(cell, folder).await?;
         }
         cell.if_open(|user| {
             if let Some(folder) = user.tree.folders.get_mut(&folder) {

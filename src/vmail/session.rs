@@ -36,6 +36,8 @@ pub struct Settings {
     pub fscache: Vec<fscache::Place>,
     /// Memory for mails that fscache has no room for.
     pub stream_memory: u64,
+    /// Requests in flight for mails that are read ahead; 0: none are.
+    pub read_ahead: usize,
     pub staging_dir: PathBuf,
     pub staging_max: u64,
     pub metacache: Metacache,
@@ -96,7 +98,7 @@ impl Default for Metacache {
             limits: Limits { max_space: 10 << 30, max_grace: 1 << 30 },
             weights: Weights::default(),
             soon: vec![b"INBOX".to_vec(), b"Junk".to_vec()],
-            close_idle: Duration::from_secs(3600),
+            close_idle: Duration::from_secs(4 * 3600),
             max_open_users: 10_000,
             idle_uploads: 600,
         }
@@ -222,6 +224,8 @@ pub struct Session {
     pub streams: Streams,
     pub promises: super::promise::Promises,
     pub aside: super::aside::Aside,
+    /// Slots for what is read ahead.
+    pub(super) ahead: tokio::sync::Semaphore,
     /// Objects that are being brought to fscache.
     pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
@@ -280,6 +284,7 @@ impl Session {
             streams: Streams::new(settings.stream_memory),
             promises: super::promise::Promises::default(),
             aside: super::aside::Aside::default(),
+            ahead: tokio::sync::Semaphore::new(settings.read_ahead),
             fetching: Turns::default(),
             started: env.clock.boot(),
             env,

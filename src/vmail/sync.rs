@@ -15,6 +15,7 @@ use super::publish::blocking;
 use super::session::UserCell;
 use super::user::User;
 use crate::cache::disk::{Disk, DiskFile, How};
+use crate::fs::api::Ino;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -89,13 +90,11 @@ async fn write_anew(node: &NodeRef) -> Result<u64> {
             // Without a name it is lost with its last descriptor.
             return Ok(writes);
         };
-        let temp = first.with_file_name(format!(".new.i{}", node.ino));
-        let (on, to) = (disk.clone(), temp.clone());
-        let copied = blocking(move || copy_synced(&*on, &*from, &to)).await?;
-        let put = copied.and_then(|copy| {
-            let done = node.cell.if_open(|user| user.put_copy(node, &temp, copy, writes, &paths));
-            done.unwrap_or(Ok(false))
-        });
+        let (on, beside, ino) = (disk.clone(), first.clone(), node.ino);
+        let made = blocking(move || copy_synced(&*on, &*from, &beside, ino)).await?;
+        let (copy, temp) = made.map_err(|e| failed(&first, &e))?;
+        let put = node.cell.if_open(|user| user.put_copy(node, &temp, copy, writes, &paths));
+        let put = put.unwrap_or(Ok(false));
         match put {
             Ok(true) => {
                 let (on, dirs) = (disk.clone(), paths);
@@ -112,7 +111,6 @@ async fn write_anew(node: &NodeRef) -> Result<u64> {
                 return Ok(writes);
             }
             put => {
-                // It is named nowhere.
                 let _ = disk.remove_file(&temp);
                 put.map_err(|e| failed(&first, &e))?;
             }
@@ -128,21 +126,41 @@ fn failed(path: &Path, error: &io::Error) -> Error {
     Error::disk(format!("sync of {}", path.display()), error)
 }
 
-fn copy_synced(disk: &dyn Disk, from: &dyn DiskFile, to: &Path) -> io::Result<Arc<dyn DiskFile>> {
-    let copy = disk.open(to, How::Create)?;
-    copy.set_len(0)?;
+/// A synced copy beside a file, and its name, which no other file has: any may be a mail server's.
+fn copy_synced(
+    disk: &dyn Disk,
+    from: &dyn DiskFile,
+    beside: &Path,
+    ino: Ino,
+) -> io::Result<(Arc<dyn DiskFile>, PathBuf)> {
+    let mut n = 0;
+    let (copy, temp) = loop {
+        let temp = beside.with_file_name(format!(".new.i{ino}.{n}"));
+        match disk.open(&temp, How::CreateNew) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => n += 1,
+            copy => break (copy?, temp),
+        }
+    };
+    let copied = copy_all(from, &*copy).and_then(|()| copy.sync_data());
+    if let Err(error) = copied {
+        // It is named nowhere.
+        let _ = disk.remove_file(&temp);
+        return Err(error);
+    }
+    Ok((copy, temp))
+}
+
+fn copy_all(from: &dyn DiskFile, to: &dyn DiskFile) -> io::Result<()> {
     let mut buf = vec![0; PIECE];
     let mut at = 0;
     loop {
         let n = from.read_at(&mut buf, at)?;
         if n == 0 {
-            break;
+            return Ok(());
         }
-        copy.write_all_at(&buf[..n], at)?;
+        to.write_all_at(&buf[..n], at)?;
         at += n as u64;
     }
-    copy.sync_data()?;
-    Ok(copy)
 }
 
 impl User {

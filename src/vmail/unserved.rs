@@ -20,12 +20,15 @@ pub struct Damaged {
     pub error: String,
 }
 
-/// See the module. A user as a whole has no folder.
+/// A user as a whole, or a folder of one.
+pub(super) type Subject = (Arc<str>, Option<FolderId>);
+
+/// See the module.
 #[derive(Debug, Default)]
-pub struct Unserved(Mutex<BTreeMap<(Arc<str>, Option<FolderId>), String>>);
+pub struct Unserved(Mutex<BTreeMap<Subject, String>>);
 
 /// Whose damage would show in what is awaited.
-pub(super) fn subject(need: &Need) -> Option<(Arc<str>, Option<FolderId>)> {
+pub(super) fn subject(need: &Need) -> Option<Subject> {
     match need {
         Need::Open(cell) => Some((cell.name.clone(), None)),
         Need::Load(cell, folder) | Need::Restore(cell, folder) => {
@@ -37,7 +40,7 @@ pub(super) fn subject(need: &Need) -> Option<(Arc<str>, Option<FolderId>)> {
 
 impl Unserved {
     /// Notes how an opening or a loading ended. The log is told once of each.
-    pub(super) fn note(&self, subject: (Arc<str>, Option<FolderId>), done: &Result<()>) {
+    pub(super) fn note(&self, subject: Subject, done: &Result<()>) {
         let mut all = self.0.lock();
         match done {
             Err(error @ (Error::Corrupt { .. } | Error::Damaged { .. })) => {
@@ -62,7 +65,7 @@ impl Unserved {
 
     pub fn all(&self) -> Vec<Damaged> {
         let all = self.0.lock();
-        let damaged = |((user, _), error): (&(Arc<str>, _), &String)| Damaged {
+        let damaged = |((user, _), error): (&Subject, &String)| Damaged {
             user: user.to_string(),
             error: error.clone(),
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vmailfs::cache::disk::RealDisk;
 use vmailfs::dovecot::records::header;
 use vmailfs::dovecot::replay::{IndexState, replay};
-use vmailfs::dovecot::transaction::Transaction;
+use vmailfs::dovecot::transaction::{Intro, Transaction};
 
 /// Recoveries that died before they ended, one after the other.
 const DEATHS: usize = 2;
@@ -47,9 +47,12 @@ async fn i1_i2_a_recovery_of_sdbox_that_died_anywhere_is_finished() {
         sdbox::add(&client, place, |t| t.append(&[1])).await;
         // One that has its number when the flush is cut, and no record yet.
         sdbox::deliver(&client, 2).await;
+        // And one that has a temporary name only.
+        let file = sdbox::save(&client, 5).await;
         client.flush("u").await;
         let ceiling = world.head("u").folders.iter().filter_map(|f| f.uid_ceiling).max().unwrap();
         sdbox::add(&client, place, |t| t.append(&[2])).await;
+        sdbox::commit(&client, 5, file).await;
         for uid in [3, 4] {
             sdbox::deliver(&client, uid).await;
             sdbox::add(&client, place, |t| t.append(&[uid])).await;
@@ -71,7 +74,11 @@ async fn i1_i2_a_recovery_of_sdbox_that_died_anywhere_is_finished() {
                 bodies.push(client.read(&format!("{MAILS}/u.{n}")).await.unwrap());
             }
             bodies.sort();
-            assert_eq!(bodies, [b"mail 1", b"mail 2", b"mail 3", b"mail 4"], "{there:?}");
+            assert_eq!(
+                bodies,
+                [b"mail 1", b"mail 2", b"mail 3", b"mail 4", b"mail 5"],
+                "{there:?}"
+            );
             there
         };
         let there = look(client.clone()).await;
@@ -139,10 +146,19 @@ async fn i1_i2_a_recovery_of_mdbox_that_died_anywhere_is_finished() {
             client.mkdir(dir).await.unwrap();
         }
         client.put(&format!("{STORAGE}/dovecot.map.index.log"), &log(|_| ())).await.unwrap();
-        client.put(&format!("{INBOX}/dovecot.index.log"), &log(|_| ())).await.unwrap();
+        // Which map it goes with.
+        let header = |t: &mut Transaction| {
+            let name = "mdbox-hdr";
+            let shape = Intro { name, reset_id: 0, hdr_size: 24, record_size: 0, record_align: 0 };
+            t.ext_intro(&shape);
+            t.ext_header_update(0, &1234u32.to_le_bytes());
+        };
+        client.put(&format!("{INBOX}/dovecot.index.log"), &log(header)).await.unwrap();
         client.flush("u").await;
         let ceiling = |world: &World| {
-            world.head("u").folders.iter().filter_map(|f| f.uid_ceiling).max().unwrap()
+            let head = world.head("u");
+            let inbox = head.folders.iter().find(|f| f.name == b"dbox-Mails").unwrap();
+            inbox.uid_ceiling.unwrap()
         };
         let file = client.create(&format!("{STORAGE}/m.1")).await.unwrap();
         let mut at = 0;

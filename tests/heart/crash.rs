@@ -435,14 +435,14 @@ async fn i3_a_file_whose_sync_failed_is_written_anew() {
     // It has none: deferred, and not forgotten when a later sync of the old file says success.
     client.write(log, 11, b"four").await.unwrap();
     let other = client.open("u/dovecot.index.log", WRITE).await.unwrap();
-    disk.fail_syncs_of("dovecot.index.log", 1);
+    let copy = format!(".new.i{}.0", log.ino);
+    disk.fail_syncs_of(&copy, 1);
     disk.set_full(true);
     assert_eq!(client.fsync(log).await, Err(libc::ENOSPC));
     assert_eq!(client.fsync(log).await, Err(libc::ENOSPC));
     assert_eq!(client.fsync(other).await, Err(libc::ENOSPC), "nor through another descriptor");
     assert_eq!(disk.on_disk(&path).unwrap(), b"onetwothree");
     disk.set_full(false);
-    let copy = format!(".new.i{}", log.ino);
     disk.fail_syncs_of(&copy, 1);
     client.close_file(log).await.unwrap();
     assert_eq!(client.fsync(other).await, Err(libc::EAGAIN), "the copy is on the same disk");

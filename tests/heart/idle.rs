@@ -12,7 +12,7 @@ use vmailfs::vmail::session::{InoTarget, Metacache};
 use vmailfs::vmail::{evict, idle};
 
 /// A kernel that forgets what it is told to, unless somebody has it open.
-fn obedient(fs: &Arc<VmailFs>) {
+pub fn obedient(fs: &Arc<VmailFs>) {
     let weak = Arc::downgrade(fs);
     fs.set_invalidator(Box::new(move |what| {
         let (Some(fs), Invalidate::Name { parent: 1, name }) = (weak.upgrade(), what) else {

@@ -212,6 +212,7 @@ impl World {
             metacache_dir: dir.join("meta"),
             fscache: vec![Place { path: dir.join("fscache"), max: 64 << 20 }],
             stream_memory: 8 << 20,
+            read_ahead: 16,
             staging_dir: dir.join("staging"),
             staging_max: 64 << 20,
             metacache: Metacache::default(),

@@ -433,11 +433,15 @@ impl Machine {
             metacache_dir: "meta".into(),
             fscache: vec![Place { path: "fscache".into(), max: rules.fscache_max }],
             stream_memory: 8 << 20,
+            read_ahead: 16,
             ack: vmailfs::vmail::promise::Ack::Store,
             gc: rules.gc,
             staging_dir: "staging".into(),
             staging_max: 64 << 20,
-            metacache: vmailfs::vmail::session::Metacache::default(),
+            metacache: vmailfs::vmail::session::Metacache {
+                close_idle: Duration::from_secs(3600),
+                ..Default::default()
+            },
             layout: Layout::parse("%u").unwrap(),
             backend: self.backend.clone(),
             host: "host".into(),

@@ -47,6 +47,19 @@ impl Mount {
         mount.option(&["--s3-endpoint", endpoint, "--s3-path-style"])
     }
 
+    /// Of a directory as if it were on NFS, by a host of this name with a `/dev/shm` of its own.
+    pub fn on_nfs(nfs: &Path, host: &str) -> Mount {
+        let work = scratch("nfs");
+        let shm = work.path().join("shm").display().to_string();
+        std::fs::create_dir(work.path().join("shm")).unwrap();
+        Mount::new(work, format!("nfs://{}", nfs.display())).option(&[
+            "--backend",
+            host,
+            "--set",
+            &format!("hostchange.listindex_root={shm}/list"),
+        ])
+    }
+
     /// Another machine with the same configuration.
     pub fn twin(&self) -> Mount {
         let mut twin = Mount::new(scratch("mount"), self.store.clone());
