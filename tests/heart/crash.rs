@@ -308,6 +308,30 @@ async fn i3_a_reboot_keeps_what_was_synced() {
     assert_eq!(again.read("u/sieve.script").await.unwrap(), b"keep;");
 }
 
+/// I1: a power cut that takes the name which a delivered mail was given, and leaves the one under which
+/// it was made safe: nobody but the delivery that is gone looks there, so it gets a name in `new/`.
+#[tokio::test]
+async fn i1_a_mail_that_a_power_cut_leaves_in_tmp_gets_a_name() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    let file = client.create("u/tmp/1").await.unwrap();
+    client.write(file, 0, b"mail").await.unwrap();
+    client.fsync(file).await.unwrap();
+    client.close_file(file).await.unwrap();
+    let journal = find(&world.machine_dir(HERE).join("state"), "journal");
+    let synced = fs::metadata(&journal).unwrap().len();
+    client.rename("u/tmp/1", "u/new/1").await.unwrap();
+    drop(client);
+    fs::OpenOptions::new().write(true).open(&journal).unwrap().set_len(synced).unwrap();
+    let again = world.session(REBOOTED);
+    let names = again.list("u/new").await.unwrap();
+    assert_eq!(names.len(), 1, "{names:?}");
+    assert!(again.list("u/tmp").await.unwrap().is_empty());
+    assert_eq!(again.read(&format!("u/new/{}", names[0])).await.unwrap(), b"mail");
+}
+
 /// I3: a checkpoint's snapshot is on the disk, the journal that it was made from is not to its end, and
 /// the power is cut: what is left of the journal counts, also at the start after the next.
 #[tokio::test]
