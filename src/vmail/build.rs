@@ -7,7 +7,7 @@ use super::journal::Journal;
 use super::load;
 use super::local::{LocalState, Stamp, encode_stamped};
 use super::open::Follows;
-use super::session::UserCell;
+use super::session::{Session, UserCell};
 use super::tree::{Dir, Folder, Target, Tree};
 use super::user::{Changes, User};
 use crate::format::head::Head;
@@ -60,8 +60,11 @@ pub(super) fn build(
     } else {
         Journal::create(&*disk, &journal_path, 0)?
     };
-    let links_known = local.links.is_some();
-    tree.links = local.links.unwrap_or_default();
+    let unclean = resumed && (follows == Follows::Loss || !kept_on_disk(&session, &local.stamp));
+    // A table that a checkpoint wrote may be newer than what is left of the journal.
+    let links = local.links.filter(|_| !unclean);
+    let links_known = links.is_some();
+    tree.links = links.unwrap_or_default();
     let mut named_above: HashSet<ObjectId> = head.known_above.iter().copied().collect();
     let mut user = User {
         name: cell.name.clone(),
@@ -94,7 +97,7 @@ pub(super) fn build(
         handed_over: None,
         ready: false,
         renamed_from: None,
-        unclean: follows == Follows::Loss && resumed,
+        unclean,
         used: session.env.clock.boot(),
         restored: Vec::new(),
         users_of: super::services::Services::default(),
@@ -103,7 +106,7 @@ pub(super) fn build(
         space: super::space::Space::new(session.metacache.account(&cell.name)),
         uidvalidity_ceiling: head.uidvalidity_ceiling,
         uidvalidity_burnt: head.uidvalidity_burnt,
-        recovering: follows == Follows::Loss,
+        recovering: follows == Follows::Loss || unclean,
         ceiling_wanted: false,
         old_names: std::collections::HashMap::new(),
         idle_flush: None,
@@ -131,6 +134,12 @@ pub(super) fn build(
     disk.replace(&path, &bytes, true).map_err(|e| Error::disk(path.display().to_string(), &e))?;
     user.count()?;
     Ok(Built { user, named_above })
+}
+
+/// Whether what was written to the local disk under a stamp is there: index files are not synced
+/// when their user is handed over, so the machine must not have been started since.
+pub(super) fn kept_on_disk(session: &Session, stamp: &Stamp) -> bool {
+    stamp.boot == session.settings.boot_id
 }
 
 pub(super) fn build_folders(cell: &UserCell, head: &Head, tree: &mut Tree) -> Result<()> {

@@ -424,6 +424,9 @@ impl User {
             }
         }
         if let Some(folder) = self.tree.folders.get_mut(&cut.id) {
+            let noted = &folder.unflushed.names;
+            let older = cut.unflushed.names.iter().filter(|name| !noted.contains(*name));
+            folder.unnoted.extend(older.cloned());
             folder.unflushed.merge(cut.unflushed);
         }
     }

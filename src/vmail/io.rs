@@ -242,8 +242,9 @@ impl User {
         Ok(())
     }
 
-    /// Before the first write since the last flush the journal notes that the file is about to
-    /// change, so that a restart knows what the head lacks.
+    /// Before the first write since the last cut the journal notes that the file is about to change, so
+    /// that a restart knows what the head lacks; also if the flush of that cut failed, for its head
+    /// may be in the store all the same.
     fn first_write(&mut self, ix: NodeIx) -> Result<()> {
         let node = self.node(ix)?;
         if node.class.is_local_only() {
@@ -253,7 +254,8 @@ impl User {
             let bytes = self.tree.name_bytes(*name);
             let folder = self.tree.folders.get(&name.at.folder);
             bytes.zip(folder).is_some_and(|(bytes, folder)| {
-                folder.unflushed.names.contains(&(name.at.sub, bytes.clone()))
+                let name = (name.at.sub, bytes.clone());
+                folder.unflushed.names.contains(&name) && !folder.unnoted.contains(&name)
             })
         };
         if node.names.all().iter().all(noted) {

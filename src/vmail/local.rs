@@ -12,6 +12,12 @@
 //! A checkpoint writes snapshots first and then a new journal, which begins with one record
 //! that states everything not yet flushed. Lines say what is, so older lines over a newer
 //! snapshot end in the same state.
+//!
+//! That holds for a journal that is there to its end. After a power cut it may end before the state
+//! that a snapshot or the table of links shows (both are synced, the journal behind them need not
+//! be): then neither is used, and both are read from the head's parts (`super::restore`). Index
+//! files are not synced at all when a user is handed over, so that is asked of each start of the
+//! machine, also after a clean end.
 
 use super::error::{Error, Result, pass};
 use super::journal::{Journal, SyncPoint};

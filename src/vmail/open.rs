@@ -16,7 +16,7 @@
 //! so, too (`recovering`): whoever opens the user after a step 4 that failed or died
 //! begins it again, and does not take the half of it for a journal that knows everything.
 
-use super::build::build;
+use super::build::{build, kept_on_disk};
 use super::error::{Error, Result, pass};
 use super::flush::save_head;
 use super::local::{self, LocalState, Stamp, encode_stamped};
@@ -181,7 +181,9 @@ async fn open_once(cell: &Arc<UserCell>, purpose: Purpose) -> Result<()> {
             let head = next_head(cell, old.as_ref(), follows);
             let flushed_seq = local.as_ref().map_or(0, |l| l.stamp.flushed_seq);
             let boot = session.settings.boot_id.clone();
-            let recovering = follows == Follows::Loss;
+            // A death from here on leaves index files that nobody has judged since the power cut.
+            let judged = local.as_ref().is_none_or(|local| kept_on_disk(&session, &local.stamp));
+            let recovering = follows == Follows::Loss || !judged;
             let stamp = Stamp { version: 1, flushed_seq, boot, clean: false, recovering };
             intend(cell, &state_dir, &head, &stamp).await?;
             if sabotage::is(Bug::ListBeforeSwap) {
@@ -245,7 +247,7 @@ async fn finish(
     }
     recover::adopt_promises(cell).await?;
     // Everything that came back is in the journal now.
-    if follows == Follows::Loss {
+    if cell.open_user(|user| Ok(user.recovering))? {
         sync::sync_user(cell).await?;
         pass(failpoint::RECOVER_BEFORE_DONE)?;
         cell.open_user(|user| {

@@ -57,13 +57,14 @@ pub fn unfinished(node: &Node) -> bool {
 ///
 /// If the recovery was `begun` before, it may have ended between a file of dbox and the record that
 /// makes Dovecot show it: every folder of dbox is looked through. And after a power cut each one
-/// with changes: the names in the journal were synced, the records in Dovecot's log perhaps not.
+/// with changes: what made a mail safe was synced to the journal, its later name or the record in
+/// Dovecot's log perhaps not.
 pub async fn finish_names(cell: &Arc<UserCell>, begun: bool) -> Result<HashSet<ObjectId>> {
     let mut finished = HashSet::new();
     let folders: Vec<FolderId> = cell.open_user(|user| {
         let dbox = |name: &[u8]| name == b"dbox-Mails" || name == b"storage";
         let waits = |f: &&super::tree::Folder| {
-            f.unfinished || dbox(&f.name) && (begun || !f.unflushed.is_empty())
+            f.unfinished || !f.unflushed.is_empty() || begun && dbox(&f.name)
         };
         Ok(user.tree.folders.values().filter(waits).map(|f| f.id).collect())
     })?;

@@ -213,7 +213,12 @@ impl User {
         let Some(folder) = self.tree.folders.get(&id) else { return false };
         match &*folder.name {
             b"dbox-Mails" => {
-                let newest = changed.iter().filter_map(|n| number(n, b"u.")).max().unwrap_or(0);
+                let newest = match folder.unfinished {
+                    // It may be the mail of an earlier cut that still is not.
+                    true => self.numbers(id).max(),
+                    false => changed.iter().filter_map(|n| number(n, b"u.")).max(),
+                };
+                let newest = newest.unwrap_or(0);
                 let index = self.index_of(id, INDEX_LOG).or_else(|| self.counterpart(id));
                 // What the log holds, not what may have been given: a record that met a full disk
                 // counts for the latter only.

@@ -151,6 +151,11 @@ pub async fn after_power_cut(cell: &Arc<UserCell>) -> Result<()> {
         if !user.unclean {
             return Ok(Vec::new());
         }
+        // Those that a checkpoint wrote may be newer than what is left of the journal.
+        let snapshots: Vec<FolderId> = user.snapshots.iter().copied().collect();
+        for id in snapshots {
+            user.forget_snapshot(id)?;
+        }
         let all = user.tree.folders.values().map(|f| (f.id, f.unflushed.is_empty()));
         let (flushed, changed): (Vec<_>, Vec<_>) = all.partition(|(_, flushed)| *flushed);
         for (id, _) in flushed {
@@ -394,11 +399,6 @@ impl User {
     /// Removes the files of a folder from the metacache, and its listing: the store has them.
     fn forget_folder(&mut self, id: FolderId) -> Result<()> {
         let disk = self.session.env.disk.clone();
-        if self.snapshots.remove(&id) {
-            let path = self.snapshot_path(id);
-            let removed = disk.remove_file(&path);
-            removed.map_err(|e| Error::disk(path.display().to_string(), &e))?;
-        }
         for sub in Sub::ALL {
             let dir = self.cache_path(Place { folder: id, sub });
             let failed = |e| Error::disk(dir.display().to_string(), &e);
@@ -409,6 +409,19 @@ impl User {
             }
         }
         Ok(())
+    }
+
+    fn forget_snapshot(&mut self, id: FolderId) -> Result<()> {
+        let path = self.snapshot_path(id);
+        match self.session.env.disk.remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::disk(path.display().to_string(), &e))
+            }
+            _ => {
+                self.snapshots.remove(&id);
+                Ok(())
+            }
+        }
     }
 
     /// Whether an index file with changes that are not flushed did not survive a power cut.

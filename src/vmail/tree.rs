@@ -106,6 +106,9 @@ pub struct Folder {
     /// One for each part after the base; `None` where what it holds is not known any more.
     pub layers: Vec<Option<Layer>>,
     pub unflushed: Unflushed,
+    /// Of these names, those whose last note in the journal is from before a cut whose head may hold
+    /// although its flush failed. Who goes on from that head takes them for flushed.
+    pub unnoted: HashSet<(Sub, NameBytes)>,
     /// The largest next-UID that was seen.
     pub next_uid: Option<u32>,
     /// What the head allows it to reach.
@@ -132,6 +135,7 @@ impl Folder {
             parts: Vec::new(),
             layers: Vec::new(),
             unflushed: Unflushed::default(),
+            unnoted: HashSet::new(),
             next_uid: None,
             uid_ceiling: None,
             burnt_below: None,

@@ -279,7 +279,9 @@ impl User {
                         folder.unflushed.dirs.insert(*sub);
                     }
                     Line::Set { sub, name, .. } | Line::Unset { sub, name } => {
-                        folder.unflushed.names.insert((*sub, Arc::from(name.as_slice())));
+                        let name = (*sub, Arc::from(name.as_slice()));
+                        folder.unnoted.remove(&name);
+                        folder.unflushed.names.insert(name);
                     }
                 }
             }

@@ -308,6 +308,65 @@ async fn i3_a_reboot_keeps_what_was_synced() {
     assert_eq!(again.read("u/sieve.script").await.unwrap(), b"keep;");
 }
 
+/// I1: a power cut that takes the name which a delivered mail was given, and leaves the one under which
+/// it was made safe: nobody but the delivery that is gone looks there, so it gets a name in `new/`.
+#[tokio::test]
+async fn i1_a_mail_that_a_power_cut_leaves_in_tmp_gets_a_name() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    let file = client.create("u/tmp/1").await.unwrap();
+    client.write(file, 0, b"mail").await.unwrap();
+    client.fsync(file).await.unwrap();
+    client.close_file(file).await.unwrap();
+    let journal = find(&world.machine_dir(HERE).join("state"), "journal");
+    let synced = fs::metadata(&journal).unwrap().len();
+    client.rename("u/tmp/1", "u/new/1").await.unwrap();
+    drop(client);
+    fs::OpenOptions::new().write(true).open(&journal).unwrap().set_len(synced).unwrap();
+    let again = world.session(REBOOTED);
+    let names = again.list("u/new").await.unwrap();
+    assert_eq!(names.len(), 1, "{names:?}");
+    assert!(again.list("u/tmp").await.unwrap().is_empty());
+    assert_eq!(again.read(&format!("u/new/{}", names[0])).await.unwrap(), b"mail");
+}
+
+/// I3: a checkpoint's snapshot is on the disk, the journal that it was made from is not to its end, and
+/// the power is cut: what is left of the journal counts, also at the start after the next.
+#[tokio::test]
+async fn i3_a_snapshot_that_is_newer_than_the_journal_is_not_used() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    for n in ["1", "2"] {
+        client.deliver("u", n, b"mail").await.unwrap();
+    }
+    client.flush("u").await;
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    client.link("u/cur/1:2,S", "u/cur/copy").await.unwrap();
+    let file = client.create("u/tmp/3").await.unwrap();
+    client.fsync(file).await.unwrap();
+    client.close_file(file).await.unwrap();
+    let dir = client.cell("u").open_user(|u| Ok(u.state_dir.clone())).unwrap();
+    let synced = fs::read(dir.join("journal")).unwrap();
+    client.rename("u/new/2", "u/cur/2:2,F").await.unwrap();
+    client.unlink("u/cur/copy").await.unwrap();
+    client.cell("u").open_user(|u| u.checkpoint()).unwrap();
+    drop(client);
+    fs::write(dir.join("journal"), &synced).unwrap();
+    let again = world.session(REBOOTED);
+    assert_eq!(again.list("u/cur").await.unwrap(), ["1:2,S", "copy"]);
+    assert_eq!(again.stat("u/cur/copy").await.unwrap().nlink, 2);
+    let new = again.list("u/new").await.unwrap();
+    assert!(new.contains(&"2".to_owned()), "{new:?}");
+    again.rename("u/new/2", "u/cur/2:2,R").await.unwrap();
+    drop(again);
+    let last = world.session(REBOOTED);
+    assert_eq!(last.list("u/cur").await.unwrap(), ["1:2,S", "2:2,R", "copy"]);
+    assert_eq!(last.stat("u/cur/copy").await.unwrap().nlink, 2);
+}
+
 /// I3: of a journal whose unsynced end is damaged by a power cut the synced part counts.
 #[tokio::test]
 async fn i3_a_power_cut_may_tear_the_end_of_the_journal() {

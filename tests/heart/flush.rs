@@ -324,3 +324,35 @@ async fn a_flush_by_name_knows_who_there_is() {
     let fresh = world.session(FRESH);
     assert_eq!(fresh.list("u/cur").await.unwrap(), ["1:2,S"]);
 }
+
+/// I3: a flush whose answer is lost counts as failed, and its head may hold. What is written after it
+/// is known to be missing from that head, by whoever goes on from it.
+#[tokio::test]
+async fn i3_what_follows_a_flush_without_an_answer_is_not_taken_for_flushed() {
+    for on in [HERE, REBOOTED] {
+        let world = World::new();
+        let client = world.session(HERE);
+        client.maildir(&["u"]).await;
+        client.put("u/notes", b"one ").await.unwrap();
+        client.flush("u").await;
+        client.append("u/notes", b"two ").await.unwrap();
+        world.faults(|r| match (r.op, r.key.ends_with("/head")) {
+            (Op::Put, true) => Fault::After(down()),
+            (_, true) => Fault::Before(down()),
+            _ => Fault::None,
+        });
+        let cell = client.cell("u");
+        flush::flush(&cell, Options::default()).await.unwrap_err();
+        client.append("u/notes", b"three ").await.unwrap();
+        drop((client, cell));
+        world.no_faults();
+        let again = world.session(on);
+        assert_eq!(again.read("u/notes").await.unwrap(), b"one two three ");
+        assert!(again.cell("u").open_user(|u| Ok(u.has_unflushed())).unwrap());
+        again.append("u/notes", b"four ").await.unwrap();
+        again.flush("u").await;
+        drop(again);
+        let fresh = world.session(FRESH);
+        assert_eq!(fresh.read("u/notes").await.unwrap(), b"one two three four ");
+    }
+}
