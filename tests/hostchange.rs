@@ -186,13 +186,28 @@ fn a_script_becomes_what_it_was_given_and_fails_where_it_must() {
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), &b"became\n"[..]));
     // Nothing is made where there is no such file system.
     let local = site.dir.path().join("gone/%u");
-    let arguments = ["login", "-u", "u", "--index", "/proc/no/such", "--listindex"];
+    let arguments = ["login", "-u", "u", "--index", "/proc/version/x", "--listindex"];
     let arguments = [&arguments[..], &[local.to_str().unwrap()]].concat();
     let gone = site.vmailfs(&arguments, None);
     assert_eq!(gone.status.code(), Some(75), "{gone:?}");
     assert!(!site.dir.path().join("gone").exists());
     let odd = site.login("a b", &[], None);
     assert_eq!(odd.status.code(), Some(64), "{odd:?}");
+}
+
+/// A user whose INDEX directory is gone, or not made yet, has no list index either.
+#[test]
+fn without_an_index_directory_nothing_is_believed() {
+    let site = Site::new();
+    site.settle("a");
+    std::fs::remove_dir_all(site.index()).unwrap();
+    site.good_login("a");
+    assert_eq!(read(&site.local("a")), [None, None]);
+    assert!(!site.index().exists(), "Dovecot makes it, with its owner and mode");
+    build(&site.local("a"), "of a session without");
+    std::fs::create_dir(site.index()).unwrap();
+    site.good_login("a");
+    assert_eq!(read(&site.local("a")), [None, None]);
 }
 
 #[test]

@@ -481,6 +481,41 @@ fn requests_per_login() {
     assert!(with < without, "{with} with the mode, {without} without");
 }
 
+/// The same check by Dovecot's own login, where nothing is mounted.
+#[test]
+fn a_post_login_script_makes_the_check() {
+    let place = scratch("nfs-server");
+    let nfs = mail_root(place.path());
+    let users = vec![USER.to_owned()];
+    let hosts = ["a", "b"].map(|name| {
+        let shm = place.path().join(format!("shm-{name}/list"));
+        std::fs::create_dir_all(&shm).unwrap();
+        let script = place.path().join(format!("postlogin-{name}"));
+        let text = format!(
+            "#!/bin/sh\nexec {} nfs login --host {name} --settle 0s -u \"$USER\" --index \"$HOME/index\" \
+             --listindex '{}/%u' -- \"$@\"\n",
+            env!("CARGO_BIN_EXE_vmailfs"),
+            shm.display()
+        );
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(&shm, Some(MAIL_UID), Some(MAIL_UID)).unwrap();
+        let listindex = format!(":LISTINDEX={}/%u/dovecot.list.index", shm.display());
+        let services = format!(
+            "service imap {{\n executable = imap imap-postlogin\n}}\nservice imap-postlogin {{\n \
+             executable = script-login {}\n user = root\n unix_listener imap-postlogin {{\n }}\n}}",
+            script.display()
+        );
+        let layout = layout(&listindex).setting(&services);
+        Host { dovecot: Dovecot::start(&nfs, &layout, &users).unwrap(), mount: None }
+    });
+    let (_, wrong) = alternate(&hosts, &hosts_of(10));
+    let complaints: Vec<String> = hosts.iter().flat_map(|h| h.dovecot.complaints()).collect();
+    assert_eq!((wrong, complaints), (Vec::new(), Vec::new()));
+    let last = std::fs::read_to_string(nfs.join(USER).join("index/.lasthost")).unwrap();
+    assert_eq!(last, "a\n");
+}
+
 /// `/dev/shm` is full: mail goes on, without a list index.
 #[test]
 fn no_room_for_a_list_index() {
@@ -512,6 +547,62 @@ fn no_room_for_a_list_index() {
     assert_eq!(imap.list().unwrap().len(), 2);
     imap.logout();
     assert!(a.log().contains("No space left") || number(&a, "failed") > 0, "{}", a.log());
+}
+
+/// A mount that plays the NFS client of a host, and the host's own mount on top of it.
+fn behind_a_client(place: &Path) -> (Mount, Mount) {
+    let nfs = mail_root(place);
+    std::fs::create_dir_all(nfs.join("u/index")).unwrap();
+    std::fs::write(nfs.join("u/mail"), "text").unwrap();
+    let idle = ["--set", "hostchange.login_idle=10min", "--set", "fuse.passthrough=no"];
+    let brief = ["--set", "hostchange.attribute_cache=10ms"];
+    let mut client = Mount::on_nfs(place, "client").option(&idle).option(&brief);
+    client.mount().unwrap();
+    let host = mounted(&client.root().join("mail"), "a", &["--set", "fuse.passthrough=no"]);
+    (client, host)
+}
+
+/// As with a hard mount and a server that is away for a while.
+#[test]
+fn a_server_that_hangs_is_waited_for() {
+    let place = scratch("nfs-server");
+    let (client, a) = behind_a_client(place.path());
+    assert_eq!(std::fs::read_to_string(a.root().join("u/mail")).unwrap(), "text");
+    until_idle(&a);
+    let pid = client.pid().unwrap() as libc::pid_t;
+    // SAFETY: plain system calls; the process is this test's child.
+    unsafe { libc::kill(pid, libc::SIGSTOP) };
+    let path = a.root().join("u/mail");
+    let reader = std::thread::spawn(move || std::fs::read_to_string(path));
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!reader.is_finished(), "it cannot know");
+    // The mount still says what it does.
+    number(&a, "active");
+    // SAFETY: as above.
+    unsafe { libc::kill(pid, libc::SIGCONT) };
+    assert_eq!(reader.join().unwrap().unwrap(), "text");
+    until_idle(&a);
+    assert_eq!(number(&a, "failed"), 0, "{}", a.log());
+}
+
+/// As with a soft mount: errors, and none of them says that something is not there.
+#[test]
+fn a_server_that_is_gone_is_no_absence() {
+    let place = scratch("nfs-server");
+    let (mut client, mut a) = behind_a_client(place.path());
+    std::fs::write(a.root().join("u/index/dovecot.list.index"), "built").unwrap();
+    until_idle(&a);
+    client.kill9_only();
+    std::thread::sleep(IDLE);
+    for name in ["u/mail", "u/new", "u/index/dovecot.index.log", "u"] {
+        let error = std::fs::metadata(a.root().join(name)).unwrap_err();
+        assert_ne!(error.kind(), std::io::ErrorKind::NotFound, "{name}");
+    }
+    number(&a, "active");
+    // What is here is not trusted without the server's word, and not lost for it.
+    let list = a.beside("shm/list/u/dovecot.list.index");
+    assert_eq!(std::fs::read_to_string(list).unwrap(), "built");
+    a.umount().unwrap();
 }
 
 #[test]

@@ -159,12 +159,11 @@ fn login(
     let temp = |trouble: Trouble| Failure::new(Code::TempFail, format!("{user}: {trouble}"));
     let opened = match Dir::index(index) {
         Ok(dir) => dir,
-        // The first login of all: Dovecot makes the directory later, and there is nothing to drop
-        // but what is here.
-        Err(trouble) if trouble.errno() == Some(libc::ENOENT) => std::fs::create_dir_all(index)
-            .map_err(Trouble::io("making the INDEX directory", index))
-            .and_then(|()| Dir::index(index))
-            .map_err(temp)?,
+        // The first login of all: Dovecot makes the directory later. What lies here is of another
+        // time; and without a file there every host's next login starts anew.
+        Err(trouble) if trouble.errno() == Some(libc::ENOENT) => {
+            return check::forget(local, rules.patience).map_err(temp);
+        }
         Err(trouble) => return Err(temp(trouble)),
     };
     match check::enter(&opened, local, host, rules, now()).map_err(temp)?.1 {

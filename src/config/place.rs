@@ -45,7 +45,7 @@ pub(super) fn check_store(store: &str) -> Result<Option<PathBuf>, ConfigError> {
     }
     let Some(rest) = store.strip_prefix("s3://") else {
         return err(format!(
-            "store `{store}`: use file:///some/dir, s3://bucket/prefix or nfs:///some/dir"
+            "store `{store}`: use file:///some/dir or s3://bucket/prefix; for mail on NFS nfs:///some/dir"
         ));
     };
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));

@@ -259,6 +259,17 @@ pub fn ended(
     }
 }
 
+/// Makes sure that nothing in a user's directory is believed, for one who has no INDEX directory.
+///
+/// # Errors
+/// Something is still there.
+pub fn forget(local: &Path, patience: Duration) -> Result<(), Trouble> {
+    let Some(dir) = Dir::existing(local)? else { return Ok(()) };
+    let locked = Locked::new(&dir, patience)?;
+    locked.invalidate()?;
+    drop_list_index(&dir)
+}
+
 /// Removes a user's local list index.
 ///
 /// # Errors
