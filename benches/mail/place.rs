@@ -11,6 +11,7 @@ use crate::support::mount::Mount;
 use crate::support::{mail_root, weed};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -99,6 +100,8 @@ impl Place {
     /// How often the kernel has asked the daemon, by operation.
     pub fn kernel_requests(&self) -> BTreeMap<String, u64> {
         let Some(mount) = self.mount() else { return BTreeMap::new() };
+        // What is shown there may be that old; and releases are told later.
+        std::thread::sleep(Duration::from_millis(400));
         let text = std::fs::read_to_string(mount.root().join(".vmailfs/metrics")).unwrap();
         let lines = text.lines().filter_map(|line| {
             let rest = line.strip_prefix("vmailfs_fuse_requests_total{operation=\"")?;

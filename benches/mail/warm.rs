@@ -192,8 +192,6 @@ impl Client {
         for _ in 0..times {
             self.once(op);
         }
-        // Releases are told later.
-        std::thread::sleep(Duration::from_millis(20));
         let after = self.place.kernel_requests();
         let count = |(name, n): (&String, &u64)| {
             let more = n - before.get(name).copied().unwrap_or_default();
