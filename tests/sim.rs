@@ -9,6 +9,7 @@
 //! ```text
 //! SEED=17 cargo test --test sim one_seed -- --nocapture     one seed, with everything it does
 //! make soak SEEDS=2000 FROM=0                               many seeds
+//! FORMAT=sdbox+undelete make soak SEEDS=100                 also with mails that are brought back
 //! ```
 //!
 //! Everything happens on one thread. The runtime's thread, when it has nothing to do, moves the
@@ -33,6 +34,7 @@ mod sim {
     mod server;
     mod store;
     mod uidlist;
+    mod undelete;
     mod world;
     mod wrong;
 }

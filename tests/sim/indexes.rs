@@ -17,6 +17,11 @@ pub fn is_log(path: &str) -> bool {
     path.ends_with(LOG) && path.contains("/mailboxes/")
 }
 
+/// Whether a log only asks for an index to be made.
+pub fn is_first(path: &str, log: &[u8]) -> bool {
+    is_log(path) && maillog::read(log).is_some_and(|s| s.rebuild && s.validity == 0)
+}
+
 /// The directory of the mails that a log is about.
 fn mails_of(log: &str) -> String {
     let dir = log.strip_suffix(LOG).unwrap_or(log);

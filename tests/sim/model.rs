@@ -83,6 +83,8 @@ pub struct Model {
     pub sdbox: bool,
     /// What files other than mails held at these steps is on the disk.
     files: BTreeMap<Key, usize>,
+    /// So many undeletes go on.
+    undeletes: u32,
 }
 
 /// What died.
@@ -169,6 +171,29 @@ impl Model {
         }
         self.steps.push(Step { undo, at, seen: false, important });
         self.doubt = false;
+        if self.undeletes > 0 {
+            self.may_all_come_back();
+        }
+    }
+
+    /// What has no name may have one from now on.
+    pub fn undelete_begins(&mut self) {
+        self.undeletes += 1;
+        self.may_all_come_back();
+    }
+
+    pub fn undelete_ends(&mut self) {
+        self.undeletes = self.undeletes.saturating_sub(1);
+    }
+
+    fn may_all_come_back(&mut self) {
+        let named: BTreeSet<MailNo> = self
+            .names
+            .values()
+            .filter_map(|item| if let Item::Mail(no) = item { Some(*no) } else { None })
+            .collect();
+        let gone = self.mails.iter_mut().filter(|(no, _)| !named.contains(no));
+        gone.for_each(|(_, mail)| mail.late = true);
     }
 
     /// Whether a new meaning of a name is an important change in an index.
@@ -373,11 +398,16 @@ impl Model {
                             true => Kind::MailDoubled,
                             false => Kind::MailWrong,
                         });
-                        _ = writeln!(wrong, "  {path}: mail {mail} {why}");
+                        let at = |(_, item): &(&String, &Item)| **item == Item::Mail(*mail);
+                        let places: Vec<&String> =
+                            state.iter().filter(at).map(|(path, _)| path).collect();
+                        _ = writeln!(wrong, "  {path}: mail {mail} {why} (was at {places:?})");
                     }
                 }
                 // A folder may have been made anew for a mail that arrived late.
                 (None, Some(Item::Dir(_))) => {}
+                // The first log of a folder without an index in which a mail came back.
+                (None, Some(Item::File(log))) if self.sdbox && indexes::is_first(path, log) => {}
                 // Files of an index may come and go.
                 (Some(Item::File(_)), None) | (None, Some(Item::File(_))) if !exact => {}
                 // It gets another number, and so shows.
@@ -399,10 +429,19 @@ impl Model {
                 }
             }
         }
+        // Who delivered a mail is gone with the machine, and nobody else looks at temporary names.
+        let shown: BTreeSet<MailNo> = seen
+            .iter()
+            .filter(|(path, _)| is_mail(path))
+            .filter_map(|(_, item)| if let Item::Mail(no) = item { Some(*no) } else { None })
+            .collect();
+        let hidden = |path: &str, mail| {
+            matches!(death, Death::Power | Death::Disk) && is_mail(path) && !shown.contains(mail)
+        };
         for (path, item) in last {
             if let Item::Mail(mail) = item
                 && self.mails.get(mail).is_some_and(|m| m.safe)
-                && !found.contains_key(mail)
+                && (!found.contains_key(mail) || hidden(path, mail))
             {
                 kinds.insert(Kind::MailLost);
                 _ = writeln!(wrong, "  mail {mail} is LOST (was {path})");
@@ -494,6 +533,7 @@ impl Model {
             }
         }
         self.doubt = false;
+        self.undeletes = 0;
         let end = self.steps.len();
         self.begun = end;
         if std::mem::take(&mut self.flushed_unseen) {

@@ -38,21 +38,39 @@ pub fn format_of(seed: u64) -> Format {
     }
 }
 
+/// What a run is of.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub seed: u64,
+    pub format: Format,
+    /// An administrator brings mails back. The chance of that is its own, so nothing else of the seed
+    /// depends on it but what follows from it.
+    pub undeletes: bool,
+}
+
+fn undelete_chance(seed: u64) -> Chance {
+    let chance = Chance::new(seed.rotate_left(32) ^ 0x756e_6465);
+    // The first number is not used: so the seeds in the list stay what they were.
+    chance.below(100);
+    chance
+}
+
 /// Runs a seed on a thread of its own.
-pub fn run(seed: u64, format: Format, shown: bool) -> Outcome {
+pub fn run(plan: Plan, shown: bool) -> Outcome {
     std::thread::Builder::new()
-        .name(format!("seed {seed}"))
+        .name(format!("seed {}", plan.seed))
         .stack_size(16 << 20)
         .spawn(move || {
-            seed_thread(seed);
-            run_here(seed, format, shown)
+            seed_thread(plan.seed);
+            run_here(plan, shown)
         })
         .unwrap()
         .join()
         .unwrap()
 }
 
-fn run_here(seed: u64, format: Format, shown: bool) -> Outcome {
+fn run_here(plan: Plan, shown: bool) -> Outcome {
+    let seed = plan.seed;
     let core = Core::new(seed, shown);
     let (time, stuck) = (core.time.clone(), core.clone());
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -68,7 +86,7 @@ fn run_here(seed: u64, format: Format, shown: bool) -> Outcome {
         .unwrap();
     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         runtime.block_on(async {
-            let mut run = Run::new(core.clone(), format);
+            let mut run = Run::new(plan, core.clone());
             let main = run.go();
             tokio::select! {
                 biased;
@@ -111,12 +129,15 @@ struct Run {
     deaths: usize,
     /// The disk refuses things in this life.
     disk_fails: bool,
+    /// An administrator brings mails back. Its chance is its own.
+    undeletes: Option<Chance>,
     /// The machine has nothing on its disk, and nobody has looked at what that means.
     bare: bool,
 }
 
 impl Run {
-    fn new(core: Arc<Core>, format: Format) -> Run {
+    fn new(plan: Plan, core: Arc<Core>) -> Run {
+        let Plan { seed, format, undeletes } = plan;
         let chance = &core.chance;
         let rules = Rules {
             single_backend: chance.percent(65),
@@ -148,6 +169,7 @@ impl Run {
             index,
             deaths: 0,
             disk_fails: false,
+            undeletes: undeletes.then(|| undelete_chance(seed)),
             bare: false,
         }
     }
@@ -361,6 +383,10 @@ impl Run {
         if self.disk_fails {
             let rate = self.core.chance.between(10, 500);
             life.disk_faults.store(rate, std::sync::atomic::Ordering::SeqCst);
+        }
+        if let Some(undeletes) = &self.undeletes {
+            let (server, chance) = (server.clone(), undeletes.split());
+            clients.spawn(async move { server.undeletes(chance).await });
         }
         for _ in 0..self.clients {
             let (server, calls) = (server.clone(), self.core.chance.between(5, 40));

@@ -8,10 +8,11 @@
 //! is made anew from the files that are there, which keep their numbers.
 
 use super::maillog::{self, State};
-use super::model::MailNo;
+use super::model::{Item, MailNo};
 use super::mount::Answer;
 use super::server::{Server, View};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A mail as dbox keeps it: the file's header, the mail's, its bytes, what is known of it.
 pub fn file_of(no: MailNo, body: &[u8]) -> Vec<u8> {
@@ -45,7 +46,18 @@ impl Server {
     pub(super) async fn open_box(&self, folder: &str) -> Answer<State> {
         let path = self.log_path(folder);
         let state = match self.mount.find(&path).await? {
-            Some(_) => maillog::read(&self.mount.read_all(&path).await?),
+            Some(_) => {
+                let log = self.mount.read_all(&path).await?;
+                let mut model = self.core().model.lock();
+                if model.find(&path).is_none()
+                    && let Some(key) = model.key(&path)
+                {
+                    // Made for mails that came back.
+                    let file = Item::File(Arc::new(log.clone()));
+                    model.apply(vec![(key, Some(file))], self.core().time.now());
+                }
+                maillog::read(&log)
+            }
             None => None,
         };
         let state = match state {

@@ -1,6 +1,6 @@
 //! The tests: some seeds each time, one seed by hand, many on demand.
 
-use super::run::{Outcome, format_of, run};
+use super::run::{Outcome, Plan, format_of, run};
 use super::server::Format;
 #[cfg(feature = "sabotage")]
 use super::wrong::Kind;
@@ -12,18 +12,25 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// `FORMAT=maildir` or `sdbox`; otherwise the seed decides.
-fn format(seed: u64) -> Format {
+/// What is run of a seed. `FORMAT=maildir` or `sdbox`, otherwise the seed decides;
+/// `FORMAT=maildir+undelete` or `sdbox+undelete` with mails brought back.
+fn plan(seed: u64) -> Plan {
     let wanted = std::env::var("FORMAT").ok();
-    wanted.and_then(|name| named(&name)).unwrap_or_else(|| format_of(seed))
+    let plan = Plan { seed, format: format_of(seed), undeletes: false };
+    wanted.and_then(|name| named(seed, &name)).unwrap_or(plan)
 }
 
-fn named(format: &str) -> Option<Format> {
-    match format {
-        "maildir" => Some(Format::Maildir),
-        "sdbox" => Some(Format::Sdbox),
-        _ => None,
-    }
+fn named(seed: u64, format: &str) -> Option<Plan> {
+    let (format, undeletes) = match format.strip_suffix("+undelete") {
+        Some(format) => (format, true),
+        None => (format, false),
+    };
+    let format = match format {
+        "maildir" => Format::Maildir,
+        "sdbox" => Format::Sdbox,
+        _ => return None,
+    };
+    Some(Plan { seed, format, undeletes })
 }
 
 fn judge(outcome: &Outcome) {
@@ -45,15 +52,18 @@ fn one_seed() {
         // What the daemon itself would say.
         let said = tracing_subscriber::fmt().with_writer(std::io::stderr).without_time();
         said.with_max_level(tracing::Level::INFO).with_ansi(false).init();
-        judge(&run(seed, format(seed), true));
+        judge(&run(plan(seed), true));
     }
 }
 
 #[test]
 fn a_seed_is_one_run() {
-    for (seed, format) in [(3, Format::Maildir), (8, Format::Sdbox)] {
-        let (a, b) = (run(seed, format, false), run(seed, format, false));
-        assert_eq!(a.sum, b.sum, "seed {seed}");
+    for (seed, format, undeletes) in
+        [(3, Format::Maildir, false), (8, Format::Sdbox, false), (8, Format::Sdbox, true)]
+    {
+        let plan = Plan { seed, format, undeletes };
+        let (a, b) = (run(plan, false), run(plan, false));
+        assert_eq!(a.sum, b.sum, "{plan:?}");
         assert!(a.sum.1 > 100);
     }
 }
@@ -70,7 +80,7 @@ fn some_seeds() {
             if seed >= from + seeds {
                 return;
             }
-            let outcome = run(seed, format(seed), false);
+            let outcome = run(plan(seed), false);
             if (seed - from) % 200 == 199 {
                 eprintln!("{} seeds", seed - from + 1);
             }
@@ -107,7 +117,7 @@ fn regressions() {
         if let (Some(seed), Some(format)) = (words.next(), words.next())
             && let Ok(seed) = seed.parse()
         {
-            judge(&run(seed, named(format).unwrap(), false));
+            judge(&run(named(seed, format).unwrap(), false));
         }
     }
 }
@@ -142,7 +152,7 @@ fn mistakes_are_noticed() {
         sabotage::choose(Some(bug));
         let mut first = None;
         let found = (0..most).find_map(|seed| {
-            let failure = run(seed, format(seed), false).failure?;
+            let failure = run(plan(seed), false).failure?;
             first.get_or_insert(seed);
             failure.kinds.iter().any(|k| leads_to(bug).contains(k)).then_some((seed, failure))
         });

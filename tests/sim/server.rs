@@ -385,6 +385,9 @@ impl Server {
     pub async fn copy(&self, from: &str, to: &str, remove: bool) -> Answer<()> {
         let view = self.select(from).await?;
         let Some((uid, name)) = self.some_mail(&view) else { return Ok(()) };
+        if self.core().model.lock().dir(&self.mail_dir(to)).is_none() {
+            self.ensure_folder(to).await?;
+        }
         if self.format == Format::Sdbox {
             let copied = self.copy_sdbox(from, to, uid).await?;
             return if copied && remove { self.remove_sdbox(from, uid).await } else { Ok(()) };
