@@ -9,6 +9,7 @@
 # make soak SEEDS=2000 FROM=0   simulate so many lives and deaths of users
 # make soak-sabotage            show that the simulation notices deliberate mistakes
 # make outage SECONDS=120  take the store away under deliveries and logins, and say what became of them
+# make caches TIME=600   both caches under one load, many times what they may hold, and without pity
 # make check   formatting and lints
 # make install PREFIX=/usr/local
 
@@ -19,7 +20,7 @@ SBIN   ?= /sbin
 DESTDIR ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all demo test kills kills-at kills-control soak soak-sabotage figures bench check deps install outage
+.PHONY: all demo test kills kills-at kills-control soak soak-sabotage figures bench check deps install outage caches
 
 all:
 	$(CARGO) build --release
@@ -69,6 +70,11 @@ SECONDS ?= 120
 outage: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" OUTAGE_SECONDS=$(SECONDS) \
 		$(CARGO) test --test outage -- --nocapture --test-threads 1 i4
+
+# The time is that of the load; as much again goes into looking at everything.
+caches: deps
+	PATH="$$PATH:/usr/sbin" CACHES_SECONDS=$(or $(TIME),600) \
+		$(CARGO) test --test caches -- --ignored --nocapture --test-threads 1
 
 check:
 	$(CARGO) fmt --check
