@@ -1,8 +1,11 @@
 # make demo    see it work (as root; installs what it needs)
 # make test    run every test (as root, for those that mount)
 # make kills   kill the daemon KILLS (200) times under load and look for what was acknowledged
-# make kills-control ROUNDS=40  the same load without a mount, to compare with
+# make kills-at POINT=restore.between FORMAT=mdbox ROUNDS=20  only where the names of failpoints have this text
+# make kills-control ROUNDS=40  kill only the mail server, over a plain directory and over a mount
 # make figures measure requests and memory on a real mount (see docs/BENCHMARKS.md)
+# make bench   compare with ext4 and count requests, in minutes (see docs/BENCHMARKS.md)
+# make bench BENCH="all --json FILE"   all of it; BENCH="cold --format maildir": a part
 # make soak SEEDS=2000 FROM=0   simulate so many lives and deaths of users
 # make soak-sabotage            show that the simulation notices deliberate mistakes
 # make outage SECONDS=120  take the store away under deliveries and logins, and say what became of them
@@ -16,7 +19,7 @@ SBIN   ?= /sbin
 DESTDIR ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all demo test kills kills-control soak soak-sabotage figures check deps install outage
+.PHONY: all demo test kills kills-at kills-control soak soak-sabotage figures bench check deps install outage
 
 all:
 	$(CARGO) build --release
@@ -35,7 +38,13 @@ kills: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" KILLS=$(KILLS) \
 		$(CARGO) test --test kill -- --ignored --nocapture many::all
 
-# The same load on a plain directory, with only Dovecot killed: what it says then it says of itself.
+FORMAT ?= mdbox
+kills-at: deps
+	PATH="$$PATH:/usr/sbin" FAILPOINT=$(POINT) FORMAT=$(FORMAT) ROUNDS=$(or $(ROUNDS),20) \
+		$(CARGO) test --test kill -- --ignored --nocapture failpoints::one
+
+# Only Dovecot is killed. What it says over a plain directory it says of itself; over a mount it may
+# say no more than that.
 kills-control: deps
 	PATH="$$PATH:/usr/sbin" KILLS=$(or $(ROUNDS),40) \
 		$(CARGO) test --test kill -- --ignored --nocapture control::long
@@ -52,6 +61,9 @@ soak-sabotage:
 
 figures: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) bench --bench figures -- $(FIGURES)
+
+bench: deps
+	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) bench --bench mail -- $(BENCH)
 
 SECONDS ?= 120
 outage: deps
@@ -77,5 +89,7 @@ install: all
 		sed "s|/usr/local/bin|$(PREFIX)/bin|" "$$unit" \
 			> "$(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}" || exit 1; \
 	done
-	install -m 644 mount-scripts/dovecot/10-vmailfs.conf $(DESTDIR)$(PREFIX)/share/vmailfs/
+	install -m 644 mount-scripts/dovecot/10-vmailfs.conf mount-scripts/dovecot/20-nfs-hostchange.conf \
+		$(DESTDIR)$(PREFIX)/share/vmailfs/
+	install -m 755 mount-scripts/dovecot/nfs-postlogin $(DESTDIR)$(PREFIX)/share/vmailfs/
 	"$(TARGET)/release/vmailfs" config > $(DESTDIR)$(PREFIX)/share/vmailfs/vmailfs.toml

@@ -83,6 +83,34 @@ points! {
     RESTORE_BEFORE = "restore.before";
     /// Some files of a folder are back, and some are not.
     RESTORE_BETWEEN = "restore.between";
+    /// The NFS mode: the local record is locked, and nothing is done.
+    HOSTCHANGE_LOCKED = "hostchange.locked";
+    /// The local record says nothing, and the old list index is there.
+    HOSTCHANGE_INVALIDATED = "hostchange.invalidated";
+    /// Some of the list index is gone.
+    HOSTCHANGE_DROPPING = "hostchange.dropping";
+    /// All of it is gone, and nobody is told.
+    HOSTCHANGE_DROPPED = "hostchange.dropped";
+    /// Our file is on NFS under a name of its own, and not recorded.
+    HOSTCHANGE_WRITTEN = "hostchange.written";
+    /// It is recorded, and not in its place.
+    HOSTCHANGE_RECORDED = "hostchange.recorded";
+    /// It is in its place.
+    HOSTCHANGE_RENAMED = "hostchange.renamed";
+    /// A session ended alone, and the record does not say so.
+    HOSTCHANGE_SETTLING = "hostchange.settling";
+    /// Some of the list index on NFS is copied.
+    MIGRATE_COPYING = "migrate.copying";
+    /// All of it is, and it is still on NFS.
+    MIGRATE_COPIED = "migrate.copied";
+    /// Some of it is gone from NFS.
+    MIGRATE_REMOVING = "migrate.removing";
+    /// A user's list index is to be removed, and the record says nothing.
+    USERCACHE_INVALIDATED = "usercache.invalidated";
+    /// The list index is gone, and the record and the directory are there.
+    USERCACHE_EMPTIED = "usercache.emptied";
+    /// The record is gone, the directory is there.
+    USERCACHE_UNLOCKED = "usercache.unlocked";
 }
 
 /// The variable that names the file that says what is to happen where.

@@ -15,6 +15,7 @@ pub mod format;
 pub mod fs;
 pub mod fuse;
 pub mod histogram;
+pub mod hostchange;
 pub mod memory;
 #[doc(hidden)]
 pub mod sabotage;

@@ -237,14 +237,17 @@ fn mails(mount: &Mount, user: &str) -> Vec<String> {
     try_mails(mount, user).unwrap()
 }
 
-/// The user answers EIO (never "no such file"), is named in the log with `part`; the other works.
+/// The user's calls are deferred (never "no such file", never what bounces mail), it is named in the
+/// log with `part` and in the status; the other works.
 fn only_ada_fails(mount: &Mount, part: &str) {
     for _ in 0..2 {
         let error = try_mails(mount, "ada").expect_err("a damaged user must not be served");
-        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}\n{}", mount.log());
+        assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{error}\n{}", mount.log());
     }
     let create = fs::write(mount.root().join("ada/file"), "x").expect_err("nor written");
-    assert_eq!(create.raw_os_error(), Some(libc::EIO), "{create}");
+    assert_eq!(create.raw_os_error(), Some(libc::EAGAIN), "{create}");
+    let (_, status) = mount.vmailfs(&["status", &mount.root().display().to_string()]).unwrap();
+    assert!(status.contains("DAMAGED") && status.contains("ada"), "{status}");
     let log = mount.log();
     assert!(log.lines().any(|l| l.contains("ada") && l.contains(part)), "{part:?}: {log}");
     assert_eq!(mails(mount, "bob"), ["b1"]);

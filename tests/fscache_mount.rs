@@ -5,23 +5,16 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::mount::Mount;
+use support::watch::Watch;
 
 const MB: u64 = 1 << 20;
 const FSCACHE: u64 = 8 * MB;
 const STAGING: u64 = 64 * MB;
-
-/// What `du` shows, in bytes; files that vanish meanwhile are not there.
-fn du(path: &Path) -> u64 {
-    let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
-    let below = fs::read_dir(path).into_iter().flatten().flatten();
-    meta.blocks() * 512 + below.map(|entry| du(&entry.path())).sum::<u64>()
-}
 
 /// Bytes of a mail from `at` on: different for each mail and place.
 fn fill(n: u64, at: u64, out: &mut [u8]) {
@@ -63,37 +56,6 @@ fn deliver(home: &Path, n: u64, size: u64) -> PathBuf {
     let new = home.join(format!("new/{n}"));
     fs::rename(&tmp, &new).unwrap();
     new
-}
-
-/// Samples what a directory takes until it is told to stop.
-struct Watch {
-    stop: Arc<AtomicBool>,
-    samples: Arc<AtomicU64>,
-    thread: std::thread::JoinHandle<u64>,
-}
-
-impl Watch {
-    fn new(dir: PathBuf) -> Watch {
-        let (stop, samples) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stops, counted) = (stop.clone(), samples.clone());
-        let thread = std::thread::spawn(move || {
-            let mut most = 0;
-            while !stops.load(Ordering::Relaxed) {
-                most = most.max(du(&dir));
-                counted.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            most
-        });
-        Watch { stop, samples, thread }
-    }
-
-    /// The most that was seen.
-    fn end(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        assert!(self.samples.load(Ordering::Relaxed) > 100, "hardly anything was seen");
-        self.thread.join().unwrap()
-    }
 }
 
 /// Removes cached files, and now and then whole directories of them, while others read.
@@ -143,7 +105,8 @@ fn i8_caches_stay_inside_their_bounds_and_nobody_sees_an_error() {
         }
     }
     let cache = mount.state().join("fscache");
-    let watches = [Watch::new(cache.clone()), Watch::new(mount.state().join("staging"))];
+    let watches = [cache.clone(), mount.state().join("staging")]
+        .map(|dir| Watch::new(&[dir], Duration::from_millis(2)));
     let stop = AtomicBool::new(false);
     let moved = std::thread::scope(|scope| {
         scope.spawn(|| vandal(&cache, &stop));
@@ -156,7 +119,7 @@ fn i8_caches_stay_inside_their_bounds_and_nobody_sees_an_error() {
         stop.store(true, Ordering::Relaxed);
         moved
     });
-    let [fscache, staging] = watches.map(Watch::end);
+    let [fscache, staging] = watches.map(|watch| watch.end().0);
     println!(
         "{} MB moved in {:?}; du at most: fscache {fscache} of {FSCACHE}, staging {staging} of {STAGING}",
         moved / MB,

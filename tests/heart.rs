@@ -4,7 +4,10 @@
 
 mod heart {
     mod ack;
+    mod ahead;
+    mod begun;
     mod caches;
+    mod claim;
     mod close;
     mod crash;
     mod erase;
@@ -21,6 +24,8 @@ mod heart {
     mod random;
     mod repair;
     mod sdbox;
+    mod trickle;
     mod uids;
+    mod undelete;
     mod world;
 }

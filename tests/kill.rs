@@ -8,6 +8,7 @@ mod support;
 mod kill {
     mod control;
     mod failpoints;
+    mod half;
     mod many;
     mod table;
     mod traffic;

@@ -62,6 +62,13 @@ impl Site {
         of.map_or("none".into(), |u| u["changes"].as_str().unwrap().to_string())
     }
 
+    fn last_service(&self) -> String {
+        let (ok, text) = self.mount.vmailfs(&["metacache", "list", "-f", "json", USER]).unwrap();
+        assert!(ok, "{text}");
+        let rows: serde_json::Value = serde_json::from_str(&text).unwrap();
+        rows[0]["last-service"].as_str().unwrap_or("-").to_owned()
+    }
+
     fn flush(&self) {
         // What is still on its way ends up in one of a few flushes.
         let settled = wait_until(Duration::from_secs(20), || {
@@ -95,7 +102,9 @@ fn changes_of(format: Format) -> Outcome<()> {
     const IMPORTANT: &[&str] = &["important"];
     const UNIMPORTANT: &[&str] = &["unimportant"];
 
+    assert_eq!(site.last_service(), "imap", "{format:?}");
     site.after("a delivery", UNIMPORTANT, || site.deliver("four"));
+    assert_eq!(site.last_service(), "lmtp", "{format:?}");
     // The mailbox is looked at, which moves Maildir's mails from new to cur.
     site.after("a client's look", &["none", "unimportant"], || imap.select("INBOX").map(drop));
     site.after("another delivery", UNIMPORTANT, || site.deliver("five"));

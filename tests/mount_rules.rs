@@ -10,8 +10,9 @@ use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::MAIL_UID;
+use std::time::{Duration, Instant};
 use support::mount::Mount;
+use support::{MAIL_UID, wait_until};
 
 /// Runs a shell command as the mail user; what it said, if it failed.
 fn as_mail_user(script: &str, arguments: &[&Path]) -> Result<(), String> {
@@ -145,4 +146,72 @@ fn above_users_are_only_directories() {
     assert_eq!(errno(fs::rename(&domain, mount.root().join("other.test"))), libc::EPERM);
     assert_eq!(errno(fs::remove_dir(&domain)), libc::EPERM);
     mount.umount().unwrap();
+}
+
+fn says(mount: &Mount) -> String {
+    mount.vmailfs(&["status", &mount.root().display().to_string()]).unwrap().1
+}
+
+/// I5: two machines with one configuration: the second is told whose the name is; taken all the same,
+/// the first notices, and loses nothing.
+#[test]
+fn i5_a_name_in_use_is_refused() {
+    let limits = "store_limits.lease=10s,store_limits.deadline=8s,store_limits.attempt_timeout=4s";
+    let mut first = Mount::on_directory().option(&["--backend", "mx1", "-o", limits]);
+    let mut second = first.twin();
+    first.mount().unwrap();
+    let home = make_home(&first.root(), "someone");
+    let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+
+    let start = Instant::now();
+    let refusal = second.mount().unwrap_err().to_string();
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    for word in ["backend name mx1 is in use", &host, "option backend"] {
+        assert!(refusal.contains(word), "{refusal}");
+    }
+    assert!(says(&first).contains("lease held"), "{}", says(&first));
+    let flush = ["metacache", "flush", "-u", "someone"];
+    assert!(first.vmailfs(&flush).unwrap().0);
+    let seen = mail_of(&home).with_file_name("1.M2P3.host:2,FS");
+    as_mail_user("mv $1 $2", &[&mail_of(&home), &seen]).unwrap();
+
+    let mut second = second.option(&["--take-backend"]);
+    second.mount().unwrap();
+    let noticed = wait_until(Duration::from_secs(20), || says(&first).contains("NAME TAKEN by"));
+    assert!(noticed, "{}", says(&first));
+    assert_eq!(first.log().matches("has taken this backend's name").count(), 1);
+    assert_eq!(errno(fs::rename(&seen, mail_of(&home))), libc::ESTALE);
+    assert_eq!(errno(fs::create_dir(home.join("mail/.New"))), libc::ESTALE);
+    assert_eq!(fs::read(&seen).unwrap(), b"Subject: kept\n\n");
+    let there = second.root().join("someone");
+    assert_eq!(fs::read(mail_of(&there)).unwrap(), b"Subject: kept\n\n");
+    assert!(says(&second).contains("lease held"));
+    // What the first had not flushed stays with it, and is told.
+    let umount = first.exit_of(&["umount", &first.root().display().to_string()]).unwrap();
+    assert_eq!(umount.0, Some(75), "{umount:?}");
+    assert!(umount.1.contains("someone") || umount.2.contains("someone"), "{umount:?}");
+    first.kill9();
+
+    // A machine that was lost with its state: the next one waits, and can be told to end.
+    second.kill9();
+    let again = first.twin();
+    let mut waiting = again.start().unwrap();
+    let told =
+        wait_until(Duration::from_secs(10), || again.log().contains("waiting to see whether"));
+    assert!(told, "{}", again.log());
+    let pid = nix::unistd::Pid::from_raw(waiting.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(waiting.wait().unwrap().code(), Some(75), "{}", again.log());
+    // The same machine takes its name back at once.
+    let start = Instant::now();
+    let mut second = first.twin().state_in(&second.state());
+    second.mount().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    second.umount().unwrap();
+    // And after an end in good order anybody does.
+    let start = Instant::now();
+    let mut fresh = first.twin();
+    fresh.mount().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    fresh.umount().unwrap();
 }

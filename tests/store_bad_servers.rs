@@ -32,7 +32,6 @@ fn impatient(endpoint: &str) -> S3Config {
 }
 
 /// A machine that is busy for a while is not a silent server: these wait long.
-
 fn config(endpoint: &str) -> S3Config {
     S3Config {
         bucket: "b".to_owned(),
@@ -294,6 +293,49 @@ async fn a_page_that_names_a_next_one_goes_on() {
     assert_eq!(keys(store.list("d", None, WHY).await.unwrap()), ["d/a", "d/b"]);
     assert_eq!(keys(store.list_some("d", None, 1, WHY).await.unwrap()), ["d/a"]);
     assert_eq!(store.wire_requests(), Some(3));
+}
+
+/// In the server's log, and in no signature: a proxy may change it.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_says_why_it_is_made() {
+    let seen: Arc<Mutex<Vec<(String, String, String)>>> = Arc::default();
+    let sees = seen.clone();
+    let server = http::start(move |request| {
+        let header = |name| request.header(name).unwrap_or_default().to_owned();
+        let kind = format!("{} {}", request.method, request.query("list-type").is_some());
+        sees.lock().push((kind, header("user-agent"), header("authorization")));
+        let bytes = match request.query("list-type") {
+            Some(_) => answer(OK, &[], b"<ListBucketResult></ListBucketResult>"),
+            None => object(b"x"),
+        };
+        async move { bytes }
+    })
+    .await;
+    let store = connect(&server.endpoint).await;
+    let one = || Body::Bytes(Bytes::from_static(b"x"));
+    store.get("k", None, 1, Reason("fetch")).await.unwrap();
+    store.put("k", one(), PutMode::Create, &[], Reason("publish")).await.unwrap();
+    store.head("k", Reason("fsck")).await.unwrap();
+    store.list("d", None, Reason("recover")).await.unwrap();
+    store.list_dirs("", Reason("users")).await.unwrap();
+    store.delete(&["k".to_owned()], Reason("gc")).await.unwrap();
+    let seen = seen.lock().clone();
+    let want = [
+        ("GET false", "fetch"),
+        ("PUT false", "publish"),
+        ("HEAD false", "fsck"),
+        ("GET true", "recover"),
+        ("GET true", "users"),
+        ("DELETE false", "gc"),
+    ];
+    assert_eq!(seen.len(), want.len(), "{seen:?}");
+    for ((kind, agent, signed), (want, why)) in seen.iter().zip(want) {
+        assert_eq!(kind, want);
+        assert!(agent.ends_with(&format!(" reason/{why}")), "{agent}");
+        let (_, headers) = signed.split_once("SignedHeaders=").unwrap();
+        let headers = headers.split(',').next().unwrap();
+        assert!(headers.split(';').all(|name| name != "user-agent"), "{signed}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -154,7 +154,7 @@ impl Numbers {
         page.gauge("stopping", "1 while the mount is being ended.")?
             .gauge(NONE, u64::from(s.stopping))?;
         page.gauge("users_open", "Users whose state is in memory.")?.gauge(NONE, s.users_open)?;
-        if let Some(lease) = s.lease {
+        if let Some(lease) = &s.lease {
             page.gauge("lease_held", "1 while this backend may write its users.")?
                 .gauge(NONE, u64::from(lease.held))?;
         }
@@ -221,6 +221,10 @@ impl Numbers {
         for (name, cache) in all {
             cache.evictions.map_or(Ok(()), |n| family.count(&[("cache", name)], n))?;
         }
+        let aside = &self.status.aside;
+        page.byte_gauge("aside", "Changes kept on local disk for a person, in no budget.")?
+            .gauge(NONE, aside.bytes)?;
+        page.gauge("aside_users", "What that holds changes of.")?.gauge(NONE, aside.users)?;
         let mut family =
             page.byte_counter("cache_streamed", "Bytes read past a cache for want of room.")?;
         for (name, cache) in all {
@@ -245,6 +249,21 @@ impl Numbers {
         let mut family = page.counter("folder_loads", "Folders loaded, by where they were.")?;
         family.count(&[("from", "metacache")], heart.loads_local)?;
         family.count(&[("from", "store")], heart.loads_store)?;
+        let mut family = page.counter(
+            "metacache_evictions",
+            "Users of whom index files of a priority left the local disk to make room.",
+        )?;
+        let priorities = ["0", "1", "2", "3"];
+        for (priority, n) in priorities.into_iter().zip(heart.evictions) {
+            family.count(&[("priority", priority)], n)?;
+        }
+        let mut family =
+            page.byte_counter("metacache_evicted", "Local disk that this gave back.")?;
+        for (priority, n) in priorities.into_iter().zip(heart.evicted_bytes) {
+            family.count(&[("priority", priority)], n)?;
+        }
+        page.gauge("damaged", "Users and folders that are damaged and cannot be served.")?
+            .gauge(NONE, self.status.damaged.len() as u64)?;
         page.counter("lost_mails", "Mails met that are named and gone from the store.")?
             .count(NONE, self.status.lost_mails)
     }

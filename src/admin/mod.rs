@@ -20,8 +20,8 @@ pub mod server;
 mod status;
 
 pub use status::{
-    AtRisk, Backlog, CacheUse, Caches, Changes, Count, Flushes, LeaseStatus, OperationCount,
-    RequestCount, Status, StoreHealth, UserStatus,
+    Aside, AtRisk, Backlog, CacheUse, Caches, Changes, Count, Damaged, Flushes, HostchangeStatus,
+    LeaseStatus, OperationCount, RequestCount, Status, StoreHealth, UserStatus,
 };
 
 use async_trait::async_trait;

@@ -32,22 +32,37 @@ pub struct Status {
     pub backlog: Backlog,
     pub flushes: Flushes,
     pub caches: Caches,
+    pub aside: Aside,
     /// Requests since the mount began.
     pub requests: Vec<RequestCount>,
     /// Requests of the kernel since the mount began.
     pub operations: Vec<OperationCount>,
+    /// In the NFS mode; all about a store is empty then.
+    pub hostchange: Option<HostchangeStatus>,
+    /// Users and folders that are damaged and cannot be served; may be cut off.
+    pub damaged: Vec<Damaged>,
     /// Mails met that the listing names and the store does not have, each counted once.
     pub lost_mails: u64,
     /// Errors given to callers or found in stored data, by kind, since the mount began.
     pub errors: Vec<Count>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LeaseStatus {
     pub held: bool,
+    /// Who goes by this backend's name instead of this mount.
+    pub taken_by: Option<String>,
     /// Until it ends, or (negative) since it ended.
     pub seconds_left: i64,
+}
+
+/// A user that cannot be served as a whole, or a folder of whom cannot, and why.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Damaged {
+    pub user: String,
+    pub error: String,
 }
 
 /// What kind of change waits for upload.
@@ -150,6 +165,16 @@ impl CacheUse {
     }
 }
 
+/// What is kept on local disk for a person to look at, and counts for no budget.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Aside {
+    pub path: String,
+    /// Users of whom a session left changes that no flush has.
+    pub users: u64,
+    pub bytes: u64,
+}
+
 /// Whether the store answers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -209,6 +234,29 @@ pub struct RequestCount {
     pub bytes_out: u64,
     /// Of one call; a listing may be many requests.
     pub mean_seconds: f64,
+}
+
+/// The NFS mode, since the mount began.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostchangeStatus {
+    pub host: String,
+    pub listindex_root: String,
+    /// Bytes below it, and allowed.
+    pub used: u64,
+    pub max: u64,
+    /// Users with a session.
+    pub active: u64,
+    /// Logins that found the list index as it was left, that dropped it, and that got none.
+    pub kept: u64,
+    pub dropped: u64,
+    pub failed: u64,
+    /// Sessions at whose end another host's was found.
+    pub contested: u64,
+    /// Users' list indexes removed to make room.
+    pub evicted: u64,
+    /// Files and directories that the kernel knows.
+    pub known: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

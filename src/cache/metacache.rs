@@ -76,6 +76,8 @@ pub struct Account {
     bytes: [AtomicU64; PRIORITIES],
     /// Seconds since 1970, 0 for never.
     access: [AtomicI64; PRIORITIES],
+    /// The program that used it last.
+    service: Mutex<Option<Arc<str>>>,
 }
 
 fn take(from: &AtomicU64, bytes: u64) -> u64 {
@@ -123,6 +125,14 @@ impl Account {
 
     pub fn used_at(&self, priority: usize, secs: i64) {
         self.access[Self::slot(priority)].fetch_max(secs, Ordering::AcqRel);
+    }
+
+    pub fn used_by(&self, service: Arc<str>) {
+        *self.service.lock() = Some(service);
+    }
+
+    pub fn last_service(&self) -> Option<Arc<str>> {
+        self.service.lock().clone()
     }
 
     pub fn bytes(&self) -> [u64; PRIORITIES] {
@@ -191,6 +201,7 @@ impl Books {
                 totals: self.totals.clone(),
                 bytes: Default::default(),
                 access: Default::default(),
+                service: Mutex::default(),
             })
         };
         all.entry(user.clone()).or_insert_with(new).clone()

@@ -97,6 +97,8 @@ pub(super) enum Metacache {
         /// Only users with changes of this priority (0 to 3) or of a less important one.
         #[arg(short, value_name = "PRIORITY", value_parser = clap::value_parser!(u8).range(0..=3))]
         priority: Option<u8>,
+        /// Of doveadm's: here one user has one tree, and all of it is meant.
+        namespace: Option<String>,
         #[command(flatten)]
         target: Target,
     },
@@ -135,6 +137,8 @@ pub(super) enum Metacache {
         /// Do not ask whether --discard is meant.
         #[arg(long, requires = "discard")]
         yes: bool,
+        /// Of doveadm's: here one user has one tree, and all of it is meant.
+        namespace: Option<String>,
         #[command(flatten)]
         target: Target,
     },
@@ -142,6 +146,8 @@ pub(super) enum Metacache {
     Refresh {
         #[command(flatten)]
         users: Users,
+        /// Of doveadm's: here one user has one tree, and all of it is meant.
+        namespace: Option<String>,
         #[command(flatten)]
         target: Target,
     },
@@ -240,7 +246,7 @@ pub(super) fn metacache(command: Metacache, format: Option<Format>) -> Result<()
                 _ => Err(unexpected()),
             }
         }
-        Metacache::Flush { users, important, priority, target } => {
+        Metacache::Flush { users, important, priority, namespace: _, target } => {
             let what = FlushRequest {
                 whom: users.whom()?,
                 important_only: important,
@@ -253,7 +259,7 @@ pub(super) fn metacache(command: Metacache, format: Option<Format>) -> Result<()
             let what = FlushRequest { whom, important_only: important, min_priority: None };
             talk::flush(&target, what)
         }
-        Metacache::Clean { users, days, priority, flush, discard, yes, target } => {
+        Metacache::Clean { users, days, priority, flush, discard, yes, namespace: _, target } => {
             let unflushed = match (flush, discard) {
                 (true, _) => Unflushed::Flush,
                 (_, true) => Unflushed::Discard,
@@ -270,7 +276,7 @@ pub(super) fn metacache(command: Metacache, format: Option<Format>) -> Result<()
         Metacache::Remove { mask, target } => {
             cleaned(ask(&target, CacheRequest::MetacacheRemove { mask })?)
         }
-        Metacache::Refresh { users, target } => {
+        Metacache::Refresh { users, namespace: _, target } => {
             let what = CacheRequest::MetacacheRefresh { whom: users.whom()? };
             let CacheAnswer::Refreshed(all) = ask(&target, what)? else { return Err(unexpected()) };
             let mut failed = 0;

@@ -14,6 +14,7 @@ use crate::dovecot::template::Layout;
 use crate::format::listing::Owner;
 use crate::fs::VmailFs;
 use crate::store::counted::CountedStore;
+use crate::vmail::claim::Waiting;
 use crate::vmail::counts::CountsNow;
 use crate::vmail::env::{Env, SystemClock, SystemRandom};
 use crate::vmail::error::Error;
@@ -37,6 +38,9 @@ mod whom;
 
 use status::{at_risk, user_status};
 
+/// How long a mount that has nothing left to do tells others of its end.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct LiveHeart {
@@ -55,6 +59,7 @@ pub(super) fn layout(settings: &Settings) -> Result<Layout, Failure> {
 pub(super) async fn start(
     settings: &Settings,
     store: Arc<CountedStore>,
+    waits: &mut (dyn FnMut(&Waiting) + Send),
 ) -> Result<(Arc<VmailFs>, LiveHeart), Failure> {
     let layout = layout(settings)?;
     let env = Env {
@@ -67,7 +72,8 @@ pub(super) async fn start(
     version::check_state(&env, &settings.state_dir).map_err(|e| unfit(&e))?;
     let local = |e: Error| Failure::new(Code::CantCreate, e.to_string());
     let session = Session::open(env, translate(settings, layout)).map_err(local)?;
-    if let Err(error) = session.lease.renew(&session).await {
+    session.set_services(Box::new(process_name));
+    if let Err(error) = session.lease.claim(&session, settings.take_backend, waits).await {
         return Err(Failure::new(Code::TempFail, error.to_string()));
     }
     tokio::spawn(Lease::keep(session.clone()));
@@ -100,6 +106,7 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
             .map(|c| Place { path: c.path.clone(), max: c.max_size })
             .collect(),
         stream_memory: s.stream_memory,
+        read_ahead: s.read_ahead,
         staging_dir: s.staging.path.clone(),
         staging_max: s.staging.max_size,
         metacache: session::Metacache {
@@ -112,6 +119,7 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
         },
         layout,
         backend: s.backend.clone(),
+        host: host(),
         single_backend: s.single_backend,
         lease: s.lease,
         owner: s.owner.map(owner),
@@ -139,6 +147,19 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
     }
 }
 
+/// What a process calls itself; Dovecot's are `imap`, `lmtp`, `pop3` and so on.
+fn process_name(pid: u32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    // Whoever runs a program chooses its name; it ends up in tables.
+    let name: String = name.trim().chars().filter(char::is_ascii_graphic).collect();
+    (!name.is_empty()).then_some(name)
+}
+
+/// This machine's name; empty if it has none.
+fn host() -> String {
+    nix::unistd::gethostname().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 /// Differs from boot to boot. Unreadable: each start counts as a new boot, which is safe.
 fn boot_id() -> String {
     match std::fs::read_to_string("/proc/sys/kernel/random/boot_id") {
@@ -160,9 +181,11 @@ pub(super) fn told(error: &Error) -> AdminError {
         | Error::HandingOver { .. }
         | Error::Doubt { .. }
         | Error::Deferred { .. } => ErrorKind::TempFail,
-        Error::Lost { .. } | Error::Lapsed { .. } | Error::Disk { .. } | Error::Vanished { .. } => {
-            ErrorKind::TempFail
-        }
+        Error::Lost { .. }
+        | Error::Lapsed { .. }
+        | Error::NameTaken { .. }
+        | Error::Disk { .. }
+        | Error::Vanished { .. } => ErrorKind::TempFail,
         Error::NoUser { .. } => ErrorKind::NoSuchUser,
         Error::Refused(_) => ErrorKind::Denied,
         Error::Plain(_)
@@ -212,6 +235,13 @@ impl Heart for LiveHeart {
         self.fs.release_all();
         let failed = self.session.close(patience).await;
         let (_, waiting) = self.session.waiting();
+        if failed.is_empty() && waiting.is_empty() {
+            // A store that fails just now is not waited for.
+            let ended = self.session.lease.end(&self.session);
+            if tokio::time::timeout(LAST_WORD, ended).await.is_err() {
+                tracing::warn!("the end of this session is not told: others wait for its lease");
+            }
+        }
         let mut report = StopReport {
             at_risk: at_risk(&waiting),
             users: waiting.iter().map(user_status).collect(),

@@ -16,6 +16,8 @@ mod index_lock;
 mod live;
 mod logging;
 mod mount;
+mod nfs;
+mod nfs_mount;
 mod options;
 mod run;
 mod show;
@@ -53,7 +55,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Mount a store.
+    /// Mount a store, or (nfs:///srv/vmail) mail on NFS.
     ///
     /// Stays in the foreground unless --daemon is given. SIGTERM, Ctrl-C, `vmailfs umount` and
     /// `umount` flush everything, then leave.
@@ -148,6 +150,9 @@ enum Command {
     /// Earlier states of a user, and mails that were deleted.
     #[command(subcommand)]
     User(user::User),
+    /// Mail on NFS, with the index of mailboxes on this machine (docs/NFS.md).
+    #[command(subcommand)]
+    Nfs(nfs::Nfs),
     /// For the daemon's own use: locks an index log and appends to it.
     #[command(hide = true)]
     IndexLock { path: PathBuf },
@@ -196,6 +201,7 @@ pub fn main() -> ExitCode {
         }
         Command::Fsck(args) => fsck::fsck(&args),
         Command::User(command) => user::user(command),
+        Command::Nfs(command) => nfs::nfs(command, cli.format),
         Command::IndexLock { path } => index_lock::hold(&path),
         Command::Metacache(command) => caches::metacache(command, cli.format),
         Command::Fscache(command) => fscache::fscache(command, cli.format),

@@ -16,7 +16,8 @@ use std::path::Path;
 
 pub(super) fn mount(args: &MountArgs) -> Result<(), Failure> {
     crate::memory::configure();
-    let settings = args.effective()?.resolve()?;
+    let mut settings = args.effective()?.resolve()?;
+    settings.take_backend = args.take_backend;
     super::heart::layout(&settings)?;
     let claim = prepare(&settings)?;
     logging::start(&settings.log, args.daemon, &settings.state_dir)?;
@@ -38,6 +39,11 @@ fn prepare(settings: &Settings) -> Result<Claim, Failure> {
     }
     // Mails of all users: for nobody else's eyes.
     let make = |dir: &Path| DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    if settings.nfs().is_some() {
+        // There are no caches; the lock and the socket need a place.
+        make(&settings.state_dir).map_err(|e| cannot_make(&settings.state_dir, &e))?;
+        return claim(&settings.state_dir);
+    }
     for dir in [&settings.state_dir, &settings.staging.path, &settings.metacache.path] {
         make(dir).map_err(|e| cannot_make(dir, &e))?;
     }

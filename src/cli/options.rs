@@ -44,6 +44,9 @@ pub struct MountArgs {
     /// No other machine ever mounts this store.
     #[arg(long)]
     pub single_backend: bool,
+    /// Take the backend's name at once: the machine that had it last is certainly dead.
+    #[arg(long)]
+    pub take_backend: bool,
     /// Which directories are users: %u, %d/%n, %2.256Nu/%u.
     #[arg(long)]
     pub layout: Option<String>,

@@ -4,6 +4,7 @@ use super::exit::{Code, Failure};
 use super::heart;
 use super::live::{self, Heart, LiveMount};
 use super::mount::Claim;
+use super::nfs_mount::NfsMount;
 use super::{show, shown};
 use crate::admin::caches::{CacheAnswer, CacheRequest, FlushRequest};
 use crate::admin::care::{Care, Cared};
@@ -16,6 +17,7 @@ use crate::config::Settings;
 use crate::fs::VmailFs;
 use crate::fuse::daemon::{Background, daemonize};
 use crate::store::counted::CountedStore;
+use crate::vmail::claim::Waiting;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use sd_notify::NotifyState;
@@ -59,8 +61,16 @@ fn serve(
             .map_err(|e| os("cannot start threads", e))?;
         let (signals, live) = runtime.block_on(async {
             // Before mounting: a signal must never kill a process that has a mount to flush.
-            let signals = Signals::new().map_err(|e| os("cannot handle signals", e))?;
-            Ok::<_, Failure>((signals, bring_up(&settings).await?))
+            let mut signals = Signals::new().map_err(|e| os("cannot handle signals", e))?;
+            // A store that does not answer, or a name that may be in use, can take minutes. Nothing
+            // is mounted before the last of these waits.
+            let live = tokio::select! {
+                live = bring_up(&settings) => live?,
+                () = signals.end() => {
+                    return Err(Failure::new(Code::TempFail, "told to end before it was mounted"));
+                }
+            };
+            Ok::<_, Failure>((signals, live))
         })?;
         Ok((runtime, signals, live))
     };
@@ -102,10 +112,23 @@ impl Signals {
             hup: signal(SignalKind::hangup())?,
         })
     }
+
+    /// Until somebody wants this process to end.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+            _ = self.hup.recv() => {}
+        }
+    }
 }
 
 /// Opens and probes the store, starts the heart, mounts.
 async fn bring_up(settings: &Settings) -> Result<Live, Failure> {
+    if let Some(root) = settings.nfs() {
+        let (live, gone) = NfsMount::start(settings, root)?;
+        return Ok(Live { api: Arc::new(live), gone: Box::pin(gone) });
+    }
     let store = live::open(settings).await?;
     let (fs, heart) = start_heart(settings, store.clone()).await?;
     let (live, gone) = LiveMount::start(settings, store, fs.clone(), heart)?;
@@ -116,12 +139,22 @@ async fn bring_up(settings: &Settings) -> Result<Live, Failure> {
     Ok(Live { api, gone: Box::pin(gone) })
 }
 
+/// How long the rest of a start may take, for systemd.
+const SLOW: Duration = Duration::from_secs(120);
+
 /// The one place that makes the file system and its heart.
 async fn start_heart(
     settings: &Settings,
     store: Arc<CountedStore>,
 ) -> Result<(Arc<VmailFs>, Arc<dyn Heart>), Failure> {
-    let (fs, heart) = heart::start(settings, store).await?;
+    let (fs, heart) = heart::start(settings, store, &mut |wait: &Waiting| {
+        let text =
+            format!("waiting for at most {}s: is {} alive?", wait.left.as_secs(), wait.holder);
+        // systemd allows a start less time than a lease may take.
+        let more = u32::try_from((wait.next + SLOW).as_micros()).unwrap_or(u32::MAX);
+        notify(&[NotifyState::Status(&text), NotifyState::ExtendTimeoutUsec(more)]);
+    })
+    .await?;
     Ok((fs, Arc::new(heart)))
 }
 
@@ -202,7 +235,7 @@ async fn attend(
     let _ = serving.await;
     let report = result.map_err(|e| Failure::new(Code::TempFail, e.text))?;
     if report.at_risk.nothing() {
-        tracing::info!("unmounted; everything is in the store");
+        tracing::info!("unmounted; nothing is at risk");
         return Ok(());
     }
     let text = show::stopped(&report);

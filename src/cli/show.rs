@@ -1,7 +1,8 @@
 //! Answers of a mount, for people.
 
 use crate::admin::{
-    AtRisk, CacheUse, FlushReport, RequestCount, Status, StopReport, StoreHealth, UserStatus,
+    AtRisk, CacheUse, FlushReport, HostchangeStatus, RequestCount, Status, StopReport, StoreHealth,
+    UserStatus,
 };
 use std::fmt::Write as _;
 
@@ -140,8 +141,53 @@ fn requests(out: &mut String, all: &[RequestCount]) {
     }
 }
 
+/// A mount in the NFS mode has no store, no caches and nothing to upload.
+fn hostchange_status(s: &Status, h: &HostchangeStatus, now: i64) -> String {
+    let up = age(u64::try_from(now.saturating_sub(s.since)).unwrap_or(0));
+    let stopping = if s.stopping { ", UNMOUNTING" } else { "" };
+    let mut out = format!("{} on {}\n", s.store, s.mountpoint);
+    let _ = writeln!(
+        out,
+        "  vmailfs {}, pid {}, for {up}, host {}{stopping}",
+        s.version, s.pid, h.host
+    );
+    out.push_str(
+        "\n  NFS mode: everything goes straight through; only dovecot.list.index* is on this machine.\n  \
+         Locks of fcntl reach the server; those of flock do not.\n",
+    );
+    let (used, max) = (bytes(h.used), bytes(h.max));
+    let _ = writeln!(
+        out,
+        "\n  List indexes: {used} of {max} in {}, {} removed for want of room",
+        h.listindex_root, h.evicted
+    );
+    let (active, known) = (h.active, h.known);
+    let _ = writeln!(out, "  Users: {active} with a session, {known} files and directories known");
+    let _ = writeln!(
+        out,
+        "  Logins: {} kept the list index, {} dropped it, {} had none; on two hosts at once: {}",
+        h.kept, h.dropped, h.failed, h.contested
+    );
+    errors(&mut out, s);
+    out
+}
+
+fn errors(out: &mut String, s: &Status) {
+    if s.errors.iter().all(|e| e.count == 0) {
+        out.push_str("\n  Errors: none\n");
+    } else {
+        out.push_str("\n  Errors:\n");
+        for e in s.errors.iter().filter(|e| e.count > 0) {
+            let _ = writeln!(out, "    {:<25} {:>9}", e.name, e.count);
+        }
+    }
+}
+
 /// `now`: seconds since 1970.
 pub(super) fn status(s: &Status, now: i64) -> String {
+    if let Some(hostchange) = &s.hostchange {
+        return hostchange_status(s, hostchange, now);
+    }
     let mut out = String::new();
     let _ = writeln!(out, "{} on {}", s.store, s.mountpoint);
     let up = u64::try_from(now.saturating_sub(s.since)).unwrap_or(0);
@@ -154,12 +200,12 @@ pub(super) fn status(s: &Status, now: i64) -> String {
         s.backend
     );
     out.push_str(if s.single_backend { " (the only one)" } else { "" });
-    if let Some(lease) = s.lease {
+    if let Some(lease) = &s.lease {
         let left = age(lease.seconds_left.unsigned_abs());
-        let _ = if lease.held {
-            write!(out, ", lease held for {left} more")
-        } else {
-            write!(out, ", LEASE LOST {left} ago")
+        let _ = match &lease.taken_by {
+            Some(holder) => write!(out, ", NAME TAKEN by {holder}: nothing is written here"),
+            None if lease.held => write!(out, ", lease held for {left} more"),
+            None => write!(out, ", LEASE LOST {left} ago"),
         };
     }
     out.push_str(if s.stopping { ", UNMOUNTING\n" } else { "\n" });
@@ -176,6 +222,15 @@ pub(super) fn status(s: &Status, now: i64) -> String {
     cache(&mut out, "fscache", &s.caches.fscache);
     cache(&mut out, "staging", &s.caches.staging);
     cache(&mut out, "metacache", &s.caches.metacache);
+    if s.aside.users > 0 {
+        let _ = writeln!(
+            out,
+            "    Kept aside for you to look at, in no budget: changes of {} ({}) in {}",
+            count(s.aside.users, "user"),
+            bytes(s.aside.bytes),
+            s.aside.path
+        );
+    }
     let f = &s.flushes;
     let _ = write!(out, "\n  Flushes: {} ({})", f.done, bytes(f.bytes));
     if f.failed > 0 {
@@ -183,6 +238,14 @@ pub(super) fn status(s: &Status, now: i64) -> String {
     }
     out.push('\n');
     requests(&mut out, &s.requests);
+    if !s.damaged.is_empty() {
+        out.push_str(
+            "\n  DAMAGED, not served, mail is deferred (vmailfs fsck -u USER --repair):\n",
+        );
+        for d in &s.damaged {
+            let _ = writeln!(out, "    {}: {}", d.user, d.error);
+        }
+    }
     if s.lost_mails > 0 {
         let _ = writeln!(
             out,
@@ -190,14 +253,7 @@ pub(super) fn status(s: &Status, now: i64) -> String {
             s.lost_mails
         );
     }
-    if s.errors.iter().all(|e| e.count == 0) {
-        out.push_str("\n  Errors: none\n");
-    } else {
-        out.push_str("\n  Errors:\n");
-        for e in s.errors.iter().filter(|e| e.count > 0) {
-            let _ = writeln!(out, "    {:<25} {:>9}", e.name, e.count);
-        }
-    }
+    errors(&mut out, s);
     out
 }
 

@@ -139,7 +139,7 @@ fn a_status_says_what_is_at_risk() {
         mountpoint: "/m".into(),
         store: "file:///s".into(),
         since: 1000,
-        lease: Some(LeaseStatus { held: true, seconds_left: 100 }),
+        lease: Some(LeaseStatus { held: true, seconds_left: 100, ..LeaseStatus::default() }),
         ..Status::default()
     };
     let text = show::status(&s, 1300);

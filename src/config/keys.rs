@@ -51,6 +51,11 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("store_limits", "How long and how hard the store is asked."),
     ("gc", "Deleting from the store what was dropped longer than `retention` ago."),
     ("fuse", "The connection to the kernel."),
+    (
+        "hostchange",
+        "Only for nfs:// (docs/NFS.md): mail on NFS, with the users' indexes of mailboxes\n\
+         (dovecot.list.index*) on this machine.",
+    ),
     ("admin", "How commands reach the running mount."),
     ("log", "What is logged, and how."),
 ];
@@ -110,14 +115,14 @@ pub const KEYS: &[Key] = &[
     text(
         "backend",
         "mx1",
-        "The name under which this machine owns users; unique among those that share the store.\n\
-         Default: the host name.",
+        "The name under which this machine owns users; unique among those that share the store. A mount\n\
+         is refused while another session goes by its name. Default: the host name.",
     ),
     flag(
         "single_backend",
         "Promise that no other machine ever mounts this store. Then writing goes on when the lease\n\
          cannot be renewed because the store is down, and a store without conditional writes\n\
-         is accepted.",
+         is accepted, and no name is claimed, so nothing is waited for when state_dir was lost.",
     ),
     text(
         "ack",
@@ -125,7 +130,8 @@ pub const KEYS: &[Key] = &[
         "When a delivery is answered: \"store\" (the mail is in the object store) or \"journal\" (it is\n\
          on this machine's disk, durably, and uploaded within seconds). With \"journal\" the loss of\n\
          this machine's disk loses the mails that `vmailfs status` shows as promised: choose it\n\
-         only where state_dir lies on storage that you trust with mail.",
+         only where state_dir lies on storage that you trust with mail. Mails that wait take as\n\
+         much disk as staging.max_size at most; more are deferred while the store is down.",
     ),
     text(
         "retention",
@@ -225,7 +231,9 @@ pub const KEYS: &[Key] = &[
         "metacache.close_idle",
         "",
         "Time without access after which a user is closed: flushed, no longer in memory, and handed\n\
-         over, so that nothing needs to be recovered of it should this machine be lost.",
+         over, so that nothing needs to be recovered of it should this machine be lost. Closing and\n\
+         opening again takes four requests: a time shorter than that between two mails pays them\n\
+         for each.",
     ),
     number(
         "metacache.max_open_users",
@@ -256,6 +264,11 @@ pub const KEYS: &[Key] = &[
         "Time that a delivery may wait for the store before the mail server is told to try later.",
     ),
     number("store_limits.max_requests", "Number of requests in flight at most."),
+    number(
+        "store_limits.read_ahead",
+        "Of these, for the next mails of a folder that somebody reads mail by mail, at most; 0: none\n\
+         are fetched before they are opened.",
+    ),
     text(
         "store_limits.stream_memory",
         "",
@@ -265,7 +278,8 @@ pub const KEYS: &[Key] = &[
         "store_limits.lease",
         "",
         "Time for which this backend owns its users without the store; at least 10s. Another\n\
-         backend can take over a dead one's users after this time.",
+         backend can take over a dead one's users after this time. So long, too, a mount waits whose\n\
+         state_dir was lost, to see that no other machine goes by its name (--take-backend: not at all).",
     ),
     text(
         "store_limits.unmount_timeout",
@@ -291,6 +305,43 @@ pub const KEYS: &[Key] = &[
     flag(
         "fuse.passthrough",
         "Let the kernel read cached mails directly, where it can (Linux 6.9).",
+    ),
+    text(
+        "hostchange.index_dir",
+        "indexes",
+        "The INDEX directory below a user's own directory. Default: that directory itself.",
+    ),
+    text(
+        "hostchange.listindex_root",
+        "",
+        "Where the indexes of mailboxes are kept; nothing else should be there.",
+    ),
+    text("hostchange.listindex_layout", "", "Where users are below that; like `layout`."),
+    text(
+        "hostchange.listindex_max_size",
+        "",
+        "Size that they may have together. Above it, those used longest ago are removed.",
+    ),
+    text(
+        "hostchange.login_idle",
+        "",
+        "Time without access after which a user's next access counts as a login: it is checked whether\n\
+         another host served him.",
+    ),
+    flag(
+        "hostchange.migration",
+        "Look at each login for an index of mailboxes on NFS, which a host without this mode left, and\n\
+         take it over or remove it. Costs a request; to be switched off after the change.",
+    ),
+    text(
+        "hostchange.attribute_cache",
+        "",
+        "Time for which names and attributes are believed, on top of the NFS client's own.",
+    ),
+    text(
+        "hostchange.lock_wait",
+        "",
+        "Time that a process may wait for a lock another one has; it gets EAGAIN then.",
     ),
     text(
         "admin.socket",

@@ -7,15 +7,20 @@
 //! [`Config::resolve`] turns it into [`Settings`]: plain values, with paths filled in and names
 //! of accounts looked up. Code below the command line only sees those.
 
+mod check;
 mod keys;
 mod load;
+mod place;
 mod resolve;
+mod settings;
 mod types;
 
 pub use keys::{KEYS, Key, Kind};
 pub use load::ConfigError;
-pub use resolve::{
-    CacheDir, GcSettings, MetacacheSettings, Owner, Secret, Settings, StoreSettings, escape_path,
+pub use place::escape_path;
+pub use settings::{
+    CacheDir, GcSettings, HostchangeSettings, MetacacheSettings, Owner, Secret, Settings,
+    StoreSettings,
 };
 pub use types::{Mode, ParseError, Size, Span};
 
@@ -57,6 +62,7 @@ pub struct Config {
     pub store_limits: StoreLimits,
     pub gc: Gc,
     pub fuse: Fuse,
+    pub hostchange: Hostchange,
     pub admin: Admin,
     pub metrics: Metrics,
     pub log: Log,
@@ -88,6 +94,7 @@ impl Default for Config {
             store_limits: StoreLimits::default(),
             gc: Gc::default(),
             fuse: Fuse::default(),
+            hostchange: Hostchange::default(),
             admin: Admin::default(),
             metrics: Metrics::default(),
             log: Log::default(),
@@ -206,7 +213,7 @@ impl Default for Metacache {
             folder_change_max: Span::secs(5),
             idle_upload: Span::secs(3600),
             idle_uploads: 600,
-            close_idle: Span::secs(3600),
+            close_idle: Span::secs(4 * 3600),
             max_open_users: 10_000,
             max_parallel_requests: 10,
         }
@@ -283,6 +290,7 @@ pub struct StoreLimits {
     pub attempts: u32,
     pub delivery_timeout: Span,
     pub max_requests: u32,
+    pub read_ahead: u32,
     pub stream_memory: Size,
     pub lease: Span,
     pub unmount_timeout: Span,
@@ -296,6 +304,7 @@ impl Default for StoreLimits {
             attempts: 5,
             delivery_timeout: Span::secs(60),
             max_requests: 64,
+            read_ahead: 32,
             stream_memory: Size(64 << 20),
             lease: Span::secs(180),
             unmount_timeout: Span::secs(60),
@@ -341,6 +350,35 @@ impl Default for Fuse {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub struct Hostchange {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index_dir: Option<String>,
+    pub listindex_root: PathBuf,
+    pub listindex_layout: String,
+    pub listindex_max_size: Size,
+    pub login_idle: Span,
+    pub migration: bool,
+    pub attribute_cache: Span,
+    pub lock_wait: Span,
+}
+
+impl Default for Hostchange {
+    fn default() -> Self {
+        Hostchange {
+            index_dir: None,
+            listindex_root: "/dev/shm/dovecot-listindex".into(),
+            listindex_layout: "%2.256Nu/%u".to_owned(),
+            listindex_max_size: Size(512 << 20),
+            login_idle: Span::secs(60),
+            migration: false,
+            attribute_cache: Span::secs(1),
+            lock_wait: Span::secs(60),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Admin {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
@@ -381,6 +419,10 @@ pub enum LogFormat {
     #[default]
     Text,
     Json,
+}
+
+fn err<T>(text: String) -> Result<T, ConfigError> {
+    Err(ConfigError(text))
 }
 
 #[cfg(test)]

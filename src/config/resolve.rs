@@ -1,129 +1,15 @@
 //! From the file to plain values: defaults that depend on others, accounts, contradictions.
 
-use super::{Checksums, Config, ConfigError, Log};
+use super::place::{NFS, absolute, account, apart, check_store, escape_path, split_path};
+use super::settings::{
+    CacheDir, GcSettings, HostchangeSettings, MetacacheSettings, Secret, Settings, StoreSettings,
+};
+use super::{Config, ConfigError, err};
 use crate::cache::weight::{WeightError, Weights};
+use crate::dovecot::template::Layout;
 use crate::store::RetryPolicy;
-use nix::unistd::{Group, User};
 use std::net::SocketAddr;
-use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
-
-/// Numeric owner of files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
-    pub uid: u32,
-    pub gid: u32,
-}
-
-/// A cache directory and its bound in bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CacheDir {
-    pub path: PathBuf,
-    pub max_size: u64,
-}
-
-/// The metacache: where, how much (bytes), and when it is flushed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MetacacheSettings {
-    pub path: PathBuf,
-    pub max_space: u64,
-    pub max_grace: u64,
-    pub weights: Weights,
-    pub priority2_names: Vec<Vec<u8>>,
-    pub upload_interval: Duration,
-    pub max_rescan_mail_count: u32,
-    pub folder_change_quiet: Duration,
-    pub folder_change_max: Duration,
-    pub idle_upload: Duration,
-    /// In a minute.
-    pub idle_uploads: u32,
-    pub close_idle: Duration,
-    pub max_open_users: u32,
-    pub max_parallel_requests: u32,
-}
-
-/// What is deleted from the store, and when.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GcSettings {
-    pub retention: Duration,
-    pub interval: Duration,
-    pub full_scan: Duration,
-    pub parallel: usize,
-    /// Objects a second.
-    pub delete_rate: u32,
-}
-
-/// What the store adapters need. Secrets are in here: not to be logged.
-#[derive(Debug, Clone)]
-pub struct StoreSettings {
-    /// `file:///dir` or `s3://bucket/prefix`.
-    pub url: String,
-    pub endpoint: Option<String>,
-    pub region: Option<String>,
-    pub path_style: bool,
-    pub access_key_id: Option<String>,
-    pub secret_access_key: Option<Secret>,
-    pub session_token: Option<Secret>,
-    pub checksums: Checksums,
-    pub retry: RetryPolicy,
-    pub max_requests: usize,
-}
-
-/// Text that `Debug` does not show.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("(hidden)")
-    }
-}
-
-/// Everything a mount needs to know; complete and free of contradictions.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    pub store: StoreSettings,
-    /// Absolute, without symbolic links.
-    pub mountpoint: PathBuf,
-    pub state_dir: PathBuf,
-    pub layout: String,
-    pub owner: Option<Owner>,
-    pub root_owner: Option<Owner>,
-    pub root_mode: u32,
-    pub allow_other: bool,
-    pub allow_root_delete: bool,
-    /// Mount over a directory that holds something.
-    pub nonempty: bool,
-    pub backend: String,
-    pub single_backend: bool,
-    pub ack: crate::vmail::promise::Ack,
-    pub lost_mails: crate::vmail::lost::LostMails,
-    /// At least one.
-    pub fscache: Vec<CacheDir>,
-    pub stream_memory: u64,
-    pub staging: CacheDir,
-    pub metacache: MetacacheSettings,
-    pub gc: GcSettings,
-    pub delivery_timeout: Duration,
-    pub lease: Duration,
-    pub unmount_timeout: Duration,
-    /// 0: by the number of CPUs.
-    pub fuse_threads: usize,
-    pub passthrough: bool,
-    pub admin_socket: PathBuf,
-    pub admin_directory: bool,
-    pub metrics_listen: Option<SocketAddr>,
-    pub log: Log,
-}
-
-/// The shortest lease that a store's slow moment cannot eat up.
-const MIN_LEASE: Duration = Duration::from_secs(10);
-/// Below this a cache could not hold one ordinary mail.
-const MIN_CACHE: u64 = 1 << 20;
-
-fn err<T>(text: String) -> Result<T, ConfigError> {
-    Err(ConfigError(text))
-}
+use std::path::{Path, PathBuf};
 
 /// Names separated by commas.
 fn names(text: &str) -> Vec<Vec<u8>> {
@@ -180,6 +66,7 @@ impl Config {
             return err("admin.socket lies in the mount point: choose another place".into());
         }
         self.check_values()?;
+        let hostchange = self.hostchange_settings(&mountpoint)?;
 
         let m = &self.metacache;
         let limits = &self.store_limits;
@@ -196,6 +83,7 @@ impl Config {
             nonempty: self.nonempty,
             backend: self.backend_name()?,
             single_backend: self.single_backend,
+            take_backend: false,
             ack: match self.ack {
                 super::Ack::Store => crate::vmail::promise::Ack::Store,
                 super::Ack::Journal => crate::vmail::promise::Ack::Journal,
@@ -203,6 +91,7 @@ impl Config {
             lost_mails: self.lost_mails(),
             fscache,
             stream_memory: limits.stream_memory.0,
+            read_ahead: limits.read_ahead as usize,
             staging: CacheDir { path: staging, max_size: self.staging.max_size.0 },
             metacache: MetacacheSettings {
                 path: metacache,
@@ -232,10 +121,41 @@ impl Config {
             unmount_timeout: limits.unmount_timeout.0,
             fuse_threads: self.fuse.threads as usize,
             passthrough: self.fuse.passthrough,
+            hostchange,
             admin_socket,
             admin_directory: self.admin.directory,
             metrics_listen: self.metrics_listen()?,
             log: self.log.clone(),
+        })
+    }
+
+    fn hostchange_settings(&self, mountpoint: &Path) -> Result<HostchangeSettings, ConfigError> {
+        let h = &self.hostchange;
+        let listindex_root = absolute("hostchange.listindex_root", &h.listindex_root)?;
+        if listindex_root.starts_with(mountpoint) {
+            return err("hostchange.listindex_root lies in the mount point".into());
+        }
+        let given = h.index_dir.as_deref().unwrap_or_default().trim_matches('/');
+        let names: Vec<&str> = given.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
+        if names.contains(&"..") {
+            return err(format!(
+                "hostchange.index_dir `{given}` leads out of the user's directory"
+            ));
+        }
+        if h.login_idle.0 < h.attribute_cache.0 * 2 {
+            let text = "hostchange.login_idle must be twice hostchange.attribute_cache at least";
+            return err(text.into());
+        }
+        Ok(HostchangeSettings {
+            index_dir: names.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            listindex_root,
+            listindex_layout: Layout::parse(&h.listindex_layout)
+                .map_err(|e| ConfigError(format!("hostchange.listindex_layout: {e}")))?,
+            listindex_max_size: h.listindex_max_size.0,
+            login_idle: h.login_idle.0,
+            migration: h.migration,
+            attribute_cache: h.attribute_cache.0,
+            lock_wait: h.lock_wait.0,
         })
     }
 
@@ -248,6 +168,9 @@ impl Config {
             return err("no store given: name one like file:///srv/mail or s3://bucket".into());
         };
         check_store(&url)?;
+        if url.starts_with(NFS) {
+            return err(format!("store `{url}`: there is no object store in the NFS mode"));
+        }
         self.check_values()?;
         Ok(self.store_settings(url))
     }
@@ -320,86 +243,6 @@ impl Config {
         })
     }
 
-    fn check_values(&self) -> Result<(), ConfigError> {
-        let fscaches = self.fscache.0.iter().map(|one| ("fscache.max_size", one.max_size));
-        for (key, size) in fscaches.chain([
-            ("staging.max_size", self.staging.max_size),
-            ("metacache.max_space", self.metacache.max_space),
-            ("metacache.max_grace", self.metacache.max_grace),
-        ]) {
-            if size.0 < MIN_CACHE {
-                return err(format!("{key} = {size} is too small: at least 1M"));
-            }
-        }
-        let (m, limits) = (&self.metacache, &self.store_limits);
-        for (key, span) in [
-            ("metacache.upload_interval", m.upload_interval),
-            ("metacache.folder_change_max", m.folder_change_max),
-            ("metacache.idle_upload", m.idle_upload),
-            ("metacache.close_idle", m.close_idle),
-            ("gc.interval", self.gc.interval),
-            ("gc.full_scan", self.gc.full_scan),
-            ("store_limits.attempt_timeout", limits.attempt_timeout),
-            ("store_limits.deadline", limits.deadline),
-            ("store_limits.delivery_timeout", limits.delivery_timeout),
-            ("store_limits.unmount_timeout", limits.unmount_timeout),
-        ] {
-            if span.0.is_zero() {
-                return err(format!("{key} must be longer than 0"));
-            }
-        }
-        for (key, number) in [
-            ("metacache.max_rescan_mail_count", m.max_rescan_mail_count),
-            ("metacache.idle_uploads", m.idle_uploads),
-            ("metacache.max_open_users", m.max_open_users),
-            ("metacache.max_parallel_requests", m.max_parallel_requests),
-            ("gc.parallel", self.gc.parallel),
-            ("gc.delete_rate", self.gc.delete_rate),
-            ("store_limits.attempts", limits.attempts),
-            ("store_limits.max_requests", limits.max_requests),
-        ] {
-            if number == 0 {
-                return err(format!("{key} must be at least 1"));
-            }
-        }
-        if limits.stream_memory.0 < crate::vmail::stream::LEAST {
-            let size = limits.stream_memory;
-            return err(format!("store_limits.stream_memory = {size} is too small: at least 8M"));
-        }
-        if m.folder_change_quiet > m.folder_change_max {
-            return err("metacache.folder_change_quiet is longer than folder_change_max".into());
-        }
-        if limits.lease.0 < MIN_LEASE {
-            return err(format!(
-                "store_limits.lease = {} is too short: at least 10s",
-                limits.lease
-            ));
-        }
-        if limits.attempt_timeout > limits.deadline {
-            return err("store_limits.attempt_timeout is longer than deadline".into());
-        }
-        if limits.deadline.0 >= limits.lease.0 {
-            return err(format!(
-                "store_limits.deadline ({}) must be shorter than lease ({}), or no renewal is ever \
-                 sure to be in time",
-                limits.deadline, limits.lease
-            ));
-        }
-        if self.s3.access_key_id.is_some() != self.s3.secret_access_key.is_some() {
-            return err("s3.access_key_id and s3.secret_access_key only work together".into());
-        }
-        if self.s3.session_token.is_some() && self.s3.access_key_id.is_none() {
-            return err("s3.session_token needs s3.access_key_id and s3.secret_access_key".into());
-        }
-        if let Some(endpoint) = &self.s3.endpoint
-            && !endpoint.starts_with("http://")
-            && !endpoint.starts_with("https://")
-        {
-            return err(format!("s3.endpoint `{endpoint}` must begin with https:// or http://"));
-        }
-        Ok(())
-    }
-
     fn metrics_listen(&self) -> Result<Option<SocketAddr>, ConfigError> {
         let Some(text) = &self.metrics.listen else { return Ok(None) };
         text.parse().map(Some).map_err(|_| {
@@ -427,162 +270,4 @@ impl Config {
         }
         Ok(name)
     }
-}
-
-/// The directories that `%4Nu` in a path stands for.
-fn split_path(path: &Path) -> Result<Option<Vec<PathBuf>>, ConfigError> {
-    let Some((before, rest)) = path.to_str().and_then(|text| text.split_once('%')) else {
-        return Ok(None);
-    };
-    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-    let (range, variable) = rest.split_at(digits);
-    let range: u32 = range.parse().unwrap_or(0);
-    match variable.strip_prefix("Nu") {
-        Some(after) if (1..=256).contains(&range) && !after.contains('%') => {
-            Ok(Some((0..range).map(|n| format!("{before}{n:x}{after}").into()).collect()))
-        }
-        _ => err(format!(
-            "fscache.path {}: of Dovecot's variables only %<1 to 256>Nu, once, is understood here",
-            path.display()
-        )),
-    }
-}
-
-/// The form of a store's URL; the directory of a file store.
-fn check_store(store: &str) -> Result<Option<PathBuf>, ConfigError> {
-    if let Some(path) = store.strip_prefix("file://") {
-        if !path.starts_with('/') {
-            return err(format!("store `{store}`: write an absolute path, like file:///srv/mail"));
-        }
-        return Ok(Some(real(Path::new(path))));
-    }
-    let Some(rest) = store.strip_prefix("s3://") else {
-        return err(format!("store `{store}`: use file:///some/dir or s3://bucket/prefix"));
-    };
-    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    if bucket.is_empty() || prefix.contains("//") || prefix.starts_with('/') {
-        return err(format!("store `{store}`: write it like s3://bucket or s3://bucket/prefix"));
-    }
-    Ok(None)
-}
-
-/// Refuses directories that are equal or lie in one another: what empties one would empty both.
-fn apart(places: &[(&str, &Path)]) -> Result<(), ConfigError> {
-    for (i, (key, path)) in places.iter().enumerate() {
-        for (other_key, other) in &places[i + 1..] {
-            let (inner, outer) = match (path.starts_with(other), other.starts_with(path)) {
-                (true, true) => {
-                    return err(format!(
-                        "{key} and {other_key} are the same directory ({}): each needs its own",
-                        path.display()
-                    ));
-                }
-                (true, false) => (key, other_key),
-                (false, true) => (other_key, key),
-                (false, false) => continue,
-            };
-            return err(format!("{inner} lies inside {outer}: each needs a directory of its own"));
-        }
-    }
-    Ok(())
-}
-
-fn absolute(key: &str, path: &Path) -> Result<PathBuf, ConfigError> {
-    if path.as_os_str().is_empty() {
-        return err(format!("{key} is empty: name a path or leave it out"));
-    }
-    match std::path::absolute(path) {
-        Ok(path) => Ok(real(&path)),
-        Err(e) => err(format!("{key} {}: {e}", path.display())),
-    }
-}
-
-/// The path without symbolic links as far as it exists, so that comparing paths means something.
-fn real(path: &Path) -> PathBuf {
-    let mut rest = Vec::new();
-    let mut head = path;
-    loop {
-        if let Ok(mut found) = head.canonicalize() {
-            for part in rest.iter().rev() {
-                match part {
-                    Component::ParentDir => {
-                        found.pop();
-                    }
-                    Component::Normal(name) => found.push(name),
-                    _ => {}
-                }
-            }
-            return found;
-        }
-        match (head.parent(), head.components().next_back()) {
-            (Some(parent), Some(last)) => {
-                rest.push(last);
-                head = parent;
-            }
-            _ => return path.to_owned(),
-        }
-    }
-}
-
-/// `user:group`, or `user` with that account's group; names or numbers.
-fn account(key: &str, text: &str) -> Result<Owner, ConfigError> {
-    let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (text, None),
-    };
-    let known = match user.parse::<u32>() {
-        Ok(uid) => {
-            User::from_uid(uid.into()).ok().flatten().map(|u| (uid, u.gid.as_raw())).or_else(
-                || group.map(|_| (uid, 0)), // the group follows
-            )
-        }
-        Err(_) => User::from_name(user).ok().flatten().map(|u| (u.uid.as_raw(), u.gid.as_raw())),
-    };
-    let Some((uid, own_gid)) = known else {
-        return err(format!("{key} `{text}`: there is no account `{user}` on this machine"));
-    };
-    let gid = match group {
-        None => own_gid,
-        Some(group) => match group.parse::<u32>() {
-            Ok(gid) => gid,
-            Err(_) => match Group::from_name(group).ok().flatten() {
-                Some(group) => group.gid.as_raw(),
-                None => {
-                    return err(format!(
-                        "{key} `{text}`: there is no group `{group}` on this machine"
-                    ));
-                }
-            },
-        },
-    };
-    Ok(Owner { uid, gid })
-}
-
-/// A file name for a path: `/var/vmail` becomes `var-vmail`. Two paths never give one name.
-pub fn escape_path(path: &Path) -> String {
-    use std::fmt::Write as _;
-    use std::os::unix::ffi::OsStrExt as _;
-    let bytes = path.as_os_str().as_bytes();
-    let bytes = bytes.strip_prefix(b"/").unwrap_or(bytes);
-    let mut out = String::with_capacity(bytes.len());
-    for b in bytes {
-        match b {
-            b'/' => out.push('-'),
-            b'.' if out.is_empty() => out.push_str("%2e"),
-            b if b.is_ascii_alphanumeric() || b"_.".contains(b) => out.push(*b as char),
-            b => {
-                let _ = write!(out, "%{b:02x}");
-            }
-        }
-    }
-    if out.is_empty() {
-        return "-".to_owned();
-    }
-    if out.len() > 200 {
-        let hash = blake3::hash(path.as_os_str().as_bytes()).to_hex();
-        out.truncate(160);
-        out.push('%');
-        out.push_str(&hash[..32]);
-    }
-    out
 }

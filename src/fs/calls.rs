@@ -2,19 +2,17 @@
 
 use super::above::ROOT;
 use super::api::{
-    Attr, Caller, DirEntry, Fh, FileKind, Found, FsError, Ino, Invalidate, Lookup, MailFs, Need,
-    OpenMode, Opened, RenameMode, SetAttr, SetTime, StatFs, Step,
+    Attr, Caller, DirEntry, Fh, Found, FsError, Ino, Invalidate, Lookup, MailFs, Need, OpenMode,
+    Opened, RenameMode, SetAttr, StatFs, Step,
 };
 use super::attr;
 use super::handles::{Handles, OpenDirs};
+use super::readdir::emit_entries;
 use super::shown::{Ours, Shown};
-use crate::dovecot::classes::Class;
-use crate::format::journal::Change;
-use crate::format::listing::{Attrs, Line, Owner};
-use crate::format::{Place, Sub};
+use crate::format::Place;
 use crate::vmail::error::{Error, Plain};
 use crate::vmail::need::{Need as HeartNeed, Op, Stop};
-use crate::vmail::node::{Kind, NodeIx};
+use crate::vmail::node::Kind;
 use crate::vmail::session::{InoTarget, Session, UserCell};
 use crate::vmail::tree::Target;
 use crate::vmail::user::User;
@@ -22,7 +20,6 @@ use crate::vmail::wait;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
 
 /// The file system over a session.
@@ -35,7 +32,16 @@ pub struct VmailFs {
     pub(super) shown: OnceLock<Shown>,
 }
 
+/// The answer of a call that may be part of a delivery.
 pub(super) fn step<T>(op: Op<T>) -> Step<T> {
+    reading(op.map_err(|stop| match stop {
+        Stop::Error(error) => error.for_delivery().into(),
+        wait @ Stop::Wait(_) => wait,
+    }))
+}
+
+/// The answer of one that reads what is in a file.
+pub(super) fn reading<T>(op: Op<T>) -> Step<T> {
     match op {
         Ok(value) => Step::Done(Ok(value)),
         Err(Stop::Error(error)) => Step::Done(Err(error.answer())),
@@ -101,150 +107,6 @@ impl VmailFs {
             Ok(InoTarget::Node(..)) => plain(Plain::NotDir),
         }
     }
-
-    /// What the kernel is told of a name, counted as a lookup.
-    fn found(&self, user: &mut User, cell: &Arc<UserCell>, at: Place, target: Target) -> Op<Found> {
-        let (attr, register) = match target {
-            Target::Node(ix) => {
-                let node = user.node_mut(ix)?;
-                node.lookups += 1;
-                let attr = attr::of_node(user, user.node(ix)?);
-                (attr, InoTarget::Node(cell.clone(), ix))
-            }
-            Target::Folder(_) | Target::Sub(_) => {
-                let place = match target {
-                    Target::Folder(id) => Place::own(id),
-                    Target::Sub(sub) => Place { folder: at.folder, sub },
-                    Target::Node(_) => return Err(Plain::NotDir.into()),
-                };
-                let dir = user.tree.dir_mut(place).ok_or(Plain::NotFound)?;
-                dir.lookups += 1;
-                let dir = user.tree.dir(place).ok_or(Plain::NotFound)?;
-                (attr::of_dir(user, place, dir), InoTarget::Dir(cell.clone(), place))
-            }
-        };
-        self.session.register(attr.ino, || register);
-        Ok(Found { attr, cacheable: true })
-    }
-
-    /// The policy on deletions by root: a site's old `rm -rf` of a metacache must not delete
-    /// its mail.
-    fn may_delete(&self, caller: Caller, user: &User, at: Place, name: &[u8]) -> Result<(), Error> {
-        if caller.uid != 0 || self.session.settings.allow_root_delete {
-            return Ok(());
-        }
-        let harmless = match user.target(at, name)? {
-            Some(Target::Node(ix)) => {
-                let class = user.node(ix)?.class;
-                class.is_local_only() || class == Class::MailTemp
-            }
-            // An empty folder is a user's folder, too.
-            Some(Target::Folder(_) | Target::Sub(_)) => false,
-            None => true,
-        };
-        if harmless {
-            return Ok(());
-        }
-        Err(Error::Refused(format!(
-            "user {}: root may not delete {}: these are the mails themselves, not a cache of them \
-             (to drop a cache use `vmailfs metacache flush` and remove files of the caches; to \
-             delete mail as root mount with allow_root_delete)",
-            user.name,
-            String::from_utf8_lossy(name)
-        )))
-    }
-
-    fn root_dir_attr(&self, cell: &Arc<UserCell>) -> Attr {
-        self.root_attr(cell)
-    }
-
-    fn dir_attr(&self, cell: &Arc<UserCell>, at: Place) -> Step<Attr> {
-        if at == Place::ROOT {
-            return Step::Done(Ok(self.root_dir_attr(cell)));
-        }
-        step(cell.with(|user| {
-            let dir = user.tree.dir(at).ok_or(Error::Lost { user: user.name.to_string() })?;
-            Ok(attr::of_dir(user, at, dir))
-        }))
-    }
-
-    fn set_dir_attr(&self, cell: &Arc<UserCell>, at: Place, set: SetAttr) -> Step<Attr> {
-        step(cell.with(|user| {
-            loaded(user, at)?;
-            let now = user.now();
-            let owner_now = user.tree.dir(at).ok_or(Plain::NotFound)?.owner.unwrap_or(user.owner);
-            let owner = set_owner(owner_now, set);
-            let empty_user = user.tree.folders.len() == 1
-                && user.tree.dir(Place::ROOT).is_some_and(|d| d.entries.is_empty());
-            let mut changes = Vec::new();
-            if at == Place::ROOT && empty_user && owner != user.owner {
-                // A user that has nothing yet: its files will belong to whom it belongs to.
-                let mode = set.mode.unwrap_or(user.root_mode()) & 0o7777;
-                changes.push(Change::User { owner, mode });
-            }
-            let based = changes.is_empty();
-            let deviation = if based { user.deviation(owner) } else { None };
-            let dir = user.tree.dir(at).ok_or(Plain::NotFound)?;
-            let attrs = Attrs {
-                mode: set.mode.map_or(dir.mode, |m| m & 0o7777),
-                owner: deviation,
-                mtime: time(set.mtime, now).unwrap_or(dir.mtime),
-            };
-            if attrs != dir.attrs() || !based {
-                let line = Line::Dir { sub: at.sub, attrs };
-                changes.push(Change::Line { folder: at.folder, line });
-                user.commit(changes)?;
-                if !based {
-                    user.owner = owner;
-                }
-                user.important();
-            }
-            let dir = user.tree.dir_mut(at).ok_or(Plain::NotFound)?;
-            dir.mode = attrs.mode;
-            dir.owner = attrs.owner;
-            dir.mtime = attrs.mtime;
-            dir.ctime = now;
-            let dir = user.tree.dir(at).ok_or(Plain::NotFound)?;
-            Ok(attr::of_dir(user, at, dir))
-        }))
-    }
-
-    fn set_node_attr(
-        &self,
-        caller: Caller,
-        cell: &Arc<UserCell>,
-        (ix, ino): (NodeIx, Ino),
-        set: SetAttr,
-    ) -> Step<Attr> {
-        step(cell.with(|user| {
-            user.node_known(ix, ino)?;
-            let now = user.now();
-            if let Some(size) = set.size {
-                let node = user.node(ix)?;
-                let shrinks = size < node.size;
-                if shrinks && let Some(name) = node.names.first() {
-                    let bytes = user.tree.name_bytes(name).cloned().ok_or(Plain::NotFound)?;
-                    self.may_delete(caller, user, name.at, &bytes)?;
-                }
-                user.truncate(ix, size)?;
-            }
-            let owner_now = user.node(ix)?.owner.unwrap_or(user.owner);
-            let owner = (set.uid.is_some() || set.gid.is_some()).then(|| set_owner(owner_now, set));
-            user.set_attrs(ix, set.mode, owner, time(set.mtime, now))?;
-            Ok(attr::of_node(user, user.node(ix)?))
-        }))
-    }
-}
-
-fn time(set: Option<SetTime>, now: crate::format::Timestamp) -> Option<crate::format::Timestamp> {
-    set.map(|set| match set {
-        SetTime::Now => now,
-        SetTime::At(at) => at,
-    })
-}
-
-fn set_owner(now: Owner, set: SetAttr) -> Owner {
-    Owner { uid: set.uid.unwrap_or(now.uid), gid: set.gid.unwrap_or(now.gid) }
 }
 
 /// A directory whose folder is in memory; otherwise it must be loaded first.
@@ -295,50 +157,7 @@ impl MailFs for VmailFs {
     }
 
     fn forget(&self, ino: Ino, lookups: u64) {
-        match self.session.target(ino) {
-            Some(InoTarget::Node(cell, ix)) => {
-                let known = cell.if_open(|user| {
-                    if let Some(node) = user.tree.nodes.get_mut(ix)
-                        && node.ino == ino
-                    {
-                        node.lookups = node.lookups.saturating_sub(lookups);
-                        if node.lookups == 0 {
-                            if node.handles == 0 {
-                                self.session.forget_ino(ino);
-                            }
-                            user.drop_if_unused(ix);
-                        }
-                        return true;
-                    }
-                    false
-                });
-                if known != Some(true) {
-                    // Its user was closed, or opened again since.
-                    self.session.forget_ino(ino);
-                }
-            }
-            Some(InoTarget::Dir(cell, Place::ROOT)) => {
-                let mut root = cell.root.lock();
-                root.lookups = root.lookups.saturating_sub(lookups);
-                if root.lookups == 0 {
-                    self.session.forget_ino(ino);
-                }
-            }
-            Some(InoTarget::Dir(cell, at)) => {
-                let gone = cell.if_open(|user| match user.tree.dir_mut(at) {
-                    Some(dir) if dir.ino == ino => {
-                        dir.lookups = dir.lookups.saturating_sub(lookups);
-                        dir.lookups == 0
-                    }
-                    _ => true,
-                });
-                if gone != Some(false) {
-                    self.session.forget_ino(ino);
-                }
-            }
-            // The mount's root and what leads to users stay: they are few.
-            Some(InoTarget::Above(_)) | None => {}
-        }
+        self.forget_lookups(ino, lookups);
     }
 
     fn getattr(&self, ino: Ino, _fh: Option<Fh>) -> Step<Attr> {
@@ -516,7 +335,7 @@ impl MailFs for VmailFs {
                     Some(_) => return Err(Plain::IsDir.into()),
                     None => user.create(caller, at, name, mode)?,
                 };
-                let opened = self.open_in(user, cell, ix, how)?;
+                let opened = self.open_in(caller, user, cell, ix, how)?;
                 let found = self.found(user, cell, at, Target::Node(ix))?;
                 Ok((found, opened))
             },
@@ -605,49 +424,4 @@ impl MailFs for VmailFs {
     fn set_invalidator(&self, send: Box<dyn Fn(Invalidate) + Send + Sync>) {
         self.session.set_invalidator(send);
     }
-}
-
-/// Entries after the first cookie up to the last.
-fn emit_entries(
-    user: &User,
-    at: Place,
-    cookies: RangeInclusive<u64>,
-    emit: &mut dyn FnMut(&DirEntry) -> bool,
-) -> Op<()> {
-    let cookie = *cookies.start();
-    let dir = user.tree.dir(at).ok_or(Plain::NotFound)?;
-    let above = match at.sub {
-        Sub::Own => user.tree.folders.get(&at.folder).map(|f| f.parent),
-        _ => Some(Place::own(at.folder)),
-    };
-    let parent = above.and_then(|p| user.tree.dir(p)).map_or(ROOT, |d| d.ino);
-    let parent = if at == Place::ROOT { ROOT } else { parent };
-    for (number, name, ino) in [(1, ".", dir.ino), (2, "..", parent)] {
-        let entry = DirEntry { ino, name: name.into(), kind: FileKind::Directory, cookie: number };
-        if cookie < number && !emit(&entry) {
-            return Ok(());
-        }
-    }
-    let listed = dir.entries.after(cookie.max(2));
-    for (number, name, target) in listed.take_while(|(number, _, _)| number <= cookies.end()) {
-        let (ino, kind) = match target {
-            Target::Node(ix) => {
-                let node = user.node(ix)?;
-                let link = matches!(node.kind, Kind::Symlink(_));
-                (node.ino, if link { FileKind::Symlink } else { FileKind::Regular })
-            }
-            Target::Folder(id) => {
-                (user.tree.dir(Place::own(id)).map_or(1, |d| d.ino), FileKind::Directory)
-            }
-            Target::Sub(sub) => {
-                let place = Place { folder: at.folder, sub };
-                (user.tree.dir(place).map_or(1, |d| d.ino), FileKind::Directory)
-            }
-        };
-        let entry = DirEntry { ino, name: name.to_vec(), kind, cookie: number };
-        if !emit(&entry) {
-            break;
-        }
-    }
-    Ok(())
 }

@@ -1,32 +1,27 @@
 //! The calls of [`super::api::MailFs`] on open files.
 
 use super::api::{Caller, Fh, Ino, OpenMode, Opened, Step};
-use super::calls::{VmailFs, plain, step};
+use super::calls::{VmailFs, plain, reading, step};
 use super::handles::Handle;
 use crate::vmail::error::{Error, Plain};
-use crate::vmail::need::{Op, Stop};
+use crate::vmail::need::Op;
 use crate::vmail::node::{Kind, NodeIx};
 use crate::vmail::session::{InoTarget, UserCell};
 use crate::vmail::user::User;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-fn for_delivery(stop: Stop) -> Stop {
-    match stop {
-        Stop::Error(error) => error.for_delivery().into(),
-        wait @ Stop::Wait(_) => wait,
-    }
-}
-
 impl VmailFs {
     pub(super) fn open_in(
         &self,
+        caller: Caller,
         user: &mut User,
         cell: &Arc<UserCell>,
         ix: NodeIx,
         how: OpenMode,
     ) -> Op<Opened> {
         let copy = user.open(ix, how)?;
+        user.used_by(caller.pid);
         let ino = user.node(ix)?.ino;
         let backing = copy.as_ref().and_then(|copy| copy.file.real());
         let written = AtomicU64::new(0);
@@ -52,58 +47,56 @@ impl VmailFs {
                         .into());
                     }
                 }
-                self.open_in(user, &cell, ix, how)
+                self.open_in(caller, user, &cell, ix, how)
             })),
             Ok(InoTarget::Above(path)) => self.open_shown(&path, how),
             Ok(InoTarget::Dir(..)) => plain(Plain::IsDir),
         }
     }
 
-    fn with_handle<T>(&self, fh: Fh, f: impl FnOnce(&mut User, &Handle) -> Op<T>) -> Step<T> {
-        match self.handles.get(fh) {
-            None => plain(Plain::BadHandle),
-            Some(handle) => step(handle.cell.with(|user| {
-                if user.node(handle.ix)?.ino != handle.ino {
-                    return Err(Error::Lost { user: user.name.to_string() }.into());
-                }
-                f(user, &handle)
-            })),
-        }
+    fn with_handle<T>(&self, fh: Fh, f: impl FnOnce(&mut User, &Handle) -> Op<T>) -> Op<T> {
+        let handle = self.handles.get(fh).ok_or(Plain::BadHandle)?;
+        handle.cell.with(|user| {
+            if user.node(handle.ix)?.ino != handle.ino {
+                return Err(Error::Lost { user: user.name.to_string() }.into());
+            }
+            f(user, &handle)
+        })
     }
 
     pub(super) fn read_file(&self, fh: Fh, offset: u64, size: u32) -> Step<Vec<u8>> {
         if self.handles.get(fh).is_none() {
             return self.read_shown(fh, offset, size);
         }
-        self.with_handle(fh, |user, handle| {
+        reading(self.with_handle(fh, |user, handle| {
             user.read(handle.ix, handle.copy.as_ref(), offset, size)
-        })
+        }))
     }
 
     pub(super) fn write_file(&self, fh: Fh, offset: u64, data: &[u8]) -> Step<u32> {
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        self.with_handle(fh, |user, handle| {
+        step(self.with_handle(fh, |user, handle| {
             if !handle.write {
                 return Err(Plain::BadHandle.into());
             }
-            user.write(handle.ix, offset, data).map_err(for_delivery)?;
+            user.write(handle.ix, offset, data)?;
             handle.written.store(user.writes_to_growing(handle.ix), Ordering::Relaxed);
             Ok(len)
-        })
+        }))
     }
 
     pub(super) fn close_file(&self, fh: Fh) -> Step<()> {
         if self.has_shown(fh) {
             return Step::Done(Ok(()));
         }
-        self.with_handle(fh, |user, handle| {
+        step(self.with_handle(fh, |user, handle| {
             let written = handle.written.load(Ordering::Relaxed);
-            user.close(handle.ix, handle.write, written).map_err(for_delivery)
-        })
+            user.close(handle.ix, handle.write, written)
+        }))
     }
 
     pub(super) fn sync_file(&self, fh: Fh) -> Step<()> {
-        self.with_handle(fh, |user, handle| user.fsync(handle.ix).map_err(for_delivery))
+        step(self.with_handle(fh, |user, handle| user.fsync(handle.ix)))
     }
 
     /// Space is not set aside, but a file can be made longer.
@@ -111,13 +104,13 @@ impl VmailFs {
         if mode != 0 && mode != libc::FALLOC_FL_KEEP_SIZE {
             return plain(Plain::NotSupported);
         }
-        self.with_handle(fh, |user, handle| {
+        step(self.with_handle(fh, |user, handle| {
             let end = offset.checked_add(length).ok_or(Plain::Invalid)?;
             if mode == 0 && end > user.node(handle.ix)?.size {
                 user.truncate(handle.ix, end)?;
             }
             Ok(())
-        })
+        }))
     }
 
     pub(super) fn release_file(&self, fh: Fh) {

@@ -10,6 +10,9 @@ mod attr;
 mod calls;
 mod files;
 mod handles;
+mod known;
+mod readdir;
+mod setattr;
 pub mod shown;
 
 pub use calls::VmailFs;

@@ -4,6 +4,7 @@
 //!   answer into a reply. What is in memory is answered on the FUSE thread; a call that must
 //!   wait goes to a task that owns the reply, so no FUSE thread ever waits.
 //! * [`notify`] tells the kernel what to forget, from a thread of its own.
+//! * [`straight`] does the same for the NFS mode ([`crate::hostchange`]), with rules of its own.
 //! * [`mount`] mounts, [`mounted`] watches and unmounts, with their own system calls: fuser 0.18
 //!   may unmount what somebody else mounted at the same place since, and forgets its mount on
 //!   EBUSY.
@@ -25,3 +26,4 @@ pub mod notify;
 mod passthrough;
 mod reply;
 pub mod stats;
+pub mod straight;

@@ -8,8 +8,11 @@ use super::adapter::Adapter;
 use super::mounted::{Mounted, Place};
 use super::mountinfo;
 use super::notify::Invalidations;
+use super::stats::FuseStats;
+use super::straight;
 use crate::fs::api::MailFs;
-use fuser::{Config, Session, SessionACL};
+use crate::hostchange::straight::Straight;
+use fuser::{Config, Filesystem, Session, SessionACL};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use std::fs::{File, OpenOptions};
@@ -17,6 +20,7 @@ use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -98,6 +102,37 @@ pub fn mount(
     rt: Handle,
     options: &MountOptions,
 ) -> Result<Mounted, MountError> {
+    let invalidations = Invalidations::default();
+    let notes = invalidations.clone();
+    fs.set_invalidator(Box::new(move |note| notes.push(note)));
+    let adapter = Adapter::new(fs, rt, options.passthrough, options.max_background);
+    let stats = adapter.stats();
+    attach(adapter, stats, &invalidations, options)
+}
+
+/// Mounts the file system of the NFS mode. `lock_wait`: how long a process waits for a lock.
+///
+/// # Errors
+/// Nothing is mounted then.
+pub fn mount_straight(
+    fs: Arc<Straight>,
+    rt: Handle,
+    lock_wait: Duration,
+    options: &MountOptions,
+) -> Result<Mounted, MountError> {
+    let notes = Invalidations::default();
+    let adapter = straight::Adapter::new(fs, rt, notes.clone(), lock_wait, options.passthrough);
+    let stats = adapter.stats();
+    attach(adapter, stats, &notes, options)
+}
+
+/// Mounts, and serves with whatever answers the kernel.
+fn attach(
+    adapter: impl Filesystem,
+    stats: Arc<FuseStats>,
+    invalidations: &Invalidations,
+    options: &MountOptions,
+) -> Result<Mounted, MountError> {
     let fsname = check_fsname(&options.fsname)?;
     let mountpoint = check_mountpoint(options)?;
     fill_stdio().map_err(MountError::io("opening /dev/null"))?;
@@ -106,12 +141,6 @@ pub fn mount(
         .write(true)
         .open("/dev/fuse")
         .map_err(MountError::NoDevice)?;
-
-    let invalidations = Invalidations::default();
-    let notes = invalidations.clone();
-    fs.set_invalidator(Box::new(move |note| notes.push(note)));
-    let adapter = Adapter::new(fs, rt, options.passthrough, options.max_background);
-    let stats = adapter.stats();
 
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     flags |= MsFlags::MS_NOATIME;
@@ -131,15 +160,15 @@ pub fn mount(
         .map_err(detach)?;
 
     let (tell, over) = watch::channel(None);
-    serve(adapter, device.into(), options, &invalidations, tell)
+    serve(adapter, device.into(), options, invalidations, tell)
         .map_err(MountError::io("starting the FUSE session"))
         .map_err(detach)?;
-    Ok(Mounted::new(place, invalidations, stats, over))
+    Ok(Mounted::new(place, invalidations.clone(), stats, over))
 }
 
 /// Starts the session's threads, and one that sees them end.
 fn serve(
-    adapter: Adapter,
+    adapter: impl Filesystem,
     device: OwnedFd,
     options: &MountOptions,
     invalidations: &Invalidations,

@@ -30,7 +30,7 @@ ops! {
     Symlink "symlink", Rename "rename", Link "link", Open "open", Create "create", Read "read",
     Write "write", Flush "flush", Release "release", Fsync "fsync", Fallocate "fallocate",
     Opendir "opendir", Readdir "readdir", Releasedir "releasedir", Fsyncdir "fsyncdir",
-    Statfs "statfs", Unsupported "unsupported",
+    Statfs "statfs", Getlk "getlk", Setlk "setlk", Unsupported "unsupported",
 }
 
 const OPS: usize = Op::ALL.len();

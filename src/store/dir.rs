@@ -34,7 +34,7 @@
 //! heads, for which tags matter, are small. A listing tells no tags.
 
 use super::dir_io::{Root, get_xattr, is_missing, plain, sync_dir};
-use super::key::{check_dir, check_key, check_metadata, check_range, join, name_after};
+use super::key::{check_dir, check_key, check_metadata, check_range};
 use super::{Body, ETag, ObjectMeta, ObjectStore, PutMode, Reason, StoreError, StoreResult};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -204,26 +204,6 @@ impl ObjectStore for DirStore {
     }
 }
 
-/// What a listing tells of a name; `None` for what is no file, or gone by now.
-fn object_at(
-    key: String,
-    stat: std::io::Result<std::fs::Metadata>,
-    dir: &str,
-) -> StoreResult<Option<ObjectMeta>> {
-    match stat {
-        Ok(stat) if stat.is_file() => Ok(Some(ObjectMeta {
-            key,
-            size: stat.size(),
-            etag: None,
-            modified: Some(stat.mtime()),
-            metadata: Vec::new(),
-        })),
-        Ok(_) => Ok(None),
-        Err(e) if is_missing(&e) => Ok(None),
-        Err(e) => Err(plain(e, dir)),
-    }
-}
-
 impl Inner {
     /// Removes leftovers of crashed processes.
     fn clean(&self, now: SystemTime) -> StoreResult<()> {
@@ -250,7 +230,7 @@ impl Inner {
         Ok(self.root.path.join(key))
     }
 
-    fn dir_path(&self, dir: &str) -> StoreResult<PathBuf> {
+    pub(super) fn dir_path(&self, dir: &str) -> StoreResult<PathBuf> {
         check_dir(dir)?;
         if dir.is_empty() { Ok(self.root.path.clone()) } else { self.path(dir) }
     }
@@ -351,108 +331,6 @@ impl Inner {
             Err(e) if !is_missing(&e) => Err(e),
             _ => Ok(()),
         }
-    }
-
-    /// The entries of a directory; none if it is missing while the root is there.
-    fn entries(&self, dir: &str) -> StoreResult<Vec<(String, std::fs::DirEntry)>> {
-        let mut found = Vec::new();
-        self.each_entry(dir, |name, entry| found.push((name, entry)))?;
-        Ok(found)
-    }
-
-    /// All names in a directory that may be keys.
-    fn each_entry(
-        &self,
-        dir: &str,
-        mut each: impl FnMut(String, std::fs::DirEntry),
-    ) -> StoreResult<()> {
-        let path = self.dir_path(dir)?;
-        let entries = match std::fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(e) if is_missing(&e) => {
-                self.root.check()?;
-                return Ok(());
-            }
-            Err(e) => return Err(plain(e, dir)),
-        };
-        let mut empty = true;
-        for entry in entries {
-            let entry = entry.map_err(|e| plain(e, dir))?;
-            // What is not ours: names that are no keys, deleted files that NFS still holds.
-            if let Ok(name) = entry.file_name().into_string()
-                && check_key(&name).is_ok()
-                && !name.starts_with(".nfs")
-                && !(dir.is_empty() && name.starts_with('.'))
-            {
-                empty = false;
-                each(name, entry);
-            }
-        }
-        if empty {
-            self.root.check()?;
-        }
-        Ok(())
-    }
-
-    /// The first names are kept while all are read: a file system gives them in no order.
-    fn list_some(
-        &self,
-        dir: &str,
-        start_after: Option<&str>,
-        most: usize,
-    ) -> StoreResult<Vec<ObjectMeta>> {
-        let after = name_after(dir, start_after)?.unwrap_or("");
-        let mut from = after.to_owned();
-        let mut objects = Vec::new();
-        loop {
-            let mut first = std::collections::BinaryHeap::new();
-            self.each_entry(dir, |name, _| {
-                let full = first.len() == most;
-                if *name <= *from || full && first.peek().is_none_or(|last| name >= *last) {
-                    return;
-                }
-                if full {
-                    first.pop();
-                }
-                first.push(name);
-            })?;
-            let names = first.into_sorted_vec();
-            let all = names.len() < most;
-            from = names.last().cloned().unwrap_or(from);
-            for name in names {
-                let path = self.dir_path(dir)?.join(&name);
-                objects.extend(object_at(join(dir, &name), path.symlink_metadata(), dir)?);
-            }
-            // Some may have been directories, or were just removed.
-            if all || objects.len() >= most {
-                objects.truncate(most);
-                return Ok(objects);
-            }
-        }
-    }
-
-    fn list(&self, dir: &str, start_after: Option<&str>) -> StoreResult<Vec<ObjectMeta>> {
-        let after = name_after(dir, start_after)?.unwrap_or("");
-        let mut objects = Vec::new();
-        for (name, entry) in self.entries(dir)? {
-            if name.as_str() <= after {
-                continue;
-            }
-            objects.extend(object_at(join(dir, &name), entry.metadata(), dir)?);
-        }
-        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        Ok(objects)
-    }
-
-    fn list_dirs(&self, dir: &str) -> StoreResult<Vec<String>> {
-        let mut names = Vec::new();
-        for (name, entry) in self.entries(dir)? {
-            if entry.file_type().map_err(|e| plain(e, dir))?.is_dir() {
-                names.push(name);
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
     }
 
     fn delete(&self, keys: &[String]) -> StoreResult<()> {

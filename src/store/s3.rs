@@ -11,30 +11,26 @@
 //! A HEAD that says 404 does not say whether the key or the bucket is missing. The two must not
 //! be mixed up (I4): it is asked again with a GET, whose error has a body.
 //!
-//! Listings are asked for one directory (delimiter `/`) and sorted here: some servers do not
-//! sort by bytes across directories.
+//! Listings are in `s3_list`, deletions in `s3_delete`.
 
 use super::clock::StoreClock;
 use super::dir_io::plain;
-use super::key::{check_dir, check_key, check_metadata, check_range, join, name_after};
+use super::key::{check_dir, check_key, check_metadata, check_range, join};
 use super::retry::{Again, Failure, Progress, retry};
 use super::s3_body::Upload;
 use super::s3_client::Reloading;
 pub use super::s3_config::S3Config;
-use super::s3_error::{Asked, chain, explain};
+use super::s3_error::{Asked, explain};
 use super::s3_read::{Writer, opened, read_body, sorted};
-use super::s3_whole::WholeXml;
+use super::s3_reason::said;
 use super::{
     Body, ETag, ObjectMeta, ObjectStore, PutMode, Reason, RetryPolicy, StoreError, StoreResult,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
-use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::byte_stream::ByteStream;
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::{self, StreamExt, TryStreamExt};
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -43,25 +39,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Keys per bulk delete.
-const BULK: usize = 1000;
-/// Single deletes in flight where bulk deletes are refused.
-const SINGLE_DELETES: usize = 16;
-
-/// The root elements of answers.
-const LISTED: &str = "ListBucketResult";
-pub(super) const DELETED: &str = "DeleteResult";
-
 /// See the module.
 pub struct S3Store {
     client: Reloading,
     clock: StoreClock,
-    bucket: String,
+    pub(super) bucket: String,
     prefix: String,
     policy: RetryPolicy,
     slots: Semaphore,
     sent: AtomicU64,
-    no_bulk_delete: AtomicBool,
+    pub(super) no_bulk_delete: AtomicBool,
 }
 
 impl fmt::Debug for S3Store {
@@ -90,7 +77,7 @@ impl S3Store {
         })
     }
 
-    fn full_key(&self, key: &str) -> StoreResult<String> {
+    pub(super) fn full_key(&self, key: &str) -> StoreResult<String> {
         check_key(key)?;
         let full = join(&self.prefix, key);
         check_key(&full)?;
@@ -98,14 +85,19 @@ impl S3Store {
     }
 
     /// The prefix of all keys in `dir`, with its final slash; empty for the whole bucket.
-    fn full_dir(&self, dir: &str) -> StoreResult<String> {
+    pub(super) fn full_dir(&self, dir: &str) -> StoreResult<String> {
         check_dir(dir)?;
         let full = if dir.is_empty() { self.prefix.clone() } else { join(&self.prefix, dir) };
         Ok(if full.is_empty() { full } else { full + "/" })
     }
 
     /// Runs one request with retries; each attempt has a slot and is counted.
-    async fn request<T, F, Fut>(&self, what: &str, key: &str, attempt: F) -> StoreResult<T>
+    pub(super) async fn request<T, F, Fut>(
+        &self,
+        what: &str,
+        key: &str,
+        attempt: F,
+    ) -> StoreResult<T>
     where
         F: Fn(Client, Progress) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
@@ -162,162 +154,6 @@ impl S3Store {
             .map_err(|e| explain(e, key, Asked::Object))?;
         opened(key, range, answer)
     }
-
-    async fn page(
-        &self,
-        dir: &str,
-        prefix: &str,
-        start_after: Option<&str>,
-        token: Option<&str>,
-    ) -> StoreResult<ListObjectsV2Output> {
-        self.request("LIST", dir, |client, _| async move {
-            client
-                .list_objects_v2()
-                .bucket(&self.bucket)
-                .prefix(prefix)
-                .delimiter("/")
-                .set_start_after(start_after.map(|name| format!("{prefix}{name}")))
-                .set_continuation_token(token.map(str::to_owned))
-                .customize()
-                .interceptor(WholeXml { root: LISTED })
-                .send()
-                .await
-                .map_err(|e| explain(e, dir, Asked::Bucket))
-        })
-        .await
-    }
-
-    /// The pages of a listing, each given to `take`, until that has enough.
-    async fn pages(
-        &self,
-        dir: &str,
-        prefix: &str,
-        start_after: Option<&str>,
-        mut take: impl FnMut(ListObjectsV2Output) -> bool,
-    ) -> StoreResult<()> {
-        let mut token: Option<String> = None;
-        loop {
-            let mut page = self.page(dir, prefix, start_after, token.as_deref()).await?;
-            let more = page.is_truncated().unwrap_or(page.next_continuation_token().is_some());
-            let next = page.next_continuation_token.take();
-            if !take(page) || !more {
-                return Ok(());
-            }
-            // Without a new token the rest is out of reach, and a part is not a listing.
-            if next.is_none() || next == token {
-                let detail = "a listing that goes on without saying where".to_owned();
-                return Err(StoreError::BadBody { key: dir.to_owned(), detail });
-            }
-            token = next;
-        }
-    }
-
-    async fn list_range(
-        &self,
-        dir: &str,
-        start_after: Option<&str>,
-        before: Option<&str>,
-        most: usize,
-    ) -> StoreResult<Vec<ObjectMeta>> {
-        let prefix = self.full_dir(dir)?;
-        let after = name_after(dir, start_after)?;
-        let mut found = Vec::new();
-        self.pages(dir, &prefix, after, |page| {
-            let mut more = true;
-            for object in page.contents.unwrap_or_default() {
-                let name = object.key.as_deref().and_then(|key| key.strip_prefix(&prefix));
-                // Not ours: markers of directories, names that are no keys.
-                let Some(name) = name.filter(|n| !n.contains('/') && check_key(n).is_ok()) else {
-                    continue;
-                };
-                if after.is_some_and(|after| name <= after) {
-                    continue;
-                }
-                let key = join(dir, name);
-                if before.is_some_and(|before| key.as_str() >= before) {
-                    more = false;
-                    continue;
-                }
-                found.push(ObjectMeta {
-                    key,
-                    size: object.size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
-                    etag: object.e_tag.map(ETag),
-                    modified: object.last_modified.as_ref().map(DateTime::secs),
-                    metadata: Vec::new(),
-                });
-            }
-            more && found.len() < most
-        })
-        .await?;
-        found.sort_by(|a, b| a.key.cmp(&b.key));
-        found.dedup_by(|a, b| a.key == b.key);
-        found.truncate(most);
-        Ok(found)
-    }
-
-    async fn delete_one(&self, key: &str) -> StoreResult<()> {
-        let full = &self.full_key(key)?;
-        let deleted = self
-            .request("DELETE", key, |client, _| async move {
-                client
-                    .delete_object()
-                    .bucket(&self.bucket)
-                    .key(full)
-                    .send()
-                    .await
-                    .map_err(|e| explain(e, key, Asked::Object))
-            })
-            .await;
-        match deleted {
-            Ok(_) | Err(StoreError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn delete_each(&self, keys: &[String]) -> StoreResult<()> {
-        let deletes: Vec<_> = keys.iter().map(|key| self.delete_one(key)).collect();
-        stream::iter(deletes).buffer_unordered(SINGLE_DELETES).try_collect::<()>().await
-    }
-
-    /// Deletes up to [`BULK`] keys by one request; gives those that it did not delete.
-    async fn delete_bulk(&self, keys: &[String]) -> StoreResult<Vec<String>> {
-        let mut by_full = HashMap::with_capacity(keys.len());
-        let mut objects = Vec::with_capacity(keys.len());
-        for key in keys {
-            let full = self.full_key(key)?;
-            let object = ObjectIdentifier::builder().key(&full).build();
-            objects.push(object.map_err(|e| StoreError::Unsupported { detail: chain(&e) })?);
-            by_full.insert(full, key);
-        }
-        let delete = Delete::builder().set_objects(Some(objects)).quiet(true).build();
-        let delete = &delete.map_err(|e| StoreError::Unsupported { detail: chain(&e) })?;
-        let first = keys.first().map_or("", String::as_str);
-        let answer = self
-            .request("DELETE several", first, |client, _| async move {
-                client
-                    .delete_objects()
-                    .bucket(&self.bucket)
-                    .delete(delete.clone())
-                    .customize()
-                    .interceptor(WholeXml { root: DELETED })
-                    .send()
-                    .await
-                    .map_err(|e| explain(e, first, Asked::Bucket))
-            })
-            .await?;
-        let mut left = Vec::new();
-        for error in answer.errors() {
-            if error.code() == Some("NoSuchKey") {
-                continue;
-            }
-            match error.key().and_then(|full| by_full.get(full)) {
-                Some(key) => left.push((*key).clone()),
-                // It failed for a key that we do not know: all may be meant.
-                None => return Ok(keys.to_vec()),
-            }
-        }
-        Ok(left)
-    }
 }
 
 #[async_trait]
@@ -332,13 +168,13 @@ impl ObjectStore for S3Store {
         key: &str,
         range: Option<Range<u64>>,
         limit: u64,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<(ObjectMeta, Bytes)> {
         let full = self.full_key(key)?;
         if let Some(range) = &range {
             check_range(key, u64::MAX, Some(range), limit)?;
         }
-        self.request("GET", key, |client, progress| {
+        let get = self.request("GET", key, |client, progress| {
             let (full, range) = (&full, range.as_ref());
             async move {
                 let (meta, len, body) = self.start_get(&client, key, full, range).await?;
@@ -351,14 +187,14 @@ impl ObjectStore for S3Store {
                 .await?;
                 Ok((meta, bytes.freeze()))
             }
-        })
-        .await
+        });
+        said(why, get).await
     }
 
-    async fn download(&self, key: &str, file: &File, _why: Reason) -> StoreResult<ObjectMeta> {
+    async fn download(&self, key: &str, file: &File, why: Reason) -> StoreResult<ObjectMeta> {
         let full = self.full_key(key)?;
         let file = Arc::new(file.try_clone().map_err(|e| plain(e, "local file"))?);
-        self.request("GET", key, |client, progress| {
+        let get = self.request("GET", key, |client, progress| {
             let (full, file) = (&full, &file);
             async move {
                 let (meta, len, body) = self.start_get(&client, key, full, None).await?;
@@ -372,8 +208,8 @@ impl ObjectStore for S3Store {
                 writer.flush().await?;
                 Ok(meta)
             }
-        })
-        .await
+        });
+        said(why, get).await
     }
 
     async fn put(
@@ -382,7 +218,7 @@ impl ObjectStore for S3Store {
         body: Body,
         mode: PutMode,
         metadata: &[(String, String)],
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<ETag> {
         let full = self.full_key(key)?;
         check_metadata(metadata)?;
@@ -395,7 +231,7 @@ impl ObjectStore for S3Store {
             PutMode::Create => (Asked::Conditional, Some("*".to_owned()), None),
             PutMode::Update(tag) => (Asked::Conditional, None, Some(tag.0.clone())),
         };
-        self.request("PUT", key, |client, progress| {
+        let put = self.request("PUT", key, |client, progress| {
             let body = upload.stream(progress);
             let request = client
                 .put_object()
@@ -415,31 +251,29 @@ impl ObjectStore for S3Store {
                     Failure::passing(StoreError::Unavailable { detail })
                 })
             }
-        })
-        .await
+        });
+        said(why, put).await
     }
 
-    async fn head(&self, key: &str, _why: Reason) -> StoreResult<ObjectMeta> {
+    async fn head(&self, key: &str, why: Reason) -> StoreResult<ObjectMeta> {
         let full = &self.full_key(key)?;
-        let answer = self
-            .request("HEAD", key, |client, _| async move {
-                client
-                    .head_object()
-                    .bucket(&self.bucket)
-                    .key(full)
-                    .send()
-                    .await
-                    .map_err(|e| explain(e, key, Asked::Head))
-            })
-            .await;
+        let head = self.request("HEAD", key, |client, _| async move {
+            client
+                .head_object()
+                .bucket(&self.bucket)
+                .key(full)
+                .send()
+                .await
+                .map_err(|e| explain(e, key, Asked::Head))
+        });
+        let answer = said(why, head).await;
         let answer = match answer {
             Err(StoreError::NotFound { .. }) => {
-                return self
-                    .request("GET", key, |client, _| async move {
-                        let (meta, _, _) = self.start_get(&client, key, full, None).await?;
-                        Ok(meta)
-                    })
-                    .await;
+                let get = self.request("GET", key, |client, _| async move {
+                    let (meta, _, _) = self.start_get(&client, key, full, None).await?;
+                    Ok(meta)
+                });
+                return said(why, get).await;
             }
             answer => answer?,
         };
@@ -460,9 +294,9 @@ impl ObjectStore for S3Store {
         &self,
         dir: &str,
         start_after: Option<&str>,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, None, usize::MAX).await
+        said(why, self.list_range(dir, start_after, None, usize::MAX)).await
     }
 
     async fn list_before(
@@ -470,9 +304,9 @@ impl ObjectStore for S3Store {
         dir: &str,
         start_after: Option<&str>,
         before: &str,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, Some(before), usize::MAX).await
+        said(why, self.list_range(dir, start_after, Some(before), usize::MAX)).await
     }
 
     async fn list_some(
@@ -480,55 +314,17 @@ impl ObjectStore for S3Store {
         dir: &str,
         start_after: Option<&str>,
         most: usize,
-        _why: Reason,
+        why: Reason,
     ) -> StoreResult<Vec<ObjectMeta>> {
-        self.list_range(dir, start_after, None, most).await
+        said(why, self.list_range(dir, start_after, None, most)).await
     }
 
-    async fn list_dirs(&self, dir: &str, _why: Reason) -> StoreResult<Vec<String>> {
-        let prefix = self.full_dir(dir)?;
-        let mut names = Vec::new();
-        self.pages(dir, &prefix, None, |page| {
-            for common in page.common_prefixes.unwrap_or_default() {
-                let name = common.prefix.as_deref().and_then(|p| p.strip_prefix(&prefix));
-                let name = name.and_then(|name| name.strip_suffix('/'));
-                if let Some(name) = name.filter(|name| check_key(name).is_ok()) {
-                    names.push(name.to_owned());
-                }
-            }
-            true
-        })
-        .await?;
-        names.sort_unstable();
-        names.dedup();
-        Ok(names)
+    async fn list_dirs(&self, dir: &str, why: Reason) -> StoreResult<Vec<String>> {
+        said(why, self.dirs(dir)).await
     }
 
-    async fn delete(&self, keys: &[String], _why: Reason) -> StoreResult<()> {
-        for key in keys {
-            self.full_key(key)?;
-        }
-        for keys in keys.chunks(BULK) {
-            if keys.len() == 1 || self.no_bulk_delete.load(Ordering::Relaxed) {
-                self.delete_each(keys).await?;
-                continue;
-            }
-            match self.delete_bulk(keys).await {
-                Ok(left) => self.delete_each(&left).await?,
-                Err(error @ (StoreError::NoSuchStore { .. } | StoreError::Denied { .. })) => {
-                    return Err(error);
-                }
-                Err(error) => {
-                    let refused = matches!(error, StoreError::Unsupported { .. });
-                    if refused {
-                        self.no_bulk_delete.store(true, Ordering::Relaxed);
-                    }
-                    tracing::debug!(%error, refused, "bulk delete failed, deleting one by one");
-                    self.delete_each(keys).await?;
-                }
-            }
-        }
-        Ok(())
+    async fn delete(&self, keys: &[String], why: Reason) -> StoreResult<()> {
+        said(why, self.delete_all(keys)).await
     }
 
     fn time(&self) -> Option<i64> {

@@ -1,6 +1,7 @@
 //! How to reach a bucket, and the SDK's client for it.
 
 use super::clock::StoreClock;
+use super::s3_reason::SayWhy;
 use super::{RetryPolicy, StoreError, StoreResult};
 use aws_credential_types::Credentials;
 use aws_sdk_s3::Client;
@@ -130,6 +131,7 @@ impl S3Config {
         let mut builder = aws_sdk_s3::config::Builder::from(&shared)
             .force_path_style(self.path_style)
             .interceptor(clock)
+            .interceptor(SayWhy)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
                 TimeoutConfig::builder().connect_timeout(self.retry.attempt_timeout).build(),

@@ -72,7 +72,7 @@ fn ends_well(tail: &[u8], root: &str) -> bool {
     let Some(rest) = text.strip_suffix(b">") else { return false };
     // An empty element stands for an empty answer; no page of a listing is empty.
     if rest.ends_with(b"/") {
-        return root == super::s3::DELETED;
+        return root == super::s3_delete::DELETED;
     }
     let Some(rest) = rest.trim_ascii_end().strip_suffix(root.as_bytes()) else { return false };
     let Some(open) = rest.iter().rposition(|b| *b == b'<') else { return false };

@@ -48,7 +48,7 @@ impl Waiting {
             oldest: since.map(|s| now.saturating_sub(s)),
             new_mails: changes.new_mails,
             promised: user.promised.len() as u64,
-            promised_bytes: user.promised.values().sum(),
+            promised_bytes: user.promised.values().map(|held| held.len).sum(),
             lost: user.lost,
             ..Waiting::default()
         };

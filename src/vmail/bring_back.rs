@@ -135,7 +135,7 @@ pub(super) async fn bring_back(
             }
         }
     }
-    super::publish::sync_user(cell).await
+    super::sync::sync_user(cell).await
 }
 
 /// The folder a mail was in, made anew at its path if it is gone.

@@ -99,6 +99,7 @@ pub(super) fn build(
         renamed_from: None,
         unclean,
         used: session.env.clock.boot(),
+        users_of: super::services::Services::default(),
         cell: Arc::downgrade(cell),
         uidvalidity: None,
         space: super::space::Space::new(session.metacache.account(&cell.name)),

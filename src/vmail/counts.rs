@@ -2,6 +2,7 @@
 
 use super::error::Result;
 use super::flush::Report;
+use crate::cache::weight::PRIORITIES;
 use crate::histogram::{Durations, Histogram};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +18,8 @@ pub struct Counts {
     failed: AtomicU64,
     bytes: AtomicU64,
     time: Histogram,
+    evictions: [AtomicU64; PRIORITIES],
+    evicted_bytes: [AtomicU64; PRIORITIES],
 }
 
 /// The numbers of a moment.
@@ -36,6 +39,9 @@ pub struct CountsNow {
     pub flushed_bytes: u64,
     /// How long both kinds took.
     pub flush_time: Durations,
+    /// Users of whom files of a priority were removed to make room, and what that freed.
+    pub evictions: [u64; PRIORITIES],
+    pub evicted_bytes: [u64; PRIORITIES],
 }
 
 impl Counts {
@@ -64,6 +70,13 @@ impl Counts {
         self.time.add(took);
     }
 
+    /// A user's files of a priority were removed to make room.
+    pub fn evicted(&self, priority: usize, bytes: u64) {
+        let at = priority.min(PRIORITIES - 1);
+        self.evictions[at].fetch_add(1, Ordering::Relaxed);
+        self.evicted_bytes[at].fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub fn now(&self) -> CountsNow {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CountsNow {
@@ -75,6 +88,8 @@ impl Counts {
             flushes_failed: get(&self.failed),
             flushed_bytes: get(&self.bytes),
             flush_time: self.time.read(),
+            evictions: self.evictions.each_ref().map(get),
+            evicted_bytes: self.evicted_bytes.each_ref().map(get),
         }
     }
 }

@@ -118,6 +118,17 @@ impl Entries {
         self.rows[from..].iter().filter_map(|r| Some((r.cookie, r.name.as_ref()?, r.target)))
     }
 
+    /// Entries in the opposite order, those before `cookie`.
+    pub fn before(&self, cookie: u64) -> impl Iterator<Item = (u64, &NameBytes, Target)> {
+        let to = self.row_from(cookie);
+        self.rows[..to].iter().rev().filter_map(|r| Some((r.cookie, r.name.as_ref()?, r.target)))
+    }
+
+    /// How many rows two cookies are apart, names and gaps.
+    pub fn between(&self, one: u64, other: u64) -> u64 {
+        self.row_from(one).abs_diff(self.row_from(other)) as u64
+    }
+
     /// The cookie of the name that was added last.
     pub fn end(&self) -> u64 {
         self.last

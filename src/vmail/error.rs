@@ -3,6 +3,11 @@
 //! Mail servers act on errnos: Postfix bounces mail on EIO, EDQUOT, EFBIG and EROFS and defers
 //! on ENOSPC, EAGAIN and ESTALE; Dovecot takes ENOENT for an expunge. So an outage is never
 //! ENOENT, and on the way of a delivery never one of the bouncing ones (I4).
+//!
+//! Nor is damage: a head, a bundle or a journal that cannot be read will not mend by waiting, but a
+//! person may mend it before senders give up, and mail that bounced is gone. Nobody can tell a
+//! delivery's lookup from a reader's, so everything but the reading of a mail answers EAGAIN
+//! ([`Error::for_delivery`]); EIO is left for a mail whose own bytes cannot be had.
 
 use crate::failpoint::{self, Point};
 use crate::format::{FolderId, FormatError};
@@ -73,6 +78,9 @@ pub enum Error {
         "user {user}: this backend's lease is over, nothing can be changed until it is renewed"
     )]
     Lapsed { user: String },
+    /// Another session goes by this backend's name.
+    #[error("{what}")]
+    NameTaken { what: String },
     /// Another backend owns the user and is alive.
     #[error("user {user} is owned by backend {backend}, which is alive")]
     Foreign { user: String, backend: String },
@@ -160,7 +168,7 @@ impl Error {
             // fault either, and EIO would bounce it.
             Error::Disk { full: true, .. } | Error::Full(_) => libc::ENOSPC,
             Error::Disk { full: false, .. } => libc::EAGAIN,
-            Error::Lost { .. } | Error::Lapsed { .. } => libc::ESTALE,
+            Error::Lost { .. } | Error::Lapsed { .. } | Error::NameTaken { .. } => libc::ESTALE,
             Error::Foreign { .. }
             | Error::HandingOver { .. }
             | Error::Doubt { .. }
@@ -171,8 +179,8 @@ impl Error {
         }
     }
 
-    /// What is told to a call that would make a mail safe: EIO would bounce it, and what is wrong
-    /// here may be mended before its sender gives up.
+    /// What is told to a call that may be part of a delivery: EIO would bounce the mail, and what is
+    /// wrong here may be mended before its sender gives up.
     #[must_use]
     pub fn for_delivery(self) -> Error {
         match self {
@@ -185,7 +193,8 @@ impl Error {
         }
     }
 
-    /// For whoever called.
+    /// For whoever called, reading a mail or waiting for it ([`super::wait::satisfy`] has seen to it
+    /// that nobody else gets EIO).
     pub fn answer(&self) -> FsError {
         FsError {
             errno: self.errno(),

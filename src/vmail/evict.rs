@@ -103,6 +103,7 @@ async fn round(session: &Arc<Session>, resting: &Mutex<Resting>) -> bool {
         let Ok((unit, freed)) = done else { continue };
         match freed {
             Ok(freed) if freed > 0 => {
+                session.counts.evicted(unit.priority, freed);
                 tracing::info!(
                     user = %unit.user, priority = unit.priority, bytes = freed, weight = unit.weight,
                     "evicted from the metacache"
@@ -143,9 +144,15 @@ pub async fn evict_unit(cell: &Arc<UserCell>, priority: usize) -> Result<u64> {
     let account = cell.session.metacache.account(&cell.name);
     let sum = || account.bytes().iter().sum::<u64>();
     let before = sum();
-    // Somebody loads it, and perhaps waits for the room that others must give.
-    if cell.loading.try_lock().is_err() || cell.opening.try_lock().is_err() {
+    if cell.opening.try_lock().is_err() {
         return Ok(0);
+    }
+    // Somebody loads a folder of it, and perhaps waits for the room that others must give. A flush
+    // might wait for the same; what is flushed already can go. If it stayed, users who all wait for
+    // room would keep from one another what none of them has open.
+    if cell.loading.try_lock().is_err() {
+        cell.if_open(|user| user.evict(priority, What::Loaded)).transpose()?;
+        return Ok(before.saturating_sub(sum()));
     }
     let _making = Making::new(cell);
     let closed = |cell: &UserCell| matches!(*cell.state.lock(), CellState::Closed);
@@ -161,9 +168,17 @@ pub async fn evict_unit(cell: &Arc<UserCell>, priority: usize) -> Result<u64> {
     }
     if !closed(cell) {
         flush::flush(cell, Options { caches: true, ..Options::default() }).await?;
-        cell.if_open(|user| user.evict(priority)).transpose()?;
+        cell.if_open(|user| user.evict(priority, What::All)).transpose()?;
     }
     Ok(before.saturating_sub(sum()))
+}
+
+/// Which folders files are evicted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    All,
+    /// Those in memory. What lies on the disk of others may be what is being loaded.
+    Loaded,
 }
 
 /// Removes a file; true if it was there.
@@ -192,7 +207,7 @@ impl User {
     }
 
     /// Evicts the files of one priority. What is not flushed, or open, stays.
-    pub(super) fn evict(&mut self, priority: usize) -> Result<()> {
+    pub(super) fn evict(&mut self, priority: usize, what: What) -> Result<()> {
         self.may_write()?;
         let ids: Vec<FolderId> = self.tree.folders.keys().copied().collect();
         for id in ids {
@@ -205,7 +220,7 @@ impl User {
             }
             if folder.loaded {
                 self.evict_loaded(id)?;
-            } else if folder.unflushed.is_empty() {
+            } else if what == What::All && folder.unflushed.is_empty() {
                 self.evict_unloaded(id, priority)?;
             }
         }

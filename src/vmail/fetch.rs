@@ -86,6 +86,7 @@ async fn to_cache(
     user: &Arc<str>,
     key: &KeyTail,
     size: u64,
+    arrival: Arrival,
 ) -> Result<Option<Arc<Cached>>> {
     if let Some(copy) = cached(session, user, key, size).await? {
         return Ok(Some(copy));
@@ -95,8 +96,10 @@ async fn to_cache(
     if let Some(copy) = cached(session, user, key, size).await? {
         return Ok(Some(copy));
     }
-    session.fscache.missed(user);
-    let room = session.fscache.reserve(user, key.id(), size, Arrival::Read);
+    if arrival == Arrival::Read {
+        session.fscache.missed(user);
+    }
+    let room = session.fscache.reserve(user, key.id(), size, arrival);
     let Some(room) = room else { return Ok(None) };
     let brought = match download(session, user, key, size, &room).await {
         // A disk that does not keep it has said so in the log.
@@ -112,6 +115,16 @@ async fn to_cache(
         }
         error => Err(error),
     }
+}
+
+/// Brings a mail that will probably be read soon, if there is room for it beside what others use.
+pub(super) async fn ahead(
+    session: &Arc<Session>,
+    user: &Arc<str>,
+    key: &KeyTail,
+    size: u64,
+) -> Result<()> {
+    to_cache(session, user, key, size, Arrival::Ahead).await.map(drop)
 }
 
 async fn download(
@@ -222,7 +235,7 @@ pub async fn fetch(node: &NodeRef) -> Result<()> {
     })?;
     let Some((key, size)) = wanted else { return Ok(()) };
     let session = &cell.session;
-    let copy = match to_cache(session, &cell.name, &key, size).await {
+    let copy = match to_cache(session, &cell.name, &key, size, Arrival::Read).await {
         Ok(None) => stream_begins(session, &cell.name, &key, size).await.map(|()| None),
         copy => copy,
     };
@@ -261,7 +274,8 @@ pub async fn fetch_extent(node: &NodeRef, index: usize) -> Result<()> {
     })?;
     let Some(extent) = wanted else { return Ok(()) };
     let id = extent.object.id();
-    let copy = match to_cache(&cell.session, &cell.name, &extent.object, extent.len).await? {
+    let (object, read) = (&extent.object, Arrival::Read);
+    let copy = match to_cache(&cell.session, &cell.name, object, extent.len, read).await? {
         Some(copy) => Some(copy),
         None => {
             stream_begins(&cell.session, &cell.name, &extent.object, extent.len).await?;

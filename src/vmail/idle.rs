@@ -8,6 +8,11 @@
 //! name of the user's root, and with it what lies below; what somebody still uses it keeps,
 //! and then the user stays open. The root's own inode number is the same before and after.
 //!
+//! What was in use when the root's name was taken away hangs on below a directory without a name, and
+//! no second message about the root reaches it, nor is it forgotten by itself once nobody uses it. A
+//! close(2) under way is enough, for RELEASE comes before the kernel lets go of the name. So
+//! what is still known a little later is named one by one.
+//!
 //! A file without an open descriptor may still be in use: a lock is held by its mere existence. So
 //! a user with a fresh lock or temporary file stays open, too, as does one with mails that are on
 //! their way.
@@ -17,6 +22,7 @@ use super::error::Result;
 use super::node::Kind;
 use super::session::{CellState, Session, UserCell};
 use super::user::User;
+use crate::format::{FolderId, Place, Sub};
 use crate::fs::api::Invalidate;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +32,8 @@ const TICK: Duration = Duration::from_secs(30);
 /// How long the kernel may take to forget.
 const FORGETTING: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(10);
+/// After so long what is left is named one by one.
+const ONE_BY_ONE: Duration = Duration::from_millis(200);
 /// Locks older than this are left over from a process that died: no server's is left untouched
 /// for so long.
 const LOCKS_FOR: i64 = 600;
@@ -54,6 +62,35 @@ impl User {
                 };
                 node.lookups > 0 || node.handles > 0 || under_way
             })
+    }
+}
+
+impl User {
+    /// The names that the kernel knows something by.
+    fn known_names(&self) -> Vec<Invalidate> {
+        let mut known = Vec::new();
+        let mut tell = |at: Place, name: &[u8]| {
+            if let Some(dir) = self.tree.dir(at) {
+                known.push(Invalidate::Name { parent: dir.ino, name: name.to_vec() });
+            }
+        };
+        for folder in self.tree.folders.values() {
+            for (sub, _) in folder.dirs().filter(|(_, dir)| dir.lookups > 0) {
+                match sub {
+                    Sub::Own if folder.id == FolderId::ROOT => {}
+                    Sub::Own => tell(folder.parent, &folder.name),
+                    _ => tell(Place::own(folder.id), sub.as_str().as_bytes()),
+                }
+            }
+        }
+        for (_, node) in self.tree.nodes.iter().filter(|(_, node)| node.lookups > 0) {
+            for name in node.names.all() {
+                if let Some(bytes) = self.tree.name_bytes(*name) {
+                    tell(name.at, bytes);
+                }
+            }
+        }
+        known
     }
 }
 
@@ -93,12 +130,19 @@ async fn forgotten(cell: &Arc<UserCell>) -> bool {
     }
     let parent = cell.root.lock().parent;
     let (Some(parent), Some(name)) = (parent, cell.path.last()) else { return false };
-    cell.session.invalidate(Invalidate::Name { parent, name: name.clone().into_bytes() });
-    let clock = &cell.session.env.clock;
-    let end = clock.boot() + FORGETTING;
-    while clock.boot() < end {
+    let session = &cell.session;
+    session.invalidate(Invalidate::Name { parent, name: name.clone().into_bytes() });
+    let clock = &session.env.clock;
+    let begun = clock.boot();
+    let mut named = false;
+    while clock.boot() < begun + FORGETTING {
         if unused() {
             return true;
+        }
+        if !named && clock.boot() >= begun + ONE_BY_ONE {
+            named = true;
+            let known = cell.if_open(|user| user.known_names()).unwrap_or_default();
+            known.into_iter().for_each(|name| session.invalidate(name));
         }
         clock.sleep(LOOK).await;
     }

@@ -89,12 +89,14 @@ impl User {
                 if copy.is_none() && !mail.through && mail.blank.is_none() {
                     copy = fscache.get(&name, object, size);
                     if copy.is_none() {
+                        self.walks(ix, true);
                         return Err(Stop::Wait(Need::Fetch(reference)));
                     }
                 }
                 if let Some(copy) = &copy {
                     mail.cached = Arc::downgrade(copy);
                 }
+                self.walks(ix, false);
             }
             Kind::Growing(_) => {}
             Kind::Local(_) => self.open_local(ix)?,

@@ -306,6 +306,7 @@ impl Session {
                     user: name.to_string(),
                     bytes: account.bytes(),
                     last_access: account.last_access(),
+                    last_service: account.last_service().map(|name| name.to_string()),
                     ..UserCache::default()
                 };
                 (name, user)

@@ -5,10 +5,13 @@
 //! over a store, a disk, a clock and randomness that it is given ([`env::Env`]).
 
 pub mod admin;
+pub mod ahead;
+pub mod aside;
 pub mod bring_back;
 pub mod build;
 pub mod ceilings;
 pub mod chain;
+pub mod claim;
 pub mod close;
 pub mod counts;
 pub mod cut;
@@ -53,6 +56,7 @@ pub mod rename;
 pub mod repair;
 pub mod restore;
 pub mod schedule;
+pub mod services;
 pub mod session;
 pub mod snapshot;
 pub mod space;
@@ -60,10 +64,12 @@ pub mod stage;
 pub mod stored;
 pub mod stream;
 pub mod swap;
+pub mod sync;
 pub mod tree;
 mod turns;
 pub mod uids;
 pub mod undelete;
+pub mod unserved;
 pub mod user;
 pub mod version;
 pub mod wait;

@@ -164,6 +164,8 @@ pub struct Local {
     /// Counts writes, and the writes that are known to be on disk.
     pub writes: u64,
     pub synced: u64,
+    /// A sync of it failed: what it shows may not be what the disk has, now or later.
+    pub spoilt: bool,
     pub tracker: Tracker,
     /// The object that held its bytes at the last cut, if they were too many for a part.
     pub object: Option<ObjectId>,

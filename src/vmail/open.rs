@@ -26,7 +26,7 @@ use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
 use super::swap::{ours, read_head, swap_head};
 use super::wait::Patience;
-use super::{ceilings, close, load, publish, recover, restore, space};
+use super::{ceilings, close, load, recover, restore, space, sync};
 use crate::cache::metacache::Purpose;
 use crate::failpoint;
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
@@ -107,6 +107,7 @@ const OPENED: u64 = 32 << 10;
 
 async fn open_once(cell: &Arc<UserCell>, purpose: Purpose) -> Result<()> {
     let session = cell.session.clone();
+    session.lease.check_name(&session.settings.backend)?;
     let _room = space::reserve_of(cell, OPENED, purpose).await?;
     // One that is no longer right makes the swap fail, and the next try reads it again.
     let remote = match session.heads.take(&cell.name, session.env.clock.boot()) {
@@ -247,7 +248,7 @@ async fn finish(
     recover::adopt_promises(cell).await?;
     // Everything that came back is in the journal now.
     if cell.open_user(|user| Ok(user.recovering))? {
-        publish::sync_user(cell).await?;
+        sync::sync_user(cell).await?;
         pass(failpoint::RECOVER_BEFORE_DONE)?;
         cell.open_user(|user| {
             user.recovering = false;

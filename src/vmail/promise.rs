@@ -22,6 +22,9 @@
 //! - The disk lost: what was promised and not uploaded is lost. That is this mode's price; `vmailfs
 //!   status` shows how much that is.
 //!
+//! What is promised and not uploaded takes no more of the disk than `staging.max_size`. Mails that come
+//! when so much waits, because the store is down, are not promised: they wait for the store.
+//!
 //! A mail above [`LARGEST`] goes to the store at once, as with `ack = "store"`: it would be held
 //! in memory, and nobody expects its delivery to be quick.
 
@@ -40,7 +43,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// When a mail counts as safe.
@@ -61,6 +64,36 @@ const FRONT: usize = 64 << 10;
 const AT_ONCE: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Bytes of promises that are on the disk, of all users.
+pub type Promises = Arc<AtomicU64>;
+
+/// The bytes of one of them; given back when dropped.
+#[derive(Debug)]
+pub struct Held {
+    of: Promises,
+    pub len: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.len, Ordering::AcqRel);
+    }
+}
+
+impl Session {
+    /// The right to promise a mail of so many bytes; `None` if it must wait for the store.
+    pub(super) fn may_promise(&self, len: u64) -> Option<Arc<Held>> {
+        if self.settings.ack == Ack::Store || !(1..=LARGEST).contains(&len) {
+            return None;
+        }
+        let most = self.settings.staging_max;
+        let room = |used: u64| used.checked_add(len).filter(|sum| *sum <= most);
+        let of = &self.promises;
+        of.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
+        Some(Arc::new(Held { of: of.clone(), len }))
+    }
+}
 
 /// What stands in front of the bytes, on a line of its own.
 #[derive(Debug, Serialize, Deserialize)]

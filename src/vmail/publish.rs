@@ -37,7 +37,7 @@ use super::error::{During, Error, Result, pass};
 use super::flush;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
-use super::promise::{self, Ack, Promise};
+use super::promise::{self, Held, Promise};
 use super::user::User;
 use super::wait::Patience;
 use crate::cache::staging::Staged;
@@ -78,7 +78,7 @@ struct Job {
     /// Ids under which the same file was put before.
     replaces: Vec<ObjectId>,
     /// It is safe once it is on this machine's disk.
-    promise: bool,
+    promise: Option<Arc<Held>>,
     /// Until its record is written.
     begun: Option<Begun>,
 }
@@ -97,7 +97,7 @@ fn digest(job: &Job) -> Result<Digest> {
     let mut bare = 0;
     let mut last = 0;
     let mut kept = Vec::new();
-    let keep = job.growing || job.promise || job.staged.file.real().is_none();
+    let keep = job.growing || job.promise.is_some() || job.staged.file.real().is_none();
     let mut at = 0;
     let mut buf = vec![0; 128 * 1024];
     while at < job.len {
@@ -211,7 +211,7 @@ impl User {
             mtime: found.mtime,
             mode: found.mode,
             replaces: Vec::new(),
-            promise: false,
+            promise: None,
             begun: Some(Begun::new(&node.cell)),
         };
         match &found.kind {
@@ -226,8 +226,7 @@ impl User {
             }
             _ => return Ok(None),
         }
-        job.promise =
-            self.session.settings.ack == Ack::Journal && (1..=promise::LARGEST).contains(&job.len);
+        job.promise = self.session.may_promise(job.len);
         job.id = self.new_id();
         if let Some(Node { kind: Kind::Mail(mail), .. }) = self.tree.nodes.get_mut(node.ix) {
             let object = mail.object.as_ref().map(KeyTail::id);
@@ -300,8 +299,8 @@ impl User {
             changes.push(Change::Drop { object: key.clone() });
         }
         self.commit(changes)?;
-        if job.promise {
-            self.promised.insert(job.id.counter, job.len);
+        if let Some(held) = &job.promise {
+            self.promised.insert(job.id.counter, held.clone());
         } else {
             self.answered(job.id);
         }
@@ -396,7 +395,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
         Some(bytes) => Body::Bytes(bytes.clone()),
         None => Body::File { path: job.staged.path(), len: job.len },
     };
-    if let (true, Some(bytes)) = (job.promise, &found.bytes) {
+    if let (Some(_), Some(bytes)) = (&job.promise, &found.bytes) {
         let (key, bytes) = (key.clone(), bytes.clone());
         if let Err(error) = promise::write(&node.cell, Promise { key, metadata, bytes }).await {
             promise::take_back(&node.cell, job.id);
@@ -445,7 +444,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     });
     // What follows may wait for a flush, and a hand-over waits for this.
     drop(job.begun.take());
-    if job.promise {
+    if job.promise.is_some() {
         let kept = node.cell.if_open(|user| user.promised.contains_key(&job.id.counter));
         if kept != Some(true) {
             promise::take_back(&node.cell, job.id);
@@ -493,40 +492,6 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::Internal(format!("a disk task ended early: {e}")))
-}
-
-/// Puts a local file and the journal on disk.
-pub async fn sync_local(node: &NodeRef) -> Result<()> {
-    let start = node.cell.open_user(|user| {
-        let point = user.sync_point()?;
-        let file = user.local_file(node.ix)?;
-        match &user.node(node.ix)?.kind {
-            Kind::Local(local) => Ok((file, local.writes, point)),
-            _ => Err(Error::Internal("not a local file".into())),
-        }
-    });
-    let (file, writes, point) = start?;
-    blocking(move || {
-        file.sync_data().map_err(|e| Error::disk("sync of a metacache file", &e))?;
-        point.map_or(Ok(()), |point| point.sync())
-    })
-    .await??;
-    node.cell.if_open(|user| {
-        if let Some(Node { kind: Kind::Local(local), ino, .. }) = user.tree.nodes.get_mut(node.ix)
-            && *ino == node.ino
-        {
-            local.synced = local.synced.max(writes);
-        }
-    });
-    Ok(())
-}
-
-/// Puts the journal on disk.
-pub async fn sync_user(cell: &Arc<super::session::UserCell>) -> Result<()> {
-    match cell.open_user(|user| user.sync_point())? {
-        Some(point) => blocking(move || point.sync()).await?,
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

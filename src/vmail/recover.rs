@@ -70,20 +70,20 @@ pub async fn finish_names(cell: &Arc<UserCell>, begun: bool) -> Result<HashSet<O
     })?;
     for folder in folders {
         load::load(cell, folder).await?;
+        let name =
+            cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
+        // Before others get their records: a number below the index's last one counts as shown.
+        if name.as_deref() == Some(b"dbox-Mails") {
+            show_unindexed(cell, folder).await?;
+        }
         let found = cell.open_user(|user| user.take_unfinished(folder))?;
         if !found.is_empty() {
             tracing::warn!(user = %cell.name, mails = found.len(), "naming mails that had only a temporary name");
             finished.extend(found.iter().map(|object| object.key.id));
             put_back(cell, folder, found, &HashSet::new()).await?;
         }
-        let name =
-            cell.open_user(|user| Ok(user.tree.folders.get(&folder).map(|f| f.name.clone())))?;
-        match name.as_deref() {
-            Some(b"dbox-Mails") => {
-                show_unindexed(cell, folder).await?;
-            }
-            Some(b"storage") => map_unmapped(cell, folder).await?,
-            _ => {}
+        if name.as_deref() == Some(b"storage") {
+            map_unmapped(cell, folder).await?;
         }
         cell.if_open(|user| {
             if let Some(folder) = user.tree.folders.get_mut(&folder) {
@@ -218,7 +218,7 @@ async fn adopt_over(
     let (mut found, doubles) = sort_out(cell, found).await?;
     if !finished.is_empty() {
         for object in &mut found {
-            object.replaces = replaced(cell, object).await?;
+            object.replaces = replaced(cell, &object.tail).await?;
         }
     }
     let mut by_folder: BTreeMap<FolderId, Vec<Found>> = BTreeMap::new();
@@ -255,7 +255,7 @@ pub async fn adopt_promises(cell: &Arc<UserCell>) -> Result<()> {
         ids.into_iter().for_each(|id| user.answered(id));
         Ok(())
     })?;
-    super::publish::sync_user(cell).await?;
+    super::sync::sync_user(cell).await?;
     paths.iter().for_each(|path| promise::adopted(cell, path));
     Ok(())
 }
@@ -293,7 +293,7 @@ async fn sort_out(
         let name = base_name(&name).to_vec();
         match seen.get(&(found.key.folder, name.clone())) {
             // Listings are sorted by id.
-            Some(i) if replaced(cell, &found).await?.contains(&out[*i].key.id) => {
+            Some(i) if replaced(cell, &found.tail).await?.contains(&out[*i].key.id) => {
                 let older = std::mem::replace(&mut out[*i], found);
                 doubles.push(older.tail);
             }
@@ -307,8 +307,8 @@ async fn sort_out(
 }
 
 /// The ids under which the file of an object was put before.
-async fn replaced(cell: &Arc<UserCell>, object: &Found) -> Result<Vec<ObjectId>> {
-    let text = metadata(cell, &object.tail, META_REPLACES).await?.unwrap_or_default();
+pub(super) async fn replaced(cell: &Arc<UserCell>, tail: &KeyTail) -> Result<Vec<ObjectId>> {
+    let text = metadata(cell, tail, META_REPLACES).await?.unwrap_or_default();
     Ok(text.split(' ').filter_map(|id| id.parse().ok()).collect())
 }
 

@@ -37,7 +37,7 @@ pub enum Due {
 
 /// Decides at `now` by what waits. Pure, so that a virtual clock can walk through it.
 pub fn due(user: &User, now: Duration) -> Due {
-    if user.lost || !user.ready {
+    if user.lost || !user.ready || user.session.lease.taken_by().is_some() {
         return Due::Nothing;
     }
     let settings = &user.session.settings;

@@ -36,11 +36,15 @@ pub struct Settings {
     pub fscache: Vec<fscache::Place>,
     /// Memory for mails that fscache has no room for.
     pub stream_memory: u64,
+    /// Requests in flight for mails that are read ahead; 0: none are.
+    pub read_ahead: usize,
     pub staging_dir: PathBuf,
     pub staging_max: u64,
     pub metacache: Metacache,
     pub layout: Layout,
     pub backend: String,
+    /// This machine's name, for people.
+    pub host: String,
     pub single_backend: bool,
     pub lease: Duration,
     /// Whom all files below users' roots belong to, whatever is stored.
@@ -94,7 +98,7 @@ impl Default for Metacache {
             limits: Limits { max_space: 10 << 30, max_grace: 1 << 30 },
             weights: Weights::default(),
             soon: vec![b"INBOX".to_vec(), b"Junk".to_vec()],
-            close_idle: Duration::from_secs(3600),
+            close_idle: Duration::from_secs(4 * 3600),
             max_open_users: 10_000,
             idle_uploads: 600,
         }
@@ -202,6 +206,9 @@ impl UserCell {
     }
 }
 
+/// The name of a process, from its number.
+pub type ServiceFn = Box<dyn Fn(u32) -> Option<String> + Send + Sync>;
+
 type InvalidateFn = Box<dyn Fn(Invalidate) + Send + Sync>;
 
 /// Work on a publish that failed at close.
@@ -215,10 +222,15 @@ pub struct Session {
     pub fscache: Arc<Fscache>,
     pub metacache: Books,
     pub streams: Streams,
+    pub promises: super::promise::Promises,
+    pub aside: super::aside::Aside,
+    /// Slots for what is read ahead.
+    pub(super) ahead: tokio::sync::Semaphore,
     /// Objects that are being brought to fscache.
     pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
     pub lost_mails: lost::Met,
+    pub unserved: super::unserved::Unserved,
     pub counts: super::counts::Counts,
     /// Random name of this session.
     pub id: String,
@@ -231,6 +243,7 @@ pub struct Session {
     pub too_many: tokio::sync::Notify,
     pub retries: Mutex<Vec<Retry>>,
     invalidate: OnceLock<InvalidateFn>,
+    services: OnceLock<ServiceFn>,
     pub closing: std::sync::atomic::AtomicBool,
     pub flushes: tokio::sync::Semaphore,
     /// Paths of all users in the store, as listed lately.
@@ -266,8 +279,12 @@ impl Session {
             metacache,
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
+            unserved: super::unserved::Unserved::default(),
             counts: super::counts::Counts::default(),
             streams: Streams::new(settings.stream_memory),
+            promises: super::promise::Promises::default(),
+            aside: super::aside::Aside::default(),
+            ahead: tokio::sync::Semaphore::new(settings.read_ahead),
             fetching: Turns::default(),
             started: env.clock.boot(),
             env,
@@ -283,6 +300,7 @@ impl Session {
             too_many: tokio::sync::Notify::new(),
             retries: Mutex::new(Vec::new()),
             invalidate: OnceLock::new(),
+            services: OnceLock::new(),
             closing: std::sync::atomic::AtomicBool::new(false),
             flushes: tokio::sync::Semaphore::new(flushes),
             user_list: Mutex::new(None),
@@ -415,6 +433,18 @@ impl Session {
         if let Some(send) = self.invalidate.get() {
             send(what);
         }
+    }
+
+    /// How programs are told that use files here.
+    pub fn set_services(&self, name: ServiceFn) {
+        if self.services.set(name).is_err() {
+            tracing::error!("who tells the names of programs was set before");
+        }
+    }
+
+    /// Not for every call: it may read a file.
+    pub(super) fn service(&self, pid: u32) -> Option<String> {
+        self.services.get().and_then(|name| name(pid))
     }
 
     pub fn disk(&self) -> &dyn Disk {

@@ -510,6 +510,14 @@ pub(super) async fn reserve(
     if let Some(reserved) = books.reserve(bytes, purpose) {
         return Ok(reserved);
     }
+    let most = books.limits.of(purpose);
+    if purpose != Purpose::Flush && bytes > most {
+        // No waiting helps.
+        return Err(Error::Crowded(format!(
+            "{bytes} bytes never find room in the metacache, which may take {most} for this: \
+             raise metacache.max_space"
+        )));
+    }
     let _waits = books.want(bytes);
     let start = session.env.clock.boot();
     let end = Patience::new(session).end();

@@ -36,6 +36,8 @@ pub struct Dir {
     pub entries: Entries,
     pub lookups: u64,
     pub handles: u32,
+    /// How somebody reads its mails, while not all of them are here.
+    pub walk: Option<Box<super::ahead::Walk>>,
 }
 
 impl Dir {
@@ -49,6 +51,7 @@ impl Dir {
             entries: Entries::default(),
             lookups: 0,
             handles: 0,
+            walk: None,
         }
     }
 

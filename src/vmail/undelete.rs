@@ -5,10 +5,22 @@
 //! names today. Either way the mail comes back as a new one (`super::bring_back`): with another
 //! name and another UID, because clients were told that the old one is expunged.
 //!
-//! Where a mail was is said by the last state before it was dropped. A mail that came and went
-//! between two flushes is in no state: its key says where it was delivered. Such a key may also
-//! be that of a mail whose file was written again after it was made safe; its name is that of
-//! another object then, and it stays away.
+//! Where a mail was is said by the last state before it was dropped: it comes back under each name it
+//! had there. So one of two copies whose expunge was followed by that of the other comes back once,
+//! and both of them if no flush was in between. A mail that came and went between two flushes is in
+//! no state: its key says where it was delivered. Such a key may also be that of a mail whose file
+//! was written again after it was made safe; the object that took its place tells so, and it
+//! stays away.
+//!
+//! # Equal names
+//!
+//! Nothing that is there is changed or replaced. A mail's file gets a name that no file has, so a
+//! mail of the same file name stays as it is beside it. A folder is known by its id: one that was
+//! renamed gets its mails under the name it has today. One that is gone gets them at its old path: in
+//! the folder that is there today, beside that one's mails, or in one made anew. Where something else
+//! than a folder has the name, its mails stay away, and the report says so. An object that has a name
+//! again is on no list any more, so however often a mail is deleted and an undelete is begun, it
+//! comes back once.
 //!
 //! A user with mdbox is refused: there an expunge takes no object away (mails share files,
 //! and a purge copies what is left into new ones), so there is no mail to bring back; the way is
@@ -21,13 +33,13 @@ use super::history::{self, History};
 use super::session::UserCell;
 use super::stored::{Paths, Stored, mailbox_of, path_text};
 use super::tree::NameBytes;
-use super::{load, open};
+use super::{load, open, recover};
 use crate::format::head::{Head, HeadFolder};
 use crate::format::key::{KeyTail, MailKey, Piece};
 use crate::format::listing::Entry;
 use crate::format::part::{Dropped, DroppedAt};
 use crate::format::{FolderId, ObjectId, Place, Sub};
-use crate::store::Reason;
+use crate::store::{Reason, StoreError};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -45,7 +57,7 @@ pub enum Which {
 pub struct Back {
     pub tail: KeyTail,
     pub size: u64,
-    /// The folder it was in, and the names that led there then.
+    /// The folder it was in, and the names that lead there, or led there as long as it was there.
     pub folder: FolderId,
     pub path: Vec<NameBytes>,
     pub old_name: Vec<u8>,
@@ -97,19 +109,27 @@ pub async fn undelete(
     }
     let mut report = Report::default();
     let list = stored.dropped(&head).await?;
+    let paths = Paths::new(&head);
     let mails = match which {
         Which::Expunged { folder, since } => {
             let due = |at: &&DroppedAt| since.is_none_or(|since| at.when >= since);
             let dropped: Vec<&DroppedAt> = list.iter().filter(due).collect();
             let mut found = expunged(cell, &stored, &head, &dropped).await?;
             if let Some(folder) = folder {
-                found.retain(|mail| is_called(&mail.path, folder));
+                let today = |mail: &Back| path_today(&paths, mail.folder);
+                found.retain(|mail| {
+                    is_called(&mail.path, folder)
+                        || today(mail).is_some_and(|path| is_called(&path, folder))
+                });
             }
             found
         }
         Which::Of { at } => gone_since(&stored, &head, *at).await?,
     };
-    for mail in mails {
+    for mut mail in mails {
+        if let Some(path) = path_today(&paths, mail.folder) {
+            mail.path = path;
+        }
         match list.mail(mail.tail.id()) {
             Some(at) if !at.doomed => {
                 let expunged = Some(at.when);
@@ -126,6 +146,11 @@ pub async fn undelete(
         flush::flush(cell, Options::default()).await?;
     }
     Ok(report)
+}
+
+/// What leads to a folder that is still there.
+fn path_today(paths: &Paths<'_>, folder: FolderId) -> Option<Vec<NameBytes>> {
+    paths.folder(folder).map(|_| paths.of(Place::own(folder)))
 }
 
 pub(super) fn shown(mail: &Back) -> String {
@@ -195,17 +220,21 @@ async fn named_in(
     let mut read: HashSet<Vec<(ObjectId, u64)>> = HashSet::new();
     for state in &history.states {
         let paths = Paths::new(&state.head);
+        let mut here = HashSet::new();
         for folder in &state.head.folders {
             let chain = folder.parts.iter().map(|p| (p.bundle, p.offset)).collect();
             if open.is_empty() || !read.insert(chain) {
                 continue;
             }
             for mail in mails_of(stored, &paths, folder).await? {
-                if open.remove(&mail.tail.id()).is_some() {
+                let id = mail.tail.id();
+                if open.contains_key(&id) {
+                    here.insert(id);
                     found.push(mail);
                 }
             }
         }
+        open.retain(|id, _| !here.contains(id));
     }
     Ok(found)
 }
@@ -247,30 +276,33 @@ async fn delivered(
     open: HashMap<ObjectId, (KeyTail, MailKey)>,
 ) -> Result<Vec<Back>> {
     let paths = Paths::new(head);
-    // The newest object of each name: the others were written again.
-    let mut newest: HashMap<(FolderId, Vec<u8>), ObjectId> = HashMap::new();
-    let name_of = |key: &MailKey| key.name.as_deref().map(|name| base(name).to_vec());
-    for (_, key) in open.values() {
-        if let Some(name) = name_of(key) {
-            let known = newest.entry((key.folder, name)).or_insert(key.id);
-            *known = key.id.max(*known);
+    // Objects by the name of their file: of several some may be earlier versions of others.
+    let mut named: HashMap<(FolderId, Vec<u8>), Vec<KeyTail>> = HashMap::new();
+    let mut add = |tail: &KeyTail, key: &MailKey| {
+        if let Some(name) = &key.name {
+            named.entry((key.folder, base(name).to_vec())).or_default().push(tail.clone());
         }
-    }
+    };
+    open.values().for_each(|(tail, key)| add(tail, key));
     let folders: HashSet<FolderId> = open.values().map(|(_, key)| key.folder).collect();
     for id in folders.into_iter().filter(|id| paths.folder(*id).is_some()) {
         load::load(cell, id).await?;
         for tail in cell.open_user(|user| Ok(user.published_in(id)))? {
-            let key = tail.decode();
-            if let Some(name) = name_of(&key) {
-                let known = newest.entry((key.folder, name)).or_insert(key.id);
-                *known = key.id.max(*known);
-            }
+            add(&tail, &tail.decode());
         }
+    }
+    let mut replaced = HashSet::new();
+    for tail in named.into_values().filter(|all| all.len() > 1).flatten() {
+        replaced.extend(match recover::replaced(cell, &tail).await {
+            // Its PUT was never carried out.
+            Err(Error::Store { source: StoreError::NotFound { .. }, .. }) => Vec::new(),
+            ids => ids?,
+        });
     }
     let mut found = Vec::new();
     for (tail, key) in open.into_values() {
         let (Some(folder), Some(name)) = (paths.folder(key.folder), &key.name) else { continue };
-        if newest.get(&(key.folder, base(name).to_vec())) != Some(&key.id) {
+        if replaced.contains(&key.id) {
             continue;
         }
         found.push(Back {
@@ -297,7 +329,7 @@ async fn sizes(stored: &Stored, mails: &mut Vec<Back>) -> Result<()> {
             match stored.store.head(&key, stored.why).await {
                 Ok(meta) => mail.size = meta.size,
                 // Its PUT was never carried out.
-                Err(crate::store::StoreError::NotFound { .. }) => continue,
+                Err(StoreError::NotFound { .. }) => continue,
                 Err(e) => return Err(stored.failed(e)),
             }
         }

@@ -57,7 +57,7 @@ pub struct User {
     pub unanswered: BTreeSet<u64>,
     /// Of these, ids of mails that were promised and will be put (see [`super::promise`]), with
     /// their sizes.
-    pub promised: BTreeMap<u64, u64>,
+    pub promised: BTreeMap<u64, Arc<super::promise::Held>>,
     /// Whom files belong to that say nothing else.
     pub owner: Owner,
     /// The journal up to here is in the head.
@@ -105,6 +105,8 @@ pub struct User {
     pub ready: bool,
     /// When something was last done with it.
     pub used: Duration,
+    /// Processes that used it lately, and what they are.
+    pub users_of: super::services::Services,
     pub cell: Weak<UserCell>,
     /// The counter from which Dovecot takes UIDVALIDITYs, where it was seen.
     pub uidvalidity: Option<u32>,
@@ -202,10 +204,13 @@ impl User {
     /// Whether nobody else can own the user now.
     pub(super) fn owns(&self) -> Result<()> {
         let user = || self.name.to_string();
-        match (self.lost, self.session.lease.holds()) {
-            (true, _) => Err(Error::Lost { user: user() }),
-            (false, false) => Err(Error::Lapsed { user: user() }),
-            (false, true) => Ok(()),
+        if self.lost {
+            return Err(Error::Lost { user: user() });
+        }
+        self.session.lease.check_name(&self.session.settings.backend)?;
+        match self.session.lease.holds() {
+            true => Ok(()),
+            false => Err(Error::Lapsed { user: user() }),
         }
     }
 

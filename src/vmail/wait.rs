@@ -4,7 +4,7 @@ use super::env::Clock;
 use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
-use super::{fetch, flush, load, open, publish, restore, space, stage, stream};
+use super::{fetch, flush, load, open, publish, restore, space, stage, stream, sync, unserved};
 use crate::cache::staging::Staged;
 use crate::format::key::parse_user_dir;
 use crate::store::Reason;
@@ -70,21 +70,26 @@ pub async fn staging_room(session: &Session, staged: &Staged, len: u64) -> Resul
 const EXISTS_WAIT: Duration = Duration::from_millis(300);
 
 pub async fn satisfy(session: &Arc<Session>, need: Need) -> Result<()> {
-    let (cell, delivery) = (need.cell().cloned(), is_delivery(&need));
+    let (cell, reading) = (need.cell().cloned(), is_reading(&need));
+    let subject = unserved::subject(&need);
     let done = satisfy_once(session, need).await;
-    let done = if delivery { done.map_err(Error::for_delivery) } else { done };
+    if let Some(subject) = subject {
+        session.unserved.note(subject, &done);
+    }
+    let done = if reading { done } else { done.map_err(Error::for_delivery) };
     match (done, cell) {
         // The user was closed under it, for itself: the call is made again once that is over.
         (Err(Error::HandingOver { .. } | Error::Closing), Some(cell)) if !session.is_closing() => {
-            open::open(&cell).await
+            open::open(&cell).await.map_err(Error::for_delivery)
         }
         (done, _) => done,
     }
 }
 
-/// Whether a call that waits for this makes a mail, or what shows it, safe.
-fn is_delivery(need: &Need) -> bool {
+/// Whether a call that waits for this reads a mail. Anything else may be on the way of a delivery.
+fn is_reading(need: &Need) -> bool {
     match need {
+        Need::Fetch(_) | Need::FetchExtent(..) | Need::Through(..) => true,
         Need::Publish(_)
         | Need::SyncLocal(_)
         | Need::SyncJournal(_)
@@ -92,15 +97,12 @@ fn is_delivery(need: &Need) -> bool {
         | Need::Room(..)
         | Need::Staging(..)
         | Need::Ceiling(..)
-        | Need::UidValidity(..) => true,
-        Need::Open(_)
+        | Need::UidValidity(..)
+        | Need::Open(_)
         | Need::Exists(_)
         | Need::Users
         | Need::Load(..)
-        | Need::Restore(..)
-        | Need::Fetch(_)
-        | Need::FetchExtent(..)
-        | Need::Through(..) => false,
+        | Need::Restore(..) => false,
     }
 }
 
@@ -115,8 +117,8 @@ async fn satisfy_once(session: &Arc<Session>, need: Need) -> Result<()> {
         Need::Load(cell, folder) => load::load(&cell, folder).await,
         Need::Restore(cell, folder) => restore::restore(&cell, folder).await,
         Need::Publish(node) => publish::publish(&node).await,
-        Need::SyncLocal(node) => publish::sync_local(&node).await,
-        Need::SyncJournal(cell) => publish::sync_user(&cell).await,
+        Need::SyncLocal(node) => sync::sync_local(&node).await,
+        Need::SyncJournal(cell) => sync::sync_user(&cell).await,
         Need::Fetch(node) => fetch::fetch(&node).await,
         Need::FetchExtent(node, index) => fetch::fetch_extent(&node, index).await,
         Need::Through(node, piece) => stream::through(&node, &piece).await,

@@ -136,3 +136,46 @@ async fn a_mail_deleted_before_its_upload_stays_deleted() {
     let fresh = world.session(FRESH);
     assert_eq!(fresh.list("u/new").await.unwrap(), [""; 0]);
 }
+
+/// The store is down for long: what is promised keeps within its bound, and what comes then is deferred,
+/// not lost and not promised.
+#[tokio::test]
+async fn i8_promises_have_a_bound() {
+    let world = World::new();
+    let mut settings = world.settings(HERE);
+    settings.ack = Ack::Journal;
+    settings.staging_max = 300_000;
+    let client = world.session_with(settings, Arc::new(RealDisk));
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    no_mail_arrives(&world);
+    let mail = |n: u8| vec![n; 60_000];
+    let mut delivered = Vec::new();
+    let mut refused = None;
+    for n in 0..10 {
+        let name = n.to_string();
+        match client.deliver("u", &name, &mail(n)).await {
+            Ok(_) => delivered.push(n),
+            Err(errno) => {
+                refused = Some(errno);
+                break;
+            }
+        }
+    }
+    assert!(matches!(refused, Some(libc::EAGAIN | libc::ENOSPC)), "{refused:?}");
+    assert_eq!(delivered.len(), 5);
+    let pending = world.machine_dir(HERE).join("state/users");
+    assert!(pending.exists());
+    let waiting = client.session().waiting().1;
+    assert_eq!((waiting[0].promised, waiting[0].promised_bytes), (5, 300_000));
+    world.no_faults();
+    kept(&client).await;
+    // There is room again.
+    client.deliver("u", "again", &mail(100)).await.unwrap();
+    kept(&client).await;
+    client.close().await;
+    let fresh = world.session(FRESH);
+    for n in delivered {
+        assert_eq!(fresh.read(&format!("u/new/{n}")).await.unwrap(), mail(n));
+    }
+}

@@ -389,7 +389,7 @@ async fn i3_a_power_cut_may_tear_the_end_of_the_journal() {
 }
 
 /// A journal that is damaged while the machine lives holds what the store does not have: that
-/// user answers EIO until a person decides, and others go on.
+/// user's mail is deferred until a person decides, and others go on.
 #[tokio::test]
 async fn i9_a_damaged_journal_is_its_users_alone() {
     let world = World::new();
@@ -409,7 +409,10 @@ async fn i9_a_damaged_journal_is_its_users_alone() {
         false => ("v/new", "u/new"),
     };
     let again = world.session(HERE);
-    assert_eq!(again.list(bad).await, Err(libc::EIO));
+    assert_eq!(again.list(bad).await, Err(libc::EAGAIN));
+    let (user, file) = (bad.split('/').next().unwrap(), "journal");
+    let told = again.session().unserved.all();
+    assert!(told.iter().any(|d| d.user == user && d.error.contains(file)), "{told:?}");
     assert_eq!(again.list(good).await.unwrap().len(), 1);
 }
 
@@ -463,4 +466,58 @@ async fn i3_a_journal_whose_sync_failed_is_written_anew() {
     drop((client, cell));
     let client = world.session(HERE);
     assert_eq!(client.list("u/cur").await.unwrap(), ["1:2,RS", "2:2,S"]);
+}
+
+/// I3: the same for an index file: what an fsync of it said is safe is on the disk, whatever an
+/// earlier one lost; and one that cannot be made safe says so for as long as that is so.
+#[tokio::test]
+async fn i3_a_file_whose_sync_failed_is_written_anew() {
+    let world = World::new();
+    let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+    let client = world.session_with(world.settings(HERE), disk.clone());
+    client.maildir(&["u"]).await;
+    let path = world.machine_dir(HERE).join("meta/u/dovecot.index.log");
+    let log = client.create("u/dovecot.index.log").await.unwrap();
+    client.write(log, 0, b"one").await.unwrap();
+    client.fsync(log).await.unwrap();
+    assert_eq!(disk.on_disk(&path).unwrap(), b"one");
+
+    // The disk has room for a copy: nobody hears of it.
+    client.write(log, 3, b"two").await.unwrap();
+    disk.fail_syncs_of("dovecot.index.log", 1);
+    client.fsync(log).await.unwrap();
+    assert_eq!(disk.on_disk(&path).unwrap(), b"onetwo");
+    client.write(log, 6, b"three").await.unwrap();
+    client.fsync(log).await.unwrap();
+    assert_eq!(disk.on_disk(&path).unwrap(), b"onetwothree", "the handle goes on in the new file");
+
+    // It has none: deferred, and not forgotten when a later sync of the old file says success.
+    client.write(log, 11, b"four").await.unwrap();
+    let other = client.open("u/dovecot.index.log", WRITE).await.unwrap();
+    let copy = format!(".new.i{}.0", log.ino);
+    disk.fail_syncs_of(&copy, 1);
+    disk.set_full(true);
+    assert_eq!(client.fsync(log).await, Err(libc::ENOSPC));
+    assert_eq!(client.fsync(log).await, Err(libc::ENOSPC));
+    assert_eq!(client.fsync(other).await, Err(libc::ENOSPC), "nor through another descriptor");
+    assert_eq!(disk.on_disk(&path).unwrap(), b"onetwothree");
+    disk.set_full(false);
+    disk.fail_syncs_of(&copy, 1);
+    client.close_file(log).await.unwrap();
+    assert_eq!(client.fsync(other).await, Err(libc::EAGAIN), "the copy is on the same disk");
+    assert_eq!(client.read("u/dovecot.index.log").await.unwrap(), b"onetwothreefour");
+    client.fsync(other).await.unwrap();
+    assert_eq!(disk.on_disk(&path).unwrap(), b"onetwothreefour");
+    client.append("u/dovecot.index.log", b"five").await.unwrap();
+    client.fsync(other).await.unwrap();
+    assert_eq!(disk.on_disk(&path).unwrap(), b"onetwothreefourfive");
+    let left: Vec<_> =
+        fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with(".new")), "{left:?}");
+    // And it is what a flush and the next start find.
+    client.close_file(other).await.unwrap();
+    client.flush("u").await;
+    drop(client);
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.read("u/dovecot.index.log").await.unwrap(), b"onetwothreefourfive");
 }

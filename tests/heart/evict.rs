@@ -387,3 +387,72 @@ async fn where_nothing_can_go_writers_are_deferred_and_readers_served() {
     client.close_file(file).await.unwrap();
     task.abort();
 }
+
+/// A folder whose index files alone are more than the metacache may hold: the bound holds, whoever opens
+/// the folder is told to come again, at once, and everybody else is served.
+#[tokio::test]
+async fn a_folder_that_can_never_be_held_is_refused_at_once() {
+    let world = World::new();
+    let client = world.session(FRESH);
+    user(&client, "u").await;
+    client.put("u/index/.Old/dovecot.index.cache", &noise(500_000)).await.unwrap();
+    client.close().await;
+    let client = tight(&world, 300 << 10, 100 << 10, Weights::none());
+    let task = tokio::spawn(evict::run(client.session().clone()));
+    let begun = std::time::Instant::now();
+    let refused = client.read("u/index/.Old/dovecot.index.log").await;
+    assert_eq!(refused.map(|bytes| bytes.len()), Err(libc::EAGAIN));
+    // Nobody waits for what cannot come.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(du(&client) <= 400 << 10);
+    assert_eq!(client.read(LOG).await.unwrap(), noise(20_000));
+    assert!(client.session().counts.now().evictions.iter().sum::<u64>() < 100);
+    task.abort();
+    client.close().await;
+    let wide = world.session(HERE);
+    assert_eq!(wide.read("u/index/.Old/dovecot.index.log").await.unwrap(), noise(9000));
+}
+
+/// What was evicted to make room is counted, by priority.
+#[tokio::test]
+async fn evictions_are_counted() {
+    let world = World::new();
+    let client = tight(&world, 300 << 10, 200 << 10, Weights::none());
+    let task = tokio::spawn(evict::run(client.session().clone()));
+    for name in ["a", "b", "c", "d"] {
+        user(&client, name).await;
+    }
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while client.session().metacache.used() > 300 << 10 {
+        assert!(std::time::Instant::now() < end, "nothing is evicted");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let counts = client.session().counts.now();
+    for (n, bytes) in counts.evictions.into_iter().zip(counts.evicted_bytes) {
+        assert_eq!(n > 0, bytes > 0, "{counts:?}");
+    }
+    assert!(counts.evicted_bytes.iter().sum::<u64>() > 200 << 10, "{counts:?}");
+    task.abort();
+}
+
+/// Users who load folders and wait for room do not keep from one another what is flushed and not open.
+#[tokio::test]
+async fn what_is_flushed_goes_while_a_folder_is_loaded() {
+    let world = World::new();
+    let client = world.session(HERE);
+    user(&client, "u").await;
+    let cell = client.cell("u");
+    client.flush_all("u").await;
+    client.append("u/index/.Old/dovecot.index.log", &noise(500)).await.unwrap();
+    let loads = cell.loading.lock().await;
+    world.requests();
+    assert!(evict::evict_unit(&cell, 2).await.unwrap() > 50_000);
+    assert!(!on_disk(&world, LOG));
+    // What is not flushed stays, for a flush might wait for the same.
+    evict::evict_unit(&cell, 3).await.unwrap();
+    assert!(on_disk(&world, "u/index/.Old/dovecot.index.log"));
+    assert_eq!(world.requests(), []);
+    drop(loads);
+    assert_eq!(client.read(LOG).await.unwrap(), noise(20_000));
+    exact(&client).await;
+}

@@ -1,14 +1,19 @@
 //! A disk on which a test can leave no room.
 
 use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use vmailfs::cache::disk::{Disk, DiskEntry, DiskFile, How, Space};
 
 /// A disk that can be full: nothing can be written, all can be read. One that is broken
-/// does nothing at all.
+/// does nothing at all. A sync that fails loses the file's unsynced pages: later ones say success,
+/// and the file shows what it showed. One whose fuse has burnt is a machine's that died: nothing
+/// reaches it any more.
 #[derive(Debug)]
 pub struct FullDisk {
     inner: Arc<dyn Disk>,
@@ -17,12 +22,44 @@ pub struct FullDisk {
     /// Only below this.
     at: PathBuf,
     fail_sync: Arc<AtomicBool>,
+    syncs: Arc<Mutex<Syncs>>,
+    fuse: Arc<AtomicI64>,
     /// A file of this name is not replaced, after so many that are.
     fail_replace: Mutex<Option<(&'static str, usize)>>,
 }
 
+/// What reached the disk, by inode.
+#[derive(Debug, Default)]
+struct Syncs {
+    /// Names of files whose next syncs fail, so often.
+    fail: Vec<(OsString, usize)>,
+    lost: HashSet<u64>,
+    synced: HashMap<u64, Vec<u8>>,
+}
+
 #[derive(Debug)]
-struct FullFile(Arc<dyn DiskFile>, Arc<AtomicBool>, Option<Arc<AtomicBool>>);
+struct FullFile {
+    file: Arc<dyn DiskFile>,
+    full: Arc<AtomicBool>,
+    fails: Option<Arc<AtomicBool>>,
+    name: OsString,
+    syncs: Arc<Mutex<Syncs>>,
+    fuse: Arc<AtomicI64>,
+}
+
+/// A change of the disk; the one after the last that was allowed is not made.
+fn burn(fuse: &AtomicI64) -> io::Result<()> {
+    match fuse.fetch_sub(1, Ordering::SeqCst) > 0 {
+        true => Ok(()),
+        false => Err(io::Error::other("the machine is dead")),
+    }
+}
+
+impl FullFile {
+    fn ino(&self) -> Option<u64> {
+        self.file.real().and_then(|file| file.metadata().ok()).map(|meta| meta.ino())
+    }
+}
 
 fn no_space(full: &AtomicBool) -> io::Result<()> {
     match full.load(Ordering::SeqCst) {
@@ -41,6 +78,8 @@ impl FullDisk {
             inner,
             full: Arc::default(),
             fail_sync: Arc::default(),
+            syncs: Arc::default(),
+            fuse: Arc::new(AtomicI64::new(i64::MAX)),
             fail_replace: Mutex::default(),
             broken: AtomicBool::new(false),
             at: at.into(),
@@ -61,6 +100,26 @@ impl FullDisk {
     /// The next sync of a journal fails; like a disk, it says so once.
     pub fn fail_next_sync(&self) {
         self.fail_sync.store(true, Ordering::SeqCst);
+    }
+
+    /// The next syncs of files of this name fail.
+    pub fn fail_syncs_of(&self, name: &str, times: usize) {
+        self.syncs.lock().fail.push((name.into(), times));
+    }
+
+    /// What a power cut would leave at a path of what was written and synced; `None`: nothing.
+    pub fn on_disk(&self, path: &Path) -> Option<Vec<u8>> {
+        let ino = std::fs::metadata(path).unwrap().ino();
+        self.syncs.lock().synced.get(&ino).cloned()
+    }
+
+    /// The machine dies after so many changes.
+    pub fn dies_after(&self, changes: i64) {
+        self.fuse.store(changes, Ordering::SeqCst);
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.fuse.load(Ordering::SeqCst) < 0
     }
 
     /// A file of this name is not replaced once, after so many times that it is.
@@ -95,39 +154,58 @@ impl FullDisk {
 
 impl DiskFile for FullFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
+        self.file.read_at(buf, offset)
     }
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        no_space(&self.1)?;
-        self.0.write_all_at(data, offset)
+        no_space(&self.full)?;
+        burn(&self.fuse)?;
+        self.file.write_all_at(data, offset)
     }
     fn size(&self) -> io::Result<u64> {
-        self.0.size()
+        self.file.size()
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        burn(&self.fuse)?;
+        self.file.set_len(len)
     }
     fn sync_data(&self) -> io::Result<()> {
-        if self.2.as_ref().is_some_and(|fails| fails.swap(false, Ordering::SeqCst)) {
-            return Err(io::Error::other("bad sector"));
+        let bad = || Err(io::Error::other("bad sector"));
+        if self.fails.as_ref().is_some_and(|fails| fails.swap(false, Ordering::SeqCst)) {
+            return bad();
         }
-        self.0.sync_data()
+        let mut syncs = self.syncs.lock();
+        let Some(ino) = self.ino() else { return self.file.sync_data() };
+        if let Some((_, left)) =
+            syncs.fail.iter_mut().find(|(name, n)| *name == self.name && *n > 0)
+        {
+            *left -= 1;
+            syncs.lost.insert(ino);
+            return bad();
+        }
+        if !syncs.lost.contains(&ino) {
+            let len = usize::try_from(self.file.size()?).unwrap();
+            syncs.synced.insert(ino, self.file.read_exact_at(0, len)?);
+        }
+        self.file.sync_data()
     }
     fn real(&self) -> Option<Arc<std::fs::File>> {
         // What is written to behind our back would find room.
-        self.0.real().filter(|_| no_space(&self.1).is_ok())
+        self.file.real().filter(|_| no_space(&self.full).is_ok())
     }
     fn stamp(&self) -> io::Result<(u64, i64, i64)> {
-        self.0.stamp()
+        self.file.stamp()
     }
     fn allocated(&self) -> io::Result<u64> {
-        self.0.allocated()
+        self.file.allocated()
     }
 }
 
 impl Disk for FullDisk {
     fn open(&self, path: &Path, how: How) -> io::Result<Arc<dyn DiskFile>> {
         self.works(path)?;
+        if how != How::Read && how != How::ReadWrite {
+            burn(&self.fuse)?;
+        }
         let file = self.inner.open(path, how)?;
         if !path.starts_with(&self.at) {
             return Ok(file);
@@ -135,26 +213,47 @@ impl Disk for FullDisk {
         let journal =
             path.file_name().is_some_and(|name| name == "journal" || name == "journal.new");
         let fails = journal.then(|| self.fail_sync.clone());
-        Ok(Arc::new(FullFile(file, self.full.clone(), fails)))
+        let made = how == How::CreateNew || how == How::Create && file.size()? == 0;
+        let file = FullFile {
+            file,
+            full: self.full.clone(),
+            fails,
+            name: path.file_name().unwrap_or_default().into(),
+            syncs: self.syncs.clone(),
+            fuse: self.fuse.clone(),
+        };
+        if made && let Some(ino) = file.ino() {
+            // A number that an earlier file had.
+            let mut syncs = self.syncs.lock();
+            syncs.lost.remove(&ino);
+            syncs.synced.remove(&ino);
+        }
+        Ok(Arc::new(file))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.works(to)?;
+        burn(&self.fuse)?;
         self.inner.rename(from, to)
     }
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
+        burn(&self.fuse)?;
         self.inner.exchange(a, b)
     }
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        burn(&self.fuse)?;
         self.inner.hard_link(from, to)
     }
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.works(path)?;
+        burn(&self.fuse)?;
         self.inner.remove_file(path)
     }
     fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        burn(&self.fuse)?;
         self.inner.remove_tree(path)
     }
     fn create_dirs(&self, path: &Path) -> io::Result<()> {
+        burn(&self.fuse)?;
         self.inner.create_dirs(path)
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -182,6 +281,7 @@ impl Disk for FullDisk {
         if path.starts_with(&self.at) {
             no_space(&self.full)?;
         }
+        burn(&self.fuse)?;
         if self.fails_now(path) {
             return Err(io::ErrorKind::StorageFull.into());
         }

@@ -222,7 +222,7 @@ async fn i6_no_lease_no_deletion() {
     let mut settings = world.settings(HERE);
     settings.single_backend = false;
     let client = world.session_with(settings, std::sync::Arc::new(vmailfs::cache::disk::RealDisk));
-    client.session().lease.renew(client.session()).await.unwrap();
+    client.claim().await;
     client.maildir(&["u"]).await;
     client.deliver("u", "0", b"mail").await.unwrap();
     client.unlink("u/new/0").await.unwrap();

@@ -12,7 +12,7 @@ use vmailfs::vmail::session::{InoTarget, Metacache};
 use vmailfs::vmail::{evict, idle};
 
 /// A kernel that forgets what it is told to, unless somebody has it open.
-fn obedient(fs: &Arc<VmailFs>) {
+pub fn obedient(fs: &Arc<VmailFs>) {
     let weak = Arc::downgrade(fs);
     fs.set_invalidator(Box::new(move |what| {
         let (Some(fs), Invalidate::Name { parent: 1, name }) = (weak.upgrade(), what) else {
@@ -241,4 +241,30 @@ async fn refresh_looks_at_the_head_again() {
     let failed = rival.session().close(Duration::from_secs(600)).await;
     assert!(failed.is_empty(), "{failed:?} {:?}", world.requests());
     assert_eq!(client.list("u/new").await.unwrap().len(), 2);
+}
+
+/// A number is taken away while nobody can look its directory up. Otherwise a lookup that came in
+/// between was told of a number that meant nothing: ESTALE for whoever used it, and a directory that
+/// nobody could forget any more, so that its user was never closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_number_is_forgotten_under_its_users_lock() {
+    let world = World::new();
+    let client = session(&world, 100, 100);
+    user(&client, "u").await;
+    let ino = client.stat("u/new").await.unwrap().ino;
+    let (fs, cell) = (client.fs.clone(), client.cell("u"));
+    let numbers = client.session().clone();
+    let held = numbers.inos.read();
+    let forgets = std::thread::spawn(move || fs.forget(ino, u64::MAX));
+    // It waits for the table of numbers, and nobody can come in between.
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    let mut locked = 0;
+    while locked < 20 {
+        assert!(std::time::Instant::now() < end, "the number goes without the lock");
+        locked = if cell.state.is_locked() { locked + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(held);
+    forgets.join().unwrap();
+    assert!(numbers.target(ino).is_none());
 }

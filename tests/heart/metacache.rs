@@ -181,3 +181,20 @@ async fn a_rescan_finds_what_was_removed_behind_our_back() {
     assert!(report.booked - report.found > 70_000);
     exact(&client).await;
 }
+
+/// `last-service` is the program that opened a file of the user last; it outlives the user's being
+/// open, and administration does not change it.
+#[tokio::test]
+async fn the_last_service_is_the_program_that_opened_a_file() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.session().set_services(Box::new(|pid| (pid == 1).then(|| "imap".to_owned())));
+    client.maildir(&["u"]).await;
+    let last = || client.session().metacache_list().remove(0).last_service;
+    assert_eq!(last(), None);
+    client.put("u/dovecot.index.log", &noise(100)).await.unwrap();
+    assert_eq!(last().as_deref(), Some("imap"));
+    client.flush_all("u").await;
+    assert!(vmailfs::vmail::close::close(&client.cell("u")).await.is_ok());
+    assert_eq!(last().as_deref(), Some("imap"));
+}

@@ -108,8 +108,7 @@ async fn i5_one_of_two_gets_the_user() {
     let a = world.session_with(settings(HERE), disk());
     let b = world.session_with(settings(On { backend: "b", ..FRESH }), disk());
     for client in [&a, &b] {
-        let session = client.session();
-        session.lease.renew(session).await.unwrap();
+        client.claim().await;
     }
     let gate = Arc::new(Notify::new());
     let held = gate.clone();
@@ -140,9 +139,10 @@ async fn i5_one_of_two_gets_the_user() {
     assert_eq!(b.mkdir("u/new").await, Err(libc::ESTALE));
 }
 
-/// I9: a head or a bundle that does not decode is that user's EIO, and not one's absence.
+/// I4, I9: a head or a bundle that does not decode is one user's, is no absence, and bounces nothing;
+/// and a person is told until it is mended.
 #[tokio::test]
-async fn i9_damage_in_the_store_is_eio_for_one_user() {
+async fn i9_damage_in_the_store_defers_for_one_user() {
     for what in ["/head", "/bundle/"] {
         let world = World::new();
         let client = world.session(HERE);
@@ -151,16 +151,35 @@ async fn i9_damage_in_the_store_is_eio_for_one_user() {
             client.deliver(user, "1", b"mail").await.unwrap();
         }
         client.close().await;
+        let mut whole = Vec::new();
         for key in world.mem.keys().into_iter().filter(|k| k.contains("/u/") && k.contains(what)) {
             let bytes = world.mem.bytes_of(&key).unwrap();
+            whole.push((key.clone(), bytes.clone()));
             let wrong =
                 bytes.iter().enumerate().map(|(n, b)| b ^ u8::from(n >= 40)).collect::<Vec<_>>();
             world.mem.damage(&key, wrong);
         }
         let fresh = world.session(FRESH);
-        assert_eq!(fresh.list("u/new").await, Err(libc::EIO), "{what}");
+        // What a delivery does, from its first look on: nothing of it may bounce, or wait in vain.
+        let before = world.clock_boot();
+        assert_eq!(fresh.list("u/new").await, Err(libc::EAGAIN), "{what}");
+        assert_eq!(fresh.stat("u/new").await.map(drop), Err(libc::EAGAIN));
+        assert_eq!(fresh.create("u/tmp/2").await.map(drop), Err(libc::EAGAIN));
+        assert_eq!(fresh.deliver("u", "2", b"mail").await, Err(libc::EAGAIN));
+        assert_eq!(fresh.mkdir("u/x").await, Err(libc::EAGAIN));
+        assert!(world.clock_boot() - before < std::time::Duration::from_secs(5));
         assert_eq!(fresh.list("v/new").await.unwrap(), ["1"]);
-        assert_eq!(fresh.mkdir("u/x").await, Err(libc::EIO));
+        fresh.deliver("v", "2", b"mail").await.unwrap();
+        let told = fresh.session().unserved.all();
+        assert!(told.iter().all(|d| d.user == "u") && !told.is_empty(), "{told:?}");
+        let word = if what == "/head" { "head of u" } else { "bundle" };
+        assert!(told.iter().any(|d| d.error.contains(word)), "{told:?}");
+        for (key, bytes) in whole {
+            world.mem.damage(&key, bytes);
+        }
+        assert_eq!(fresh.list("u/new").await.unwrap(), ["1"]);
+        fresh.deliver("u", "2", b"mail").await.unwrap();
+        assert_eq!(fresh.session().unserved.all(), []);
     }
 }
 

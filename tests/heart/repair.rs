@@ -14,15 +14,15 @@ use vmailfs::vmail::gc;
 use vmailfs::vmail::repair::{Wanted, repair};
 use vmailfs::vmail::undelete::{Report, Which, undelete};
 
-async fn back(client: &Client, which: &Which, dry_run: bool) -> Result<Report, Error> {
+pub(super) async fn back(client: &Client, which: &Which, dry_run: bool) -> Result<Report, Error> {
     undelete(&client.cell("u"), which, dry_run, &Alone).await
 }
 
-fn all() -> Which {
+pub(super) fn all() -> Which {
     Which::Expunged { folder: None, since: None }
 }
 
-fn now(world: &World) -> i64 {
+pub(super) fn now(world: &World) -> i64 {
     world.clock_boot().as_secs() as i64 + 1_700_000_000
 }
 
@@ -187,7 +187,7 @@ async fn i1_i2_no_mail_and_no_uid_is_lost_with_a_damaged_head() {
     bad[40] ^= 4;
     put(&world, &head_key("u"), &bad).await;
     // It still is JSON, and still our head: damage, not somebody's error page.
-    assert_eq!(world.session(FRESH).list("u/new").await, Err(libc::EIO));
+    assert_eq!(world.session(FRESH).list("u/new").await, Err(libc::EAGAIN));
     let no = Rescue { random: (1, 2), owner_gone: false };
     let refused = rescue(&stored(&world), &no).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");

@@ -10,9 +10,9 @@ use vmailfs::dovecot::records::header;
 use vmailfs::dovecot::replay::{IndexState, replay};
 use vmailfs::dovecot::transaction::Transaction;
 
-const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
+pub(super) const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
 
-async fn folders(client: &Client, index: &str) {
+pub(super) async fn folders(client: &Client, index: &str) {
     directories(client, index).await;
     // As Dovecot makes it: first its header, then the first records.
     let mut log = vec![1, 3, 40, 0];
@@ -34,27 +34,36 @@ async fn directories(client: &Client, index: &str) {
     }
 }
 
-async fn add(client: &Client, index: &str, records: impl FnOnce(&mut Transaction)) {
+pub(super) async fn add(client: &Client, index: &str, records: impl FnOnce(&mut Transaction)) {
     let mut transaction = Transaction::new();
     records(&mut transaction);
     client.append(&format!("{index}/dovecot.index.log"), &transaction.finish()).await.unwrap();
 }
 
-async fn deliver(client: &Client, uid: u32) {
-    let temp = format!("{MAILS}/.temp.{uid}");
-    let file = client.create(&temp).await.unwrap();
+pub(super) async fn deliver(client: &Client, uid: u32) {
+    let file = save(client, uid).await;
+    commit(client, uid, file).await;
+}
+
+/// Made safe under its temporary name.
+pub(super) async fn save(client: &Client, uid: u32) -> Open {
+    let file = client.create(&format!("{MAILS}/.temp.{uid}")).await.unwrap();
     client.write(file, 0, format!("mail {uid}").as_bytes()).await.unwrap();
     client.fsync(file).await.unwrap();
-    client.rename(&temp, &format!("{MAILS}/u.{uid}")).await.unwrap();
+    file
+}
+
+pub(super) async fn commit(client: &Client, uid: u32, file: Open) {
+    client.rename(&format!("{MAILS}/.temp.{uid}"), &format!("{MAILS}/u.{uid}")).await.unwrap();
     client.close_file(file).await.unwrap();
 }
 
-async fn index(client: &Client, dir: &str) -> IndexState {
+pub(super) async fn index(client: &Client, dir: &str) -> IndexState {
     replay(None, &[&client.read(&format!("{dir}/dovecot.index.log")).await.unwrap()]).unwrap()
 }
 
 /// The numbers of the mail files.
-async fn numbers(client: &Client) -> Vec<u32> {
+pub(super) async fn numbers(client: &Client) -> Vec<u32> {
     let names = client.list(MAILS).await.unwrap();
     let mut all: Vec<u32> =
         names.iter().filter_map(|n| n.strip_prefix("u.")?.parse().ok()).collect();
@@ -86,6 +95,35 @@ async fn i1_a_power_cut_that_takes_the_record_leaves_the_mail_shown() {
     assert!(there[1] >= ceiling, "{there:?}");
     let shown: Vec<u32> = index(&again, place).await.records.keys().copied().collect();
     assert_eq!(shown, there);
+}
+
+/// I1: the last flush was cut while one mail was written and another had its number and no record
+/// yet. Both show, whichever is put back first.
+#[tokio::test]
+async fn i1_a_mail_without_a_record_shows_beside_one_without_a_number() {
+    let world = World::new();
+    let client = world.session(HERE);
+    let place = "u/index/mailboxes/INBOX";
+    folders(&client, place).await;
+    deliver(&client, 1).await;
+    add(&client, place, |t| t.append(&[1])).await;
+    client.flush("u").await;
+    let file = client.create(&format!("{MAILS}/.temp.3")).await.unwrap();
+    client.write(file, 0, b"mail 3").await.unwrap();
+    client.fsync(file).await.unwrap();
+    deliver(&client, 2).await;
+    client.flush("u").await;
+    drop(client);
+    let again = world.session(FRESH);
+    let there = numbers(&again).await;
+    let shown: Vec<u32> = index(&again, place).await.records.keys().copied().collect();
+    assert_eq!(shown, there);
+    let mut texts = Vec::new();
+    for uid in &there {
+        texts.push(again.read(&format!("{MAILS}/u.{uid}")).await.unwrap());
+    }
+    texts.sort();
+    assert_eq!(texts, [b"mail 1", b"mail 2", b"mail 3"]);
 }
 
 /// I1: a mail that was made safe in a folder whose index was in no flush comes back, and the folder

@@ -59,7 +59,7 @@ async fn i2_an_append_waits_for_the_ceiling() {
 }
 
 /// An index log with one mail, of a Maildir or of sdbox.
-fn index_log(extension: &str) -> Vec<u8> {
+pub fn index_log(extension: &str) -> Vec<u8> {
     let mut log = vec![1, 3, 40, 0];
     for field in [77u32, 1, 0, 0, 77, 0, 0, 1, 0] {
         log.extend_from_slice(&field.to_le_bytes());

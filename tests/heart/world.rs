@@ -212,11 +212,13 @@ impl World {
             metacache_dir: dir.join("meta"),
             fscache: vec![Place { path: dir.join("fscache"), max: 64 << 20 }],
             stream_memory: 8 << 20,
+            read_ahead: 16,
             staging_dir: dir.join("staging"),
             staging_max: 64 << 20,
             metacache: Metacache::default(),
             layout: Layout::parse("%u").unwrap(),
             backend: on.backend.into(),
+            host: "host".into(),
             single_backend: true,
             lease: Duration::from_secs(180),
             owner: None,
@@ -463,6 +465,11 @@ impl Client {
         self.go(|fs| fs.unlink(WHO, at, name)).await
     }
 
+    pub async fn rmdir(&self, path: &str) -> Answer<()> {
+        let (at, name) = self.parent(path).await?;
+        self.go(|fs| fs.rmdir(WHO, at, name)).await
+    }
+
     /// Sorted names, without the dots.
     pub async fn list(&self, path: &str) -> Answer<Vec<String>> {
         let ino = if path.is_empty() { 1 } else { self.look(path).await?.attr.ino };
@@ -483,6 +490,11 @@ impl Client {
 
     pub fn session(&self) -> &Arc<Session> {
         self.fs.session()
+    }
+
+    /// The name of the session's backend, which nobody else has.
+    pub async fn claim(&self) {
+        self.session().lease.claim(self.session(), false, &mut |_| ()).await.unwrap();
     }
 
     pub fn cell(&self, user: &str) -> Arc<UserCell> {

@@ -1,5 +1,6 @@
 //! What a run of kills came to.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// One round: a load, one or more kills, a recovery, a check.
@@ -118,6 +119,13 @@ impl fmt::Display for Table {
             let numbers = numbers.map(|number| format!("{number:>9}"));
             writeln!(f, "{}{}", names.concat(), numbers.concat())?;
         }
-        Ok(())
+        let mut refused: BTreeMap<String, u32> = BTreeMap::new();
+        for text in self.0.iter().flat_map(|row| &row.refused) {
+            // Lines of a log begin with their time and who wrote them.
+            let text = text.split_once(">: ").map_or(text.as_str(), |(_, text)| text);
+            *refused.entry(text.chars().filter(|c| !c.is_ascii_digit()).collect()).or_default() +=
+                1;
+        }
+        refused.iter().try_for_each(|(text, times)| writeln!(f, "refused {times} times: {text}"))
     }
 }

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, Scope};
 use std::time::{Duration, SystemTime};
@@ -37,6 +37,8 @@ pub struct Traffic<'a> {
     pub refused: Arc<Mutex<Vec<String>>>,
     /// Those that have not ended.
     pub clients: AtomicUsize,
+    /// They are to end once they have their answers.
+    pub enough: AtomicBool,
 }
 
 impl<'a> Traffic<'a> {
@@ -59,10 +61,15 @@ impl<'a> Traffic<'a> {
         });
     }
 
-    /// Does a job again and again, with new connections after a failure, until the daemon is dead.
+    fn enough(&self) -> bool {
+        self.enough.load(Ordering::SeqCst)
+    }
+
+    /// Does a job again and again, with new connections after a failure, until the daemon is dead
+    /// or it is enough.
     fn go_on(&self, mut job: impl FnMut() -> Outcome<()>) {
         self.clients.fetch_add(1, Ordering::SeqCst);
-        while answers(&self.root) {
+        while !self.enough() && answers(&self.root) {
             if let Err(failure) = job()
                 && answers(&self.root)
             {
@@ -75,15 +82,17 @@ impl<'a> Traffic<'a> {
 
     fn session(&self, user: &str) -> Outcome<()> {
         let mut session = Session::open(self.work, self.ports, user)?;
-        loop {
+        while !self.enough() {
             session.any_change()?;
         }
+        session.imap.logout();
+        Ok(())
     }
 
     fn deliveries(&self) -> Outcome<()> {
         let mut lmtp = Lmtp::connect(self.ports.lmtp)?;
         let all: Vec<&String> = self.users.iter().collect();
-        loop {
+        while !self.enough() {
             for user in &all {
                 self.work.deliver(&mut lmtp, &[user], Turn::Any)?;
             }
@@ -97,6 +106,7 @@ impl<'a> Traffic<'a> {
                 return fail("the daemon is dead");
             }
         }
+        Ok(())
     }
 
     /// Notes which mail each UID stands for.
@@ -132,9 +142,12 @@ impl<'a> Traffic<'a> {
             date: None,
         };
         let ticket = self.work.model().begin(user, op);
-        deliver(&maildir, &mail.bytes)?;
+        let cleared = deliver(&maildir, &mail.bytes)?;
         let mut model = self.work.model();
         model.done(ticket, None);
+        if !cleared {
+            model.user(user).unanswered.insert(mail.id.clone());
+        }
         // It gets its UID when a server looks.
         if let Some(mail) = model.folder(user, "INBOX").mails.get_mut(&mail.id) {
             mail.answered = u64::MAX;
@@ -145,7 +158,9 @@ impl<'a> Traffic<'a> {
     }
 }
 
-fn deliver(maildir: &Path, mail: &[u8]) -> Outcome<()> {
+/// False if its name in `tmp/` is still there, because the daemon died between the two: once the
+/// mail was expunged it is one that was never named, and comes back if the machine is lost.
+fn deliver(maildir: &Path, mail: &[u8]) -> Outcome<bool> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let n = COUNTER.fetch_add(1, Ordering::Relaxed);
     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -165,12 +180,11 @@ fn deliver(maildir: &Path, mail: &[u8]) -> Outcome<()> {
     file.sync_all().map_err(|e| at("fsync", e))?;
     drop(file);
     if n.is_multiple_of(2) {
-        std::fs::rename(&tmp, &new).map_err(|e| at("rename", e))
+        std::fs::rename(&tmp, &new).map_err(|e| at("rename", e))?;
+        Ok(true)
     } else {
         std::fs::hard_link(&tmp, &new).map_err(|e| at("link", e))?;
-        // It is delivered; what stays in tmp/ is nobody's.
-        let _ = std::fs::remove_file(&tmp);
-        Ok(())
+        Ok(std::fs::remove_file(&tmp).is_ok())
     }
 }
 

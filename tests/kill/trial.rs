@@ -9,6 +9,7 @@
 //! Nothing heals what the kill left but what an administrator's init scripts do: leftover lock
 //! files of dead processes are removed.
 
+use super::half::of_half_a_mail;
 use super::table::Row;
 use super::traffic::{Traffic, answers};
 use crate::support::check::{Kind, Problem, Tolerance, compare};
@@ -19,8 +20,9 @@ use crate::support::workload::{Size, Workload, user_names};
 use crate::support::{Outcome, fail, remove_locks, wait_until};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -156,7 +158,7 @@ impl Trial {
         }
         // What it says over a dead mount, or crashes with there, says nothing of the mailboxes.
         let lines = self.dovecot.complaints().into_iter().take_while(|line| !of_death(line));
-        let under_load = lines.filter(|line| self.is_corruption(line)).collect();
+        let under_load = corruptions(self.format, lines);
         let mut kills = 1;
         self.bury(round)?;
         let again: Vec<Shot> = match &round.shot {
@@ -211,6 +213,7 @@ impl Trial {
             maildir: (self.format == Format::Maildir).then_some("mail"),
             refused: refused.clone(),
             clients: AtomicUsize::new(0),
+            enough: AtomicBool::new(false),
         };
         let (mount, plan, work) = (&mut self.mount, &self.plan, &self.work);
         let (dovecot, window) = (&mut self.dovecot, self.window);
@@ -221,13 +224,23 @@ impl Trial {
             while work.model().acknowledged.0 < before + 3 && Instant::now() < end {
                 thread::sleep(Duration::from_millis(5));
             }
-            if let Shot::Leaving(_) = round.shot {
-                // Whose paths lead elsewhere half-way takes back a mail of mdbox that its index
-                // has, and who dies in a rebuild of sdbox leaves an empty index, on any file
-                // system: a mail server is stopped before its mount.
-                dovecot.stop();
-            }
-            let shot = kill(mount, plan, &round.shot);
+            let gone = || traffic.clients.load(Ordering::SeqCst) == 0;
+            // Whose paths lead elsewhere half-way takes back a mail of mdbox that its index has,
+            // and who dies in a rebuild of sdbox leaves an empty index, on any file system: a mail
+            // server is stopped before its mount. It lets those who are at work go on, and who has
+            // waited long enough for it kills it, in the middle of a mail (see `half.rs`): so its
+            // clients end first.
+            let stopped = match round.shot {
+                Shot::Leaving(_) => {
+                    traffic.enough.store(true, Ordering::SeqCst);
+                    match wait_until(PATIENCE, gone) && dovecot.stop() {
+                        true => Ok(()),
+                        false => fail("the mail server does not end by itself"),
+                    }
+                }
+                _ => Ok(()),
+            };
+            let shot = stopped.and_then(|()| kill(mount, plan, &round.shot));
             work.model().settled_until(Instant::now() - window);
             if shot.is_err() {
                 // Ends the clients, too.
@@ -235,7 +248,6 @@ impl Trial {
             }
             thread::sleep(pause);
             // Some wait minutes for a lock that cannot be made on a dead mount.
-            let gone = || traffic.clients.load(Ordering::SeqCst) == 0;
             if shot.is_err() || !round.survivor || !wait_until(Duration::from_secs(1), gone) {
                 dovecot.kill9();
             }
@@ -271,6 +283,7 @@ impl Trial {
             maildir: None,
             refused: Arc::default(),
             clients: AtomicUsize::new(0),
+            enough: AtomicBool::new(false),
         };
         let (mount, dovecot) = (&mut self.mount, &mut self.dovecot);
         thread::scope(|scope| {
@@ -349,7 +362,7 @@ impl Trial {
             } += 1;
         }
         let complaints = self.dovecot.complaints();
-        row.corrupted.extend(complaints.iter().filter(|l| self.is_corruption(l)).cloned());
+        row.corrupted.extend(corruptions(self.format, complaints.iter().cloned()));
         // A rebuild of mdbox brings a mail twice that is being delivered meanwhile, takes flags
         // back, and ends sessions.
         let rebuilds = self.format == Format::Mdbox && self.dovecot.ever_said("rebuilding indexes");
@@ -366,12 +379,6 @@ impl Trial {
             user.clashes.clear();
         }
         Ok(())
-    }
-
-    /// Whether a line of the log calls something corrupted, and is none that Dovecot also writes
-    /// without a mount.
-    fn is_corruption(&self, line: &str) -> bool {
-        names_corruption(line) && !own_repair(self.format, line)
     }
 
     fn report(
@@ -398,6 +405,8 @@ impl Trial {
         eprintln!("{text}");
         if let Some(place) = self.evidence() {
             let _ = std::fs::write(place.join("report"), text);
+            copy_tree(&self.mount.root(), &place.join("mnt"));
+            self.dovecot.copy_log(&place.join("dovecot.log"));
             let _ = std::fs::rename(&place, place.with_extension(self.rounds.to_string()));
         }
     }
@@ -495,6 +504,47 @@ pub fn own_repair(format: Format, line: &str) -> bool {
         Format::Mdbox => &mdbox,
     };
     said.iter().any(|text| line.contains(text))
+}
+
+/// Lines of the log that call something corrupted, and are none that Dovecot also writes without a
+/// mount. A rebuild of mdbox locks no file that it reads: of one that another process is appending
+/// to it says what it says of half a mail, on any file system. Whoever says that first has met it.
+fn corruptions(format: Format, lines: impl Iterator<Item = String>) -> Vec<String> {
+    let mut rebuilding: BTreeSet<String> = BTreeSet::new();
+    let mut found = Vec::new();
+    for line in lines {
+        let who =
+            line.split_once(">: ").and_then(|(who, _)| who.rsplit_once('<')).map(|(_, who)| who);
+        let at_it = who.is_some_and(|who| rebuilding.contains(who));
+        let own = own_repair(format, &line) || at_it && of_half_a_mail(format, &line);
+        if let Some(who) = who.filter(|_| line.contains("rebuilding indexes")) {
+            rebuilding.insert(who.to_owned());
+        }
+        if names_corruption(&line) && !own {
+            found.push(line);
+        }
+    }
+    found
+}
+
+#[test]
+fn half_a_mail_is_forgiven_to_who_rebuilds_and_to_nobody_else() {
+    let said = |who: &str, text: &str| format!("Nov 22 12:41:45 imap(u)<12><{who}>: {text}");
+    let lines = [
+        said("a", "Warning: mdbox /m: rebuilding indexes"),
+        said(
+            "a",
+            "Error: Corrupted dbox file /m/m.3 (around offset=7): msg header has bad magic value",
+        ),
+        said(
+            "b",
+            "Error: Corrupted dbox file /m/m.3 (around offset=7): msg header has bad magic value",
+        ),
+        said("a", "Error: Corrupted dbox file /m/m.3 (around offset=7): EOF reading msg header"),
+    ];
+    let found = corruptions(Format::Mdbox, lines.clone().into_iter());
+    assert_eq!(found, lines[2..]);
+    assert_eq!(corruptions(Format::Sdbox, lines.clone().into_iter()), lines);
 }
 
 /// Whether a line only says that the mount is dead.

@@ -3,7 +3,8 @@
 //! Names: changes of directories reach the disk in the order in which they were made (as with a
 //! journalling file system); a sync of any file or directory brings all that came before. Bytes:
 //! a file's writes since its last sync reach the disk in any order, in part, or not at all, also
-//! when a later rename of the file did. A power cut decides by chance what was there.
+//! when a later rename of the file did. A power cut decides by chance what was there. After a sync
+//! that failed, a later one of the same file brings nothing of what it had then, and says success.
 
 use super::chance::Chance;
 use super::world::{Life, Moment};
@@ -39,6 +40,8 @@ struct Inode {
     disk: Vec<u8>,
     /// States of `live` since the last sync, oldest first.
     unsynced: Vec<Vec<u8>>,
+    /// A sync failed: pages that were not on the disk count as clean.
+    spoilt: bool,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +150,7 @@ impl Platter {
         }
         state.names = state.on_disk.clone();
         for inode in &mut state.inodes {
+            inode.spoilt = false;
             if inode.unsynced.is_empty() {
                 continue;
             }
@@ -276,22 +280,31 @@ impl DiskFile for SimFile {
         let what = || format!("truncate {} to {len}", self.path.display());
         self.disk.mutate(what, |state, _| {
             state.change(self.ino, |live| live.resize(usize::try_from(len).unwrap(), 0));
+            // No page is left that was lost.
+            state.inodes[self.ino].spoilt &= len > 0;
             Ok(())
         })
     }
 
     fn sync_data(&self) -> io::Result<()> {
         let what = || format!("sync {}", self.path.display());
-        self.disk.mutate(what, |state, half| {
+        let done = self.disk.mutate(what, |state, half| {
             // Died while it waited: it may have reached the disk, and nobody was told.
             if !half {
                 state.sync_names();
                 let inode = &mut state.inodes[self.ino];
-                inode.disk = inode.live.clone();
-                inode.unsynced.clear();
+                if !inode.spoilt {
+                    inode.disk = inode.live.clone();
+                    inode.unsynced.clear();
+                }
             }
             Ok(())
-        })
+        });
+        if done.is_err() && self.disk.alive().is_ok() {
+            let inode = &mut self.disk.platter.0.lock().inodes[self.ino];
+            inode.spoilt |= !inode.unsynced.is_empty();
+        }
+        done
     }
 
     fn real(&self) -> Option<Arc<File>> {

@@ -433,13 +433,18 @@ impl Machine {
             metacache_dir: "meta".into(),
             fscache: vec![Place { path: "fscache".into(), max: rules.fscache_max }],
             stream_memory: 8 << 20,
+            read_ahead: 16,
             ack: vmailfs::vmail::promise::Ack::Store,
             gc: rules.gc,
             staging_dir: "staging".into(),
             staging_max: 64 << 20,
-            metacache: vmailfs::vmail::session::Metacache::default(),
+            metacache: vmailfs::vmail::session::Metacache {
+                close_idle: Duration::from_secs(3600),
+                ..Default::default()
+            },
             layout: Layout::parse("%u").unwrap(),
             backend: self.backend.clone(),
+            host: "host".into(),
             single_backend: rules.single_backend,
             lease: Duration::from_secs(180),
             owner: None,
@@ -475,8 +480,10 @@ impl Machine {
             }
         };
         life.core.sessions.lock().push(Arc::downgrade(&session));
-        if let Err(error) = session.lease.renew(&session).await {
-            life.log(&format!("lease: {error}"));
+        // The last session's sign may only just have reached the store.
+        while let Err(error) = session.lease.claim(&session, false, &mut |_| ()).await {
+            life.log(&format!("claim: {error}"));
+            life.core.time.sleep(Duration::from_secs(10)).await;
         }
         tokio::spawn(Lease::keep(session.clone()));
         tokio::spawn(schedule::run(session.clone()));

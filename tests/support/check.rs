@@ -6,6 +6,9 @@ use super::model::{Folder, Mail, Model, User};
 use super::{Failure, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// How a mail that nobody brought is told of.
+pub const NO_MAIL: &str = "is no mail that was sent";
+
 /// What kind of wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -246,7 +249,9 @@ impl<'a> Check<'a> {
     ) {
         let uid = mail.uid;
         let Some(id) = mail.id.clone() else {
-            return self.bad(Kind::Content, format!("uid {uid} is no mail that was sent"));
+            let (size, length) = (mail.size, mail.length);
+            let text = format!("uid {uid}, {length} of {size} bytes, {NO_MAIL}");
+            return self.bad(Kind::Content, text);
         };
         if mail.size != mail.length {
             let (size, length) = (mail.size, mail.length);

@@ -211,9 +211,10 @@ service lmtp {{
         Ok(ready && alive)
     }
 
-    /// Ends it in its own way, and whatever is left of its process group after that.
-    pub fn stop(&mut self) {
-        self.end(libc::SIGTERM, Duration::from_secs(20));
+    /// Ends it in its own way, and whatever is left of its process group after that: sessions that
+    /// are at work outlive the server. False if there were any.
+    pub fn stop(&mut self) -> bool {
+        self.end(libc::SIGTERM, Duration::from_secs(20))
     }
 
     /// Ends it as a crash would.
@@ -221,18 +222,20 @@ service lmtp {{
         self.end(libc::SIGKILL, Duration::ZERO);
     }
 
-    fn end(&mut self, signal: libc::c_int, patience: Duration) {
-        let Some(mut child) = self.child.take() else { return };
+    /// Whether the signal was enough.
+    fn end(&mut self, signal: libc::c_int, patience: Duration) -> bool {
+        let Some(mut child) = self.child.take() else { return true };
         let pid = child.id() as libc::pid_t;
         // SAFETY: plain system calls; the process and its group are ours until it is reaped.
         unsafe { libc::kill(pid, signal) };
-        wait_until(patience, || reaped(&mut child));
+        let by_itself = wait_until(patience, || reaped(&mut child));
         let gone = wait_until(Duration::from_secs(10), || {
             // SAFETY: as above.
             unsafe { libc::kill(-pid, libc::SIGKILL) };
             reaped(&mut child)
         });
         assert!(gone, "processes of Dovecot's group {pid} do not end");
+        by_itself
     }
 
     /// Runs `doveadm` with this instance's configuration: whether it succeeded, and its output.
@@ -254,6 +257,11 @@ service lmtp {{
             let _ = file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_end(&mut text));
         }
         String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Keeps the log of all runs for a person.
+    pub fn copy_log(&self, to: &Path) {
+        let _ = std::fs::copy(self.path("dovecot.log"), to);
     }
 
     /// Whether the log of all runs has a line with `text`.

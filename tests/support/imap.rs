@@ -142,6 +142,27 @@ impl Imap {
         }
     }
 
+    /// Sends a command and reads its answer without looking into it: how many bytes that was. For
+    /// measuring the server and not this client.
+    pub fn measured(&mut self, line: &str) -> Outcome<usize> {
+        self.tag += 1;
+        let tag = format!("t{} ", self.tag);
+        self.reader.get_mut().write_all(format!("{tag}{line}\r\n").as_bytes())?;
+        let mut bytes = 0;
+        loop {
+            let response = self.response()?;
+            bytes += response.len() + 2;
+            if let Some(rest) = response.strip_prefix(tag.as_bytes()) {
+                let rest = String::from_utf8_lossy(rest);
+                return if rest.starts_with("OK ") {
+                    Ok(bytes)
+                } else {
+                    fail(format!("IMAP {line}: {rest}"))
+                };
+            }
+        }
+    }
+
     pub fn select(&mut self, folder: &str) -> Outcome<Selected> {
         let reply = self.command(&format!("SELECT {}", quote(folder)))?;
         let exists =
@@ -218,6 +239,14 @@ impl Imap {
         line.extend_from_slice(mail);
         let reply = self.command_bytes(&line)?;
         Ok(reply.code("APPENDUID").and_then(|w| w.get(1)?.parse().ok()))
+    }
+
+    /// Begins to store a mail and stops after so many bytes of it.
+    pub fn append_part(&mut self, folder: &str, mail: &[u8], part: usize) -> Outcome<()> {
+        self.tag += 1;
+        let line = format!("t{} APPEND {} {{{}+}}\r\n", self.tag, quote(folder), mail.len());
+        let bytes = [line.as_bytes(), &mail[..part]].concat();
+        Ok(self.reader.get_mut().write_all(&bytes)?)
     }
 
     /// Several mails in one command.

@@ -32,14 +32,30 @@ const LINES: [&str; 8] = [
 
 /// Builds the mail `id`. Most are some kilobytes, one in fifteen some hundred.
 pub fn message(seed: u64, id: &str) -> Message {
-    let digest = blake3::hash(format!("{seed}/{id}").as_bytes());
-    let mut rng = StdRng::from_seed(*digest.as_bytes());
-    let token = format!("word{}", &digest.to_hex()[..16]);
+    let mut rng = dice(seed, id);
     let size = match rng.random_range(0..15) {
         0 => rng.random_range(100_000..400_000),
         1..4 => rng.random_range(20_000..60_000),
         _ => rng.random_range(300..9_000),
     };
+    build(seed, id, size, rng)
+}
+
+/// The same, of about so many bytes.
+pub fn message_of(seed: u64, id: &str, size: usize) -> Message {
+    build(seed, id, size, dice(seed, id))
+}
+
+fn digest(seed: u64, id: &str) -> blake3::Hash {
+    blake3::hash(format!("{seed}/{id}").as_bytes())
+}
+
+fn dice(seed: u64, id: &str) -> StdRng {
+    StdRng::from_seed(*digest(seed, id).as_bytes())
+}
+
+fn build(seed: u64, id: &str, size: usize, mut rng: StdRng) -> Message {
+    let token = format!("word{}", &digest(seed, id).to_hex()[..16]);
     let mut text = format!(
         "{HEADER}{id}\r\nMessage-ID: <{id}@client.test>\r\nFrom: Anna <anna@client.test>\r\n\
          To: somebody@mail.test\r\nSubject: number {}\r\n\tcontinued\r\n\

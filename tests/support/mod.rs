@@ -17,6 +17,7 @@ pub mod mta;
 pub mod openmetrics;
 pub mod scenario;
 pub mod session;
+pub mod watch;
 pub mod workload;
 
 use std::path::{Path, PathBuf};
@@ -68,13 +69,14 @@ pub fn mail_root(parent: &Path) -> PathBuf {
 }
 
 /// Removes the lock files below `directory`, whose owners must have been killed. Dovecot would
-/// wait two minutes for one whose owner did not live to write its number into it.
+/// wait two minutes for one whose owner did not live to write its number into it, and three for
+/// an index log that was being made.
 pub fn remove_locks(directory: &Path) {
     for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
         let path = entry.path();
         if entry.file_type().unwrap().is_dir() {
             remove_locks(&path);
-        } else if path.extension().is_some_and(|e| e == "lock") {
+        } else if path.extension().is_some_and(|e| e == "lock" || e == "newlock") {
             std::fs::remove_file(path).unwrap();
         }
     }

@@ -47,6 +47,28 @@ impl Mount {
         mount.option(&["--s3-endpoint", endpoint, "--s3-path-style"])
     }
 
+    /// Of a directory as if it were on NFS, by a host of this name with a `/dev/shm` of its own.
+    pub fn on_nfs(nfs: &Path, host: &str) -> Mount {
+        let work = scratch("nfs");
+        let shm = work.path().join("shm").display().to_string();
+        std::fs::create_dir(work.path().join("shm")).unwrap();
+        Mount::new(work, format!("nfs://{}", nfs.display())).option(&[
+            "--backend",
+            host,
+            "--set",
+            &format!("hostchange.listindex_root={shm}/list"),
+        ])
+    }
+
+    /// Another machine with the same configuration.
+    pub fn twin(&self) -> Mount {
+        let mut twin = Mount::new(scratch("mount"), self.store.clone());
+        let own = |(name, _): &&(String, String)| name != "VMAILFS_RUN_DIR";
+        twin.environment.extend(self.environment.iter().filter(own).cloned());
+        twin.options.clone_from(&self.options);
+        twin
+    }
+
     fn new(work: tempfile::TempDir, store: String) -> Mount {
         for name in ["mnt", "state", "run"] {
             std::fs::create_dir(work.path().join(name)).unwrap();
@@ -128,10 +150,9 @@ impl Mount {
         command
     }
 
-    /// Mounts, in the foreground of a child, and waits until it is there and says so.
-    pub fn mount(&mut self) -> Outcome<()> {
+    /// Begins to mount, in the foreground of a child.
+    pub fn start(&self) -> Outcome<Child> {
         let log_path = self.work.path().join("daemon.log");
-        let told = self.log().matches(MOUNTED).count();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path)?;
         let mut command = self.command("mount");
         command.arg(&self.store).arg(self.root()).arg("--state-dir").arg(self.state());
@@ -141,7 +162,13 @@ impl Mount {
         }
         command.args(&self.options).stdout(log.try_clone()?).stderr(log);
         die_with_parent(&mut command, libc::SIGTERM);
-        let mut child = command.spawn()?;
+        Ok(command.spawn()?)
+    }
+
+    /// Mounts, and waits until it is there and says so.
+    pub fn mount(&mut self) -> Outcome<()> {
+        let told = self.log().matches(MOUNTED).count();
+        let mut child = self.start()?;
         let root = self.root();
         let ready = wait_until(Duration::from_secs(30), || {
             self.log().matches(MOUNTED).count() > told && is_mounted(&root)

@@ -5,7 +5,7 @@ use super::check::{Tolerance, compare};
 use super::dovecot::{Dovecot, Format, Ports};
 use super::imap::Flags;
 use super::lmtp::Lmtp;
-use super::messages::message;
+use super::messages::{Message, message};
 use super::model::{MailId, Model, Op};
 use super::session::Session;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,7 +74,7 @@ impl Workload {
         }
     }
 
-    fn note(&self, outcome: Outcome<()>) {
+    pub fn note(&self, outcome: Outcome<()>) {
         if let Err(failure) = outcome {
             self.note_failure(failure.0);
         }
@@ -187,6 +187,17 @@ impl Workload {
     /// One mail to the INBOX of each of `users`.
     pub fn deliver(&self, lmtp: &mut Lmtp, users: &[&String], turn: Turn) -> Outcome<()> {
         let mail = message(self.seed, &self.next_id("delivered"));
+        self.deliver_mail(lmtp, users, turn, &mail)
+    }
+
+    /// The same with a mail of the caller's.
+    pub fn deliver_mail(
+        &self,
+        lmtp: &mut Lmtp,
+        users: &[&String],
+        turn: Turn,
+        mail: &Message,
+    ) -> Outcome<()> {
         let put = |user: &&String| {
             let op = Op::Put {
                 folder: "INBOX".into(),

@@ -128,6 +128,11 @@ impl Fscache {
         hit
     }
 
+    /// Whether there is a copy, right or not.
+    pub fn holds(&self, user: &Arc<str>, id: ObjectId) -> bool {
+        self.of(user).books.lock().known(&(user.clone(), id)).is_some()
+    }
+
     /// Somebody needs an object that is not here.
     pub fn missed(&self, user: &str) {
         self.of(user).misses.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,8 @@
 //! What the heart tells of itself.
 
-use crate::admin::{AtRisk, Backlog, CacheUse, Changes, Flushes, LeaseStatus, Status, UserStatus};
+use crate::admin::{
+    Aside, AtRisk, Backlog, CacheUse, Changes, Damaged, Flushes, LeaseStatus, Status, UserStatus,
+};
 use crate::cache::fscache::FscacheUsage;
 use crate::vmail::admin::Waiting;
 use crate::vmail::session::Session;
@@ -53,11 +55,14 @@ pub(super) fn fill(session: &Arc<Session>, status: &mut Status) {
     let (open, waiting) = session.waiting();
     status.users_open = open;
     status.lost_mails = session.lost_mails.count();
+    let damaged = session.unserved.all().into_iter();
+    status.damaged = damaged.map(|d| Damaged { user: d.user, error: d.error }).collect();
     status.at_risk = at_risk(&waiting);
     status.backlog = backlog(&waiting);
     status.users = waiting.iter().take(NAMED).map(user_status).collect();
     status.lease = (!session.settings.single_backend).then(|| LeaseStatus {
         held: session.lease.holds(),
+        taken_by: session.lease.taken_by().map(|holder| holder.to_string()),
         seconds_left: session.lease.seconds_left(),
     });
     let counts = session.counts.now();
@@ -73,6 +78,12 @@ pub(super) fn fill(session: &Arc<Session>, status: &mut Status) {
         used,
         max,
         ..CacheUse::default()
+    };
+    let kept = session.kept_aside();
+    status.aside = Aside {
+        path: session.aside_dir().display().to_string(),
+        users: kept.users,
+        bytes: kept.bytes,
     };
     let fscache = session.fscache.usage();
     let sum = |of: fn(&FscacheUsage) -> u64| fscache.iter().map(of).sum();
