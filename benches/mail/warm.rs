@@ -229,7 +229,7 @@ impl Client {
             Op::Flags => self.command("UID FETCH 1:* (FLAGS)"),
             Op::Body => self.command(&format!("UID FETCH {uid} (BODY.PEEK[])")),
             Op::Store => {
-                let sign = if self.turn / self.uids.len() % 2 == 0 { '+' } else { '-' };
+                let sign = if (self.turn / self.uids.len()).is_multiple_of(2) { '+' } else { '-' };
                 self.command(&format!("UID STORE {uid} {sign}FLAGS.SILENT (\\Flagged)"))
             }
             Op::Search => self.command("UID SEARCH TEXT thatnomailholds"),
