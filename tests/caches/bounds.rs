@@ -117,6 +117,7 @@ fn hold(bounds: Bounds, plan: &Plan) {
 }
 
 #[test]
+#[ignore = "takes minutes; run by `make caches`"]
 fn i8_both_caches_hold_under_one_load() {
     let bounds = Bounds { fscache: 4 * MB, staging: 32 * MB, space: MB, grace: MB };
     let large = vec![20_000_000, 6_000_000];

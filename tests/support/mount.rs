@@ -4,6 +4,7 @@ use super::{MAIL_UID, Outcome, die_with_parent, fail, scratch, wait_until};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How the daemon says that it is ready, the admin socket included.
@@ -24,6 +25,8 @@ pub struct Mount {
     environment: Vec<(String, String)>,
     root_may_delete: bool,
     child: Option<Child>,
+    /// The next mount is another machine's, and whoever made it knows that the last one is dead.
+    fresh: AtomicBool,
 }
 
 impl Mount {
@@ -83,6 +86,7 @@ impl Mount {
             environment,
             root_may_delete: true,
             child: None,
+            fresh: AtomicBool::new(false),
         }
     }
 
@@ -159,6 +163,9 @@ impl Mount {
         command.args(["--root-owner", &format!("{MAIL_UID}:{MAIL_UID}")]);
         if self.root_may_delete {
             command.arg("--allow-root-delete");
+        }
+        if self.fresh.swap(false, Ordering::Relaxed) {
+            command.arg("--take-backend");
         }
         command.args(&self.options).stdout(log.try_clone()?).stderr(log);
         die_with_parent(&mut command, libc::SIGTERM);
@@ -270,8 +277,14 @@ impl Mount {
         }
     }
 
+    /// What this machine had is gone: its next mount does not wait for the one before.
+    pub fn is_fresh(&self) {
+        self.fresh.store(true, Ordering::Relaxed);
+    }
+
     /// Removes both caches, journals and staging: what a fresh machine does not have.
     pub fn wipe_state(&self) -> Outcome<()> {
+        self.is_fresh();
         std::fs::remove_dir_all(self.state())?;
         std::fs::remove_dir_all(self.work.path().join("run"))?;
         std::fs::create_dir(self.work.path().join("run"))?;
