@@ -56,7 +56,12 @@ pub(super) fn build(
     });
     let journal_path = state_dir.join("journal");
     let journal = if resumed {
-        Journal::resume(&*disk, &journal_path, local.last_seq, local.journal_len)?
+        let mut journal =
+            Journal::resume(&*disk, &journal_path, local.last_seq, local.journal_len)?;
+        if follows == Follows::OwnCrash {
+            journal.inherit();
+        }
+        journal
     } else {
         Journal::create(&*disk, &journal_path, 0)?
     };
@@ -98,6 +103,7 @@ pub(super) fn build(
         ready: false,
         renamed_from: None,
         unclean,
+        inherited: resumed && follows == Follows::OwnCrash,
         used: session.env.clock.boot(),
         restored: Vec::new(),
         users_of: super::services::Services::default(),

@@ -8,7 +8,8 @@
 //!
 //! A sync that failed is not made again: the kernel may have dropped the pages, and says success
 //! to the next one. The journal counts as not on the disk until it was written anew
-//! (`User::mend_journal`).
+//! (`User::mend_journal`). So does one that a dead process of ours left behind: what its last sync
+//! said is not known.
 
 use super::error::{Error, Result, pass};
 use crate::cache::disk::{Disk, DiskFile, How};
@@ -27,6 +28,8 @@ pub struct Journal {
     seq: u64,
     synced: Arc<AtomicU64>,
     broken: bool,
+    /// Left behind by a process that died.
+    inherited: bool,
     syncing: Arc<Syncing>,
 }
 
@@ -60,6 +63,7 @@ impl Journal {
             seq,
             synced: Arc::new(AtomicU64::new(0)),
             broken: false,
+            inherited: false,
             syncing: Arc::default(),
         })
     }
@@ -70,7 +74,18 @@ impl Journal {
         let file = disk.open(path, How::ReadWrite).map_err(|e| Error::disk(what(), &e))?;
         file.set_len(len).map_err(|e| Error::disk(what(), &e))?;
         let (synced, syncing) = (Arc::default(), Arc::default());
-        Ok(Journal { file, len, seq, synced, broken: false, syncing })
+        Ok(Journal { file, len, seq, synced, broken: false, inherited: false, syncing })
+    }
+
+    /// It is what a process left that died: perhaps after a sync of it had failed.
+    pub fn inherit(&mut self) {
+        self.inherited = true;
+        self.syncing.failed.store(true, Ordering::Release);
+    }
+
+    /// See [`Journal::inherit`].
+    pub fn is_inherited(&self) -> bool {
+        self.inherited
     }
 
     pub fn append(&mut self, changes: Vec<Change>) -> Result<Record> {
@@ -119,7 +134,7 @@ impl Journal {
         self.len
     }
 
-    /// Whether a sync of it failed.
+    /// Whether a sync of it failed, or may have.
     pub fn failed(&self) -> bool {
         self.syncing.failed.load(Ordering::Acquire)
     }

@@ -386,7 +386,14 @@ impl User {
                         .get(&id)
                         .is_some_and(|f| f.unflushed.names.contains(&(sub, name.clone())));
                     let since = if dirty { Since::everything() } else { Since::nothing(size) };
-                    let local = Local { since, shipped: !dirty, object, ..Local::default() };
+                    let local = Local {
+                        since,
+                        shipped: !dirty,
+                        object,
+                        // What a dead process was told of its last sync is not known.
+                        spoilt: dirty && self.inherited,
+                        ..Local::default()
+                    };
                     (Kind::Local(Box::new(local)), size, attrs, class)
                 }
             };

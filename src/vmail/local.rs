@@ -348,7 +348,9 @@ impl User {
         if !self.journal.failed() || self.cut_out {
             return Ok(());
         }
-        tracing::error!(user = %self.name, "a sync of the journal failed; it is written anew");
+        if !self.journal.is_inherited() {
+            tracing::error!(user = %self.name, "a sync of the journal failed; it is written anew");
+        }
         self.checkpoint()
     }
 

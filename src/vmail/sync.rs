@@ -35,7 +35,7 @@ pub async fn sync_local(node: &NodeRef) -> Result<()> {
         Ok((file, local.writes, local.spoilt, point))
     })?;
     let synced = match spoilt {
-        true => Err(io::Error::other("an earlier sync failed")),
+        true => Err(io::Error::other("an earlier sync failed, or may have")),
         false => blocking(move || file.sync_data()).await?,
     };
     let writes = match synced {

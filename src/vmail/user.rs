@@ -93,6 +93,8 @@ pub struct User {
     /// The machine went down while files were written: what the disk has of them is judged
     /// before it is used.
     pub unclean: bool,
+    /// A process of ours died with this user open, on the machine as it runs now.
+    pub(super) inherited: bool,
     /// The old name in the last record, if that is a rename. See [`User::run_unrecorded`].
     pub renamed_from: Option<(Place, Vec<u8>)>,
     /// A cut is taken and neither settled nor undone.

@@ -468,6 +468,35 @@ async fn i3_a_journal_whose_sync_failed_is_written_anew() {
     assert_eq!(client.list("u/cur").await.unwrap(), ["1:2,RS", "2:2,S"]);
 }
 
+/// I3: a process that dies after a sync failed tells nobody. The next one finds pages that never
+/// reach the disk, and a sync of them that says success: it makes safe only what it wrote anew.
+#[tokio::test]
+async fn i3_a_sync_that_failed_before_a_death_is_not_trusted_after_it() {
+    let world = World::new();
+    let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+    let start = || world.session_with(world.settings(HERE), disk.clone());
+    let client = start();
+    client.maildir(&["u"]).await;
+    client.put("u/dovecot.index.log", b"one").await.unwrap();
+    let log = client.open("u/dovecot.index.log", WRITE).await.unwrap();
+    client.write(log, 3, b"two").await.unwrap();
+    disk.fail_syncs_of("dovecot.index.log", 1);
+    disk.fail_syncs_of("journal", 1);
+    disk.set_full(true);
+    assert!(client.fsync(log).await.is_err());
+    disk.set_full(false);
+    let path = world.machine_dir(HERE).join("meta/u/dovecot.index.log");
+    let journal = find(&world.machine_dir(HERE).join("state/users"), "journal");
+    drop(client);
+
+    let client = start();
+    let log = client.open("u/dovecot.index.log", WRITE).await.unwrap();
+    client.write(log, 6, b"three").await.unwrap();
+    client.fsync(log).await.unwrap();
+    assert_eq!(disk.on_disk(&path).as_deref(), Some(&b"onetwothree"[..]));
+    assert_eq!(disk.on_disk(&journal), Some(fs::read(&journal).unwrap()));
+}
+
 /// I3: the same for an index file: what an fsync of it said is safe is on the disk, whatever an
 /// earlier one lost; and one that cannot be made safe says so for as long as that is so.
 #[tokio::test]
