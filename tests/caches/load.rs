@@ -171,7 +171,7 @@ impl Camp {
         self.look_at_scripts(user)?;
         let mut lmtp = ports.lmtp()?;
         self.work.deliver(&mut lmtp, &[user], Turn::Any)?;
-        if turns % 3 == 0 {
+        if turns.is_multiple_of(3) {
             let seen = look(ports.imap, std::slice::from_ref(user))?;
             self.work.model().learn(&seen);
         }
