@@ -11,32 +11,34 @@
 //!   Where it cannot, files are opened with `DIRECT_IO`, so that no second page cache goes stale.
 //! * Names and attributes are believed for a second.
 
-use super::convert;
 use super::notify::Invalidations;
 use super::stats::{Begun, FuseStats, Op};
 use crate::fs::api::Invalidate;
 use crate::hostchange::creds::Who;
 use crate::hostchange::straight::locks::{Range, is_interrupted};
-use crate::hostchange::straight::{Changes, Found, Handle, Straight};
+use crate::hostchange::straight::{Changes, Found, Straight};
 use fuser::{
-    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle,
-    FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno as Number;
 use nix::sys::stat::FileStat;
-use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+use through::Through;
 use tokio::runtime::Handle as Runtime;
+use types::{attr, entry_kind, timespec};
+
+mod through;
+mod types;
 
 /// The largest WRITE, in bytes.
 const MAX_WRITE: u32 = 1 << 20;
@@ -60,59 +62,6 @@ struct Core {
     fs: Arc<Straight>,
     stats: Arc<FuseStats>,
     through: Through,
-}
-
-/// Which inodes are open in passthrough mode; all opens of one are in the same mode, and share what
-/// the kernel calls its backing file.
-#[derive(Debug, Default)]
-struct Through {
-    wanted: AtomicBool,
-    open: Mutex<HashMap<u64, Open>>,
-}
-
-#[derive(Debug)]
-struct Open {
-    handles: u32,
-    /// `None`: the inode is open without.
-    backing: Option<Arc<BackingId>>,
-}
-
-impl Through {
-    /// Counts an open file and tells how it is to be opened.
-    fn opened(
-        &self,
-        handle: &Handle,
-        register: impl FnOnce(&Handle) -> io::Result<BackingId>,
-    ) -> Option<Arc<BackingId>> {
-        let mut all = self.open.lock();
-        let open = all.entry(handle.node).or_insert_with(|| {
-            let backing = match self.wanted.load(Ordering::Relaxed) {
-                true => register(handle).map_err(|error| self.refused(&error)).ok(),
-                false => None,
-            };
-            Open { handles: 0, backing: backing.map(Arc::new) }
-        });
-        open.handles += 1;
-        open.backing.clone()
-    }
-
-    /// One that is refused once is refused always: no privilege, or a file system below that
-    /// cannot.
-    fn refused(&self, error: &io::Error) {
-        if self.wanted.swap(false, Ordering::Relaxed) {
-            tracing::warn!(%error, "passthrough is off: the kernel refuses it; files are read and written through the daemon");
-        }
-    }
-
-    fn released(&self, node: u64) {
-        let gone = {
-            let mut all = self.open.lock();
-            let Some(open) = all.get_mut(&node) else { return };
-            open.handles = open.handles.saturating_sub(1);
-            if open.handles == 0 { all.remove(&node) } else { None }
-        };
-        drop(gone);
-    }
 }
 
 impl Adapter {
@@ -174,8 +123,20 @@ impl Adapter {
 }
 
 impl Core {
+    /// The one door for errors: counted, told where a person has something to do, and answered.
     fn failed(&self, begun: Begun, errno: Number) -> Errno {
         self.stats.answered(begun);
+        let trouble = [
+            Number::EIO,
+            Number::ESTALE,
+            Number::ETIMEDOUT,
+            Number::ENOSPC,
+            Number::EDQUOT,
+            Number::EROFS,
+        ];
+        if trouble.contains(&errno) {
+            tracing::warn!(op = begun.op.name(), errno = errno as i32, "{errno}");
+        }
         // Those say what is there, and nothing is wrong.
         if !matches!(errno, Number::ENOENT | Number::EEXIST | Number::EAGAIN) {
             self.stats.error(begun.op, errno as i32);
@@ -196,66 +157,6 @@ impl Core {
 
 fn who(req: &Request) -> Who {
     Who { uid: req.uid(), gid: req.gid() }
-}
-
-fn time(secs: i64, nanos: i64) -> SystemTime {
-    let nanos = Duration::from_nanos(u64::try_from(nanos).unwrap_or(0));
-    let whole = Duration::from_secs(secs.unsigned_abs());
-    let at = if secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-    at.and_then(|at| at.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
-}
-
-fn kind(mode: u32) -> FileType {
-    match mode & libc::S_IFMT {
-        libc::S_IFDIR => FileType::Directory,
-        libc::S_IFLNK => FileType::Symlink,
-        libc::S_IFIFO => FileType::NamedPipe,
-        libc::S_IFSOCK => FileType::Socket,
-        libc::S_IFBLK => FileType::BlockDevice,
-        libc::S_IFCHR => FileType::CharDevice,
-        _ => FileType::RegularFile,
-    }
-}
-
-#[allow(clippy::unnecessary_cast)]
-fn attr(id: u64, stat: &FileStat) -> FileAttr {
-    let number = |n: i64| u64::try_from(n).unwrap_or(0);
-    FileAttr {
-        ino: INodeNo(id),
-        size: number(stat.st_size),
-        blocks: number(stat.st_blocks),
-        atime: time(stat.st_atime, stat.st_atime_nsec),
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
-        crtime: UNIX_EPOCH,
-        kind: kind(stat.st_mode),
-        perm: (stat.st_mode & 0o7777) as u16,
-        nlink: u32::try_from(stat.st_nlink as u64).unwrap_or(u32::MAX),
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        rdev: 0,
-        blksize: u32::try_from(stat.st_blksize as i64).unwrap_or(4096),
-        flags: 0,
-    }
-}
-
-fn entry_kind(kind: u8) -> FileType {
-    match kind {
-        libc::DT_DIR => FileType::Directory,
-        libc::DT_LNK => FileType::Symlink,
-        libc::DT_FIFO => FileType::NamedPipe,
-        libc::DT_SOCK => FileType::Socket,
-        _ => FileType::RegularFile,
-    }
-}
-
-fn timespec(time: TimeOrNow) -> libc::timespec {
-    match convert::set_time(time) {
-        crate::fs::api::SetTime::Now => libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_NOW },
-        crate::fs::api::SetTime::At(at) => {
-            libc::timespec { tv_sec: at.secs, tv_nsec: i64::from(at.nanos) }
-        }
-    }
 }
 
 impl Filesystem for Adapter {

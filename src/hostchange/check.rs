@@ -11,8 +11,9 @@
 //! 5. the new file is renamed into its place: other hosts notice from now on.
 //!
 //! A death before 4 leaves no record, one before 5 a record that describes no file in place.
-//! The file is written anew also where it has our name but is not the recorded one: two hosts that were given the same
-//! name by mistake, or one that lost its `/dev/shm`, are still noticed by all others.
+//! The file is written anew also where it has our name but is not the recorded one: two hosts that
+//! were given the same name by mistake, or one that lost its `/dev/shm`, are still noticed by all
+//! others.
 //!
 //! **Two hosts at the same moment.** The one whose rename came first finds another's file next time.
 //! But the other, whose file stays, took the user while the first still served him, and may have
