@@ -550,3 +550,20 @@ async fn i3_a_file_whose_sync_failed_is_written_anew() {
     let fresh = world.session(FRESH);
     assert_eq!(fresh.read("u/dovecot.index.log").await.unwrap(), b"onetwothreefourfive");
 }
+
+/// I3: a process dies between a rename and the next record, and so does the one that follows it,
+/// which has made a file under the old name again: the rename is not done once more.
+#[tokio::test]
+async fn i3_a_rename_is_not_done_again_by_the_second_start() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.put("u/subscriptions.lock", b"first").await.unwrap();
+    client.rename("u/subscriptions.lock", "u/subscriptions").await.unwrap();
+    drop(client);
+    let second = world.session(HERE);
+    second.put("u/subscriptions.lock", b"the second's, not finished").await.unwrap();
+    drop(second);
+    let third = world.session(HERE);
+    assert_eq!(third.read("u/subscriptions").await.unwrap(), b"first");
+}
