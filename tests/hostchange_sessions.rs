@@ -224,6 +224,24 @@ fn a_mount_dies_while_it_makes_room() {
     }
 }
 
+/// By hand, or by `usercache clean 0s`: the session goes on with a new list index.
+#[test]
+fn a_list_index_is_removed_under_a_session() {
+    let mut site = Site::new(&["--set", "hostchange.login_idle=10min"]);
+    site.a.mount().unwrap();
+    for round in 0..3 {
+        site.build("of the session");
+        assert_eq!(site.shown(), both("of the session"), "{round}");
+        let local = site.a.beside("shm/list/u");
+        std::fs::remove_dir_all(&local).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(site.shown(), NONE, "{round}");
+        site.build("anew");
+        assert_eq!(std::fs::read_to_string(local.join(FILES[1])).unwrap(), "anew");
+        assert!(!site.index().join(FILES[1]).exists(), "on NFS");
+    }
+}
+
 /// What one login does: it leaves a trace on NFS, and a list index that says what there is.
 fn session(root: &Path, user: &str, text: &str, one_host: &Mutex<()>) {
     let dir = root.join(user).join("index");
