@@ -1,9 +1,7 @@
 //! Attributes as `stat` shows them, from what is stored and what this mount was told to show.
 
 use super::api::{Attr, FileKind};
-use crate::dovecot::classes::Class;
 use crate::format::Place;
-use crate::format::Sub;
 use crate::format::Timestamp;
 use crate::format::listing::Owner;
 use crate::vmail::node::{Kind, Node};
@@ -23,7 +21,7 @@ pub fn of_node(user: &User, node: &Node) -> Attr {
         ino: node.ino,
         kind,
         size: node.size,
-        mode: shown_mode(node),
+        mode: node.mode,
         nlink: node.nlink,
         uid: owner.uid,
         gid: owner.gid,
@@ -32,19 +30,6 @@ pub fn of_node(user: &User, node: &Node) -> Attr {
         ctime: node.ctime,
         cacheable: true,
     }
-}
-
-/// A published mail of dbox shows that nobody may write it: its server asks to write each one that it
-/// reads, and the kernel then refuses that by itself. Maildir's mails show what was given to them;
-/// nobody asks to write those.
-fn shown_mode(node: &Node) -> u32 {
-    let published = match &node.kind {
-        Kind::Published(_) => true,
-        Kind::Mail(mail) => mail.staged.is_none(),
-        Kind::Growing(_) | Kind::Local(_) | Kind::Symlink(_) => false,
-    };
-    let dbox = node.class == Class::Mail && node.names.all().iter().all(|n| n.at.sub == Sub::Own);
-    if published && dbox { node.mode & !0o222 } else { node.mode }
 }
 
 /// Attributes of a directory below a user's root, or of the root of a user that is open.

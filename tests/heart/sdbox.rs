@@ -71,25 +71,6 @@ pub(super) async fn numbers(client: &Client) -> Vec<u32> {
     all
 }
 
-/// Dovecot asks to write each mail that it reads: the kernel knows by itself that nobody may.
-#[tokio::test]
-async fn a_published_mail_shows_that_it_cannot_be_written() {
-    let world = World::new();
-    let client = world.session(HERE);
-    folders(&client, "u/index/mailboxes/INBOX").await;
-    let file = save(&client, 1).await;
-    let mode = async |path: String| client.look(&path).await.unwrap().attr.mode & 0o7777;
-    assert_eq!(mode(format!("{MAILS}/.temp.1")).await, 0o600);
-    commit(&client, 1, file).await;
-    assert_eq!(mode(format!("{MAILS}/u.1")).await, 0o400);
-    assert_eq!(client.open(&format!("{MAILS}/u.1"), WRITE).await.map(drop), Err(libc::EACCES));
-    assert_eq!(client.read(&format!("{MAILS}/u.1")).await.unwrap(), b"mail 1");
-    // Maildir's mails show what they were given.
-    client.maildir(&["v"]).await;
-    client.deliver("v", "1", b"mail").await.unwrap();
-    assert_eq!(mode("v/new/1".into()).await, 0o600);
-}
-
 /// I1, I2: a power cut that leaves a mail's number in the journal, and of Dovecot's log only what
 /// the last flush holds: the mail gets another number, above all that were given, and shows.
 #[tokio::test]
