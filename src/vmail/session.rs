@@ -232,6 +232,7 @@ pub struct Session {
     pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
     pub lost_mails: lost::Met,
+    pub blanks: lost::Blanks,
     pub unserved: super::unserved::Unserved,
     pub counts: super::counts::Counts,
     /// Random name of this session.
@@ -281,6 +282,7 @@ impl Session {
             metacache,
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
+            blanks: lost::Blanks::default(),
             unserved: super::unserved::Unserved::default(),
             counts: super::counts::Counts::default(),
             streams: Streams::new(settings.stream_memory),
@@ -332,6 +334,7 @@ impl Session {
     }
 
     pub fn forget_ino(&self, ino: Ino) {
+        self.blanks.forget(ino);
         self.inos.write().remove(&ino);
     }
 
