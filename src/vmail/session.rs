@@ -178,7 +178,9 @@ impl UserCell {
     /// Calls `f` with the open user, or says that it must be opened first.
     pub fn with<T>(self: &Arc<Self>, f: impl FnOnce(&mut User) -> Op<T>) -> Op<T> {
         match &mut *self.state.lock() {
-            CellState::Open(user) if user.ready => match f(user) {
+            CellState::Open(user) if user.ready => match user.unshown().map_or_else(|| f(user), |id| {
+                Err(Stop::Wait(Need::Restore(self.clone(), id)))
+            }) {
                 Err(Stop::Error(Error::Vanished { folder, .. })) => {
                     Err(Stop::Wait(Need::Restore(self.clone(), folder)))
                 }
@@ -230,6 +232,7 @@ pub struct Session {
     pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
     pub lost_mails: lost::Met,
+    pub blanks: lost::Blanks,
     pub unserved: super::unserved::Unserved,
     pub counts: super::counts::Counts,
     /// Random name of this session.
@@ -279,6 +282,7 @@ impl Session {
             metacache,
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
+            blanks: lost::Blanks::default(),
             unserved: super::unserved::Unserved::default(),
             counts: super::counts::Counts::default(),
             streams: Streams::new(settings.stream_memory),
@@ -330,6 +334,7 @@ impl Session {
     }
 
     pub fn forget_ino(&self, ino: Ino) {
+        self.blanks.forget(ino);
         self.inos.write().remove(&ino);
     }
 

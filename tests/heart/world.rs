@@ -285,7 +285,7 @@ pub struct Open {
 
 pub type Answer<T> = Result<T, i32>;
 
-const WHO: Caller = Caller { uid: 1000, gid: 1000, pid: 1 };
+pub const WHO: Caller = Caller { uid: 1000, gid: 1000, pid: 1 };
 pub const READ: OpenMode =
     OpenMode { read: true, write: false, append: false, truncate: false, exclusive: false };
 pub const WRITE: OpenMode =
