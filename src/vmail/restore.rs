@@ -12,8 +12,8 @@
 //! cut to its last whole record, and a file that is not what it should be counts as missing.
 
 use super::error::{Error, Plain, Result, pass};
-use super::lines::Final;
 use super::later::show_later_mails;
+use super::lines::Final;
 use super::load;
 use super::node::{Kind, Local, Names, Node, NodeIx, Since};
 use super::parts::{self, Contents, Wanted};
