@@ -18,6 +18,7 @@ mod heart {
     mod full_disk;
     mod gc;
     mod idle;
+    mod later;
     mod metacache;
     mod ownership;
     mod publish;

@@ -36,7 +36,7 @@ pub mod kind {
 const TYPE_MASK: u32 = 0x0fff_ffff;
 pub(super) const EXTERNAL: u32 = 0x1000_0000;
 /// Present in every valid expunge, so that a damaged log expunges nothing.
-const EXPUNGE_PROTECTION: u32 = 0xcd90;
+pub(super) const EXPUNGE_PROTECTION: u32 = 0xcd90;
 
 /// Offsets in the index header, as header updates name them.
 pub mod header {

@@ -131,6 +131,19 @@ pub fn append_sdbox(
     uids: &[u32],
     at_least: u32,
 ) -> Result<LogAppend, RecoverError> {
+    correct_sdbox(state, &[], uids, at_least)
+}
+
+/// The same, and mails whose files are `gone` do not show any more.
+///
+/// # Errors
+/// As [`append_sdbox`].
+pub fn correct_sdbox(
+    state: &IndexState,
+    gone: &[u32],
+    uids: &[u32],
+    at_least: u32,
+) -> Result<LogAppend, RecoverError> {
     let mut new: Vec<u32> =
         uids.iter().copied().filter(|uid| !state.records.contains_key(uid)).collect();
     new.sort_unstable();
@@ -138,7 +151,10 @@ pub fn append_sdbox(
     if let Some(low) = new.first().filter(|uid| **uid < state.next_uid) {
         return Err(RecoverError::UidTaken(*low, state.next_uid));
     }
+    let gone: Vec<u32> =
+        gone.iter().copied().filter(|uid| state.records.contains_key(uid)).collect();
     let mut transaction = Transaction::new();
+    transaction.expunge(&gone);
     append_mails(&mut transaction, state, &new, at_least)?;
     Ok(LogAppend { at: state.log_end.1, bytes: transaction.finish() })
 }
@@ -219,6 +235,18 @@ mod tests {
         assert_eq!(state.next_uid, 1010);
         assert!(append_sdbox(&state, &[1005, 1006], 1010).unwrap().bytes.is_empty());
         assert_eq!(append_sdbox(&state, &[1007], 0), Err(RecoverError::UidTaken(1007, 1010)));
+    }
+
+    #[test]
+    fn sdbox_mails_whose_files_are_gone_are_expunged() {
+        let old = log(0, 9);
+        let state = replay(None, &[&old]).unwrap();
+        let append = correct_sdbox(&state, &[2, 7], &[1005], 0).unwrap();
+        let state = replay(None, &[&apply(old, &append)]).unwrap();
+        assert_eq!(state.records.keys().copied().collect::<Vec<_>>(), [1, 3, 1005]);
+        // Nothing is left for a sync to do.
+        assert_eq!(state.log_tail, state.log_end.1);
+        assert!(correct_sdbox(&state, &[2], &[], 0).unwrap().bytes.is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{
     bytes::pad4,
-    records::{EXTERNAL, RECORD_HEADER, kind},
+    records::{EXPUNGE_PROTECTION, EXTERNAL, RECORD_HEADER, kind},
 };
 
 /// The largest record the packed size can express.
@@ -66,6 +66,16 @@ impl Transaction {
     pub fn append(&mut self, uids: &[u32]) {
         let body: Vec<u8> = uids.iter().flat_map(|uid| (u64::from(*uid)).to_le_bytes()).collect();
         self.record(kind::APPEND, &body);
+    }
+
+    /// Mails that are gone. Their GUIDs are not told: no sync looks for a file because of it.
+    pub fn expunge(&mut self, uids: &[u32]) {
+        let body = uids.iter().flat_map(|uid| {
+            let mut mail = [0; 20];
+            mail[..4].copy_from_slice(&uid.to_le_bytes());
+            mail
+        });
+        self.record(kind::EXPUNGE_GUID | EXPUNGE_PROTECTION, &body.collect::<Vec<u8>>());
     }
 
     /// Says which extension the next extension records mean. By name, which Dovecot accepts for

@@ -52,6 +52,7 @@ pub(super) fn build(
         journal_len: 0,
         last_seq: 0,
         snapshots: HashSet::new(),
+        restoring: HashSet::new(),
         links: None,
     });
     let journal_path = state_dir.join("journal");
@@ -106,6 +107,8 @@ pub(super) fn build(
         inherited: resumed && follows == Follows::OwnCrash,
         used: session.env.clock.boot(),
         restored: Vec::new(),
+        restoring: local.restoring,
+        half_restored: HashSet::new(),
         users_of: super::services::Services::default(),
         cell: Arc::downgrade(cell),
         uidvalidity: None,

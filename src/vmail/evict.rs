@@ -209,6 +209,10 @@ impl User {
     /// Evicts the files of one priority. What is not flushed, or open, stays.
     pub(super) fn evict(&mut self, priority: usize, what: What) -> Result<()> {
         self.may_write()?;
+        // What is being flushed counts as unchanged, and is in no part yet.
+        if self.cut_out {
+            return Ok(());
+        }
         let ids: Vec<FolderId> = self.tree.folders.keys().copied().collect();
         for id in ids {
             if self.priority_on_disk(id)? != priority {

@@ -28,7 +28,7 @@ use super::publish::blocking;
 use super::session::{CellState, UserCell};
 use super::swap::swap_head;
 use super::wait::Patience;
-use super::{close, dropped, load, need, restore};
+use super::{close, dropped, later, load, need, restore};
 use crate::cache::metacache::Purpose;
 use crate::failpoint;
 use crate::format::head::{Head, PartKind, PartRef};
@@ -112,6 +112,8 @@ async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report>
         for folder in cell.open_user(|user| Ok(user.unloaded_changes()))? {
             load::load_for(cell, folder, Purpose::Flush).await?;
         }
+        // What is in no index yet would be in none after the loss of the machine.
+        later::show_later_mails(cell, Purpose::Flush).await?;
         match attempt(cell, options).await {
             Ok(Some(report)) => return Ok(report),
             Ok(None) => {}
@@ -131,6 +133,9 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
     let extent = Extent { caches: options.caches };
     let cut = cell.open_user(|user| {
         user.may_finish()?;
+        if let Some(folder) = user.unshown() {
+            return Err(Error::Vanished { folder, what: "what came later is not shown yet".into() });
+        }
         user.mend_journal()?;
         let cut = user.cut(extent)?;
         user.cut_out = true;
@@ -407,11 +412,21 @@ pub async fn raise_ceilings(
 ) -> Result<()> {
     let _one = cell.flushing.lock().await;
     close::reclaim(cell).await?;
+    cell.open_user(|user| user.may_write())?;
+    raise_ceilings_alone(cell, wanted, uidvalidity).await
+}
+
+/// The same for who holds `flushing`.
+pub(super) async fn raise_ceilings_alone(
+    cell: &Arc<UserCell>,
+    wanted: Option<(FolderId, u32)>,
+    uidvalidity: Option<u32>,
+) -> Result<()> {
     if cell.open_user(|user| user.remake_state())? {
         save_head(cell, false).await?;
     }
     let (mut head, tag, dir, stamp) = cell.open_user(|user| {
-        user.may_write()?;
+        user.may_finish()?;
         user.ceiling_wanted = false;
         let mut next: HashMap<FolderId, u32> =
             user.tree.folders.values().filter_map(|f| Some((f.id, f.next_uid?))).collect();

@@ -122,6 +122,9 @@ impl User {
     pub fn release(&mut self, ix: NodeIx, wrote: bool) {
         let name = self.name.clone();
         let fscache = self.session.fscache.clone();
+        if self.tree.nodes.get(ix).is_some_and(|node| node.handles == 1) {
+            self.keep_removed(ix);
+        }
         let Some(node) = self.tree.nodes.get_mut(ix) else { return };
         node.handles = node.handles.saturating_sub(1);
         node.writers = node.writers.saturating_sub(u32::from(wrote));

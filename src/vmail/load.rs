@@ -45,12 +45,6 @@ pub async fn load(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
 
 /// The same for somebody who may go further into the metacache's grace.
 pub async fn load_for(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
-    let loaded = load_alone(cell, folder, purpose).await;
-    super::restore::show_later_mails(cell, purpose).await?;
-    loaded
-}
-
-async fn load_alone(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
     let mut patience = Patience::new(&cell.session);
     let _one = cell.loading.lock().await;
     loop {
@@ -103,26 +97,47 @@ async fn install_checked(
     source: Source,
     purpose: Purpose,
 ) -> Result<()> {
-    let large = large_files(cell, id, &source).await?;
-    let room = space::reserve_of(cell, takes(&source, &large), purpose).await?;
-    let missing = cell.open_user(|user| user.install(id, source, &large, false))?;
-    drop(room);
-    if !missing {
+    let from_parts = source.parts.is_some();
+    if !install_from(cell, id, source, purpose, false).await? {
         return Ok(());
+    }
+    // With what the parts hold as it was nothing is missing, or what changed since is.
+    if !from_parts {
+        let Some(source) = fetch_one(cell, id).await? else { return Ok(()) };
+        if !install_from(cell, id, source, purpose, false).await? {
+            return Ok(());
+        }
     }
     tracing::warn!(
         user = %cell.name, folder = %id,
         "index files are missing in the metacache; all of the folder's come back from the last flush"
     );
+    match fetch_one(cell, id).await? {
+        Some(source) => install_from(cell, id, source, purpose, true).await.map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Says whether files are missing; see [`User::install`].
+async fn install_from(
+    cell: &Arc<UserCell>,
+    id: FolderId,
+    source: Source,
+    purpose: Purpose,
+    restore: bool,
+) -> Result<bool> {
+    let large = large_files(cell, id, &source).await?;
+    let _room = space::reserve_of(cell, takes(&source, &large), purpose).await?;
+    cell.open_user(|user| user.install(id, source, &large, restore))
+}
+
+/// A folder as its parts have it.
+async fn fetch_one(cell: &Arc<UserCell>, id: FolderId) -> Result<Option<Source>> {
     let parts = cell.open_user(|user| {
         let folder = user.tree.folders.get(&id).ok_or(Plain::NotFound)?;
         Ok(vec![Wanted { id, parts: folder.parts.clone(), snapshot: None }])
     })?;
-    let mut fetched = fetch_parts(cell, &parts).await?;
-    let Some((_, source)) = fetched.pop() else { return Ok(()) };
-    let large = large_files(cell, id, &source).await?;
-    let _room = space::reserve_of(cell, takes(&source, &large), purpose).await?;
-    cell.open_user(|user| user.install(id, source, &large, true)).map(|_| ())
+    Ok(fetch_parts(cell, &parts).await?.pop().map(|(_, source)| source))
 }
 
 /// What the files that came with a listing take at most, once they are on the disk.
@@ -211,10 +226,14 @@ impl User {
         }
         // What is missing must be known before anything is changed.
         if !restore
-            && (self.any_missing(id, &state, &contents, large)?
+            && (self.restoring.contains(&id)
+                || self.any_missing(id, &state, &contents, large)?
                 || self.unclean && self.any_torn(id, &state, &contents)?)
         {
             return Ok(true);
+        }
+        if restore {
+            self.begin_restoring(id)?;
         }
         self.fill(id, state, contents, large, restore)?;
         if let Some(folder) = self.tree.folders.get_mut(&id) {
@@ -235,10 +254,13 @@ impl User {
         let states = states.collect();
         self.commit(states)?;
         self.follow_uids(id)?;
+        if !restore {
+            self.look_after_death(id);
+        }
         Ok(false)
     }
 
-    fn unflushed(&self, id: FolderId, key: &(Sub, NameBytes)) -> bool {
+    pub(super) fn unflushed(&self, id: FolderId, key: &(Sub, NameBytes)) -> bool {
         self.tree.folders.get(&id).is_some_and(|f| f.unflushed.names.contains(key))
     }
 

@@ -7,6 +7,7 @@
 //! | `head.next` | the same, written before a head is swapped: after a crash the store tells which of the two holds |
 //! | `journal` | the records since the last checkpoint |
 //! | `listing/<folder id>` | a folder's whole listing at some checkpoint, checksum in front |
+//! | `restoring.<folder id>` | empty: the folder's index files are being brought back from the last flush |
 //! | `links` | objects with more than one name at that checkpoint |
 //!
 //! A checkpoint writes snapshots first and then a new journal, which begins with one record
@@ -61,11 +62,16 @@ pub struct LocalState {
     pub journal_len: u64,
     pub last_seq: u64,
     pub snapshots: HashSet<FolderId>,
+    /// Folders whose index files were being brought back (see [`super::later`]).
+    pub restoring: HashSet<FolderId>,
     /// The table of links at the last checkpoint, if there was one.
     pub links: Option<HashMap<ObjectId, u32>>,
 }
 
 const WHAT: &str = "local state";
+
+/// How the names of files begin that tell which folders are being brought back.
+pub(super) const RESTORING: &str = "restoring.";
 
 fn disk_error(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
     move |e| Error::disk(path.display().to_string(), &e)
@@ -153,20 +159,30 @@ pub fn read(disk: &dyn Disk, dir: &Path, user: &str, boot: &str) -> Result<Optio
             }
         }
     }
-    let mut snapshots = HashSet::new();
-    let listing = dir.join("listing");
-    for entry in disk.list(&listing).map_err(disk_error(&listing))? {
-        if let Some(id) = entry.name.to_str().and_then(|n| n.parse().ok()) {
-            snapshots.insert(id);
-        }
-    }
+    let folders = |dir: &Path, before: &str| -> Result<HashSet<FolderId>> {
+        let found = disk.list(dir).map_err(disk_error(dir))?;
+        let names = found.iter().filter_map(|entry| entry.name.to_str()?.strip_prefix(before));
+        Ok(names.filter_map(|id| id.parse().ok()).collect())
+    };
+    let snapshots = folders(&dir.join("listing"), "")?;
+    let restoring = folders(dir, RESTORING)?;
     let links_path = dir.join("links");
     let links = disk.read(&links_path, u64::MAX).map_err(disk_error(&links_path))?;
     let links = match links.map(|bytes| decode_links(&bytes)).transpose() {
         Ok(links) => links,
         Err(error) => return unusable("link table", &error),
     };
-    Ok(Some(LocalState { stamp, head, next, records, journal_len, last_seq, snapshots, links }))
+    Ok(Some(LocalState {
+        stamp,
+        head,
+        next,
+        records,
+        journal_len,
+        last_seq,
+        snapshots,
+        restoring,
+        links,
+    }))
 }
 
 fn encode_links(links: &HashMap<ObjectId, u32>) -> Vec<u8> {

@@ -4,6 +4,7 @@
 
 use super::error::{Error, Result};
 use super::load;
+use super::need::Op;
 use super::node::{Kind, NodeIx};
 use super::recover::{Found, find_path, unstop};
 use super::session::UserCell;
@@ -11,7 +12,7 @@ use super::tree::{NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::Class;
 use crate::dovecot::records::header;
-use crate::dovecot::recover::{RecoverError, append_sdbox, first_log, mark_fsckd};
+use crate::dovecot::recover::{RecoverError, correct_sdbox, first_log, mark_fsckd};
 use crate::dovecot::replay::replay;
 use crate::format::listing::Attrs;
 use crate::format::{FolderId, Place, Sub};
@@ -43,7 +44,7 @@ pub(super) async fn put_back_numbered(
 pub(super) async fn show_unindexed(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
     let index = index_folder(cell, folder, INDEX_LOG).await?;
     let mails = cell.open_user(|user| {
-        user.show_numbers_above(folder, index)?;
+        user.show_numbers_above(folder, index, false).map_err(unstop)?;
         Ok(user.numbers(folder).next().is_some())
     })?;
     if index.is_none() && mails {
@@ -53,7 +54,7 @@ pub(super) async fn show_unindexed(cell: &Arc<UserCell>, folder: FolderId) -> Re
 }
 
 /// Makes Dovecot look for the mails of a folder that has no index.
-async fn begin_index(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
+pub(super) async fn begin_index(cell: &Arc<UserCell>, folder: FolderId) -> Result<()> {
     let path = cell.open_user(|user| Ok(user.index_path(folder)))?;
     let (place, _) = find_path(cell, &path).await?;
     load::load(cell, place).await?;
@@ -98,7 +99,7 @@ impl User {
     /// The folder with the index of a mail folder, as far as it is in memory: beside the mails or in
     /// the tree of indexes. Only one is used; the other is left from another configuration, or from
     /// a recovery that could not know better.
-    fn index_of(&self, folder: FolderId, log: &[u8]) -> Option<FolderId> {
+    pub(super) fn index_of(&self, folder: FolderId, log: &[u8]) -> Option<FolderId> {
         let made = |id: &FolderId| Some(self.tree.nodes.get(self.child(*id, log)?)?.mtime);
         let both = [Some(folder), self.counterpart(folder)].into_iter().flatten();
         both.filter(|id| made(id).is_some()).max_by_key(made)
@@ -138,7 +139,7 @@ impl User {
             uids.push(uid);
             uid = uid.saturating_add(1);
         }
-        self.show_numbered(index, &uids)
+        self.show_numbered(index, &uids, &[])
     }
 
     /// A number that no mail of an sdbox folder has or may have had.
@@ -150,15 +151,20 @@ impl User {
         burnt.max(next).max(highest.saturating_add(1)).max(1)
     }
 
-    /// Makes Dovecot show the files with these numbers.
-    pub(super) fn show_numbered(&mut self, index: Option<FolderId>, uids: &[u32]) -> Result<()> {
+    /// Makes Dovecot show the files with these numbers, and not show those that are gone.
+    fn show_numbered(
+        &mut self,
+        index: Option<FolderId>,
+        uids: &[u32],
+        gone: &[u32],
+    ) -> Result<()> {
         let known = index.and_then(|id| self.tree.folders.get(&id));
         let burnt = known.and_then(|f| f.burnt_below).unwrap_or(0);
         let Some(index) = index else { return Ok(()) };
         let Some(log) = self.child(index, b"dovecot.index.log") else { return Ok(()) };
         let state = self.index_state(index, b"dovecot.index")?;
         let content = self.index_content(log)?;
-        let append = match state.map(|state| append_sdbox(&state, uids, burnt)) {
+        let append = match state.map(|state| correct_sdbox(&state, gone, uids, burnt)) {
             Some(Ok(append)) => append,
             other => {
                 tracing::warn!(user = %self.name, problem = ?other.map(|r| r.err()), "Dovecot is asked to rebuild a folder");
@@ -180,31 +186,59 @@ impl User {
         dir.into_iter().flat_map(|d| d.entries.after(0)).filter_map(|(_, n, _)| number(n, b"u."))
     }
 
-    /// Shows the mails whose numbers are above all of the index. The number may have been given
-    /// again since, so they get another.
-    fn show_numbers_above(&mut self, folder: FolderId, index: Option<FolderId>) -> Result<()> {
+    /// Shows the mails of which the index has not heard. Their numbers may have been given again
+    /// since, so they get others. If it is `older` than the folder, it still has mails that went.
+    pub(super) fn show_numbers_above(
+        &mut self,
+        folder: FolderId,
+        index: Option<FolderId>,
+        older: bool,
+    ) -> Op<()> {
         let Some(id) = index else { return Ok(()) };
         let Some(state) = self.index_state(id, b"dovecot.index")? else { return Ok(()) };
         if state.uid_validity == 0 && state.flags & header::FLAG_FSCKD != 0 {
             // A first log, by which Dovecot takes the numbers as they are under a new UIDVALIDITY.
             return Ok(());
         }
-        let last = state.records.keys().next_back().copied().unwrap_or(0);
+        // Below what was burnt it has heard of all up to its last one, expunged ones included. What
+        // was put back before this was given a number above it.
+        let burnt = self.tree.folders.get(&id).and_then(|f| f.burnt_below);
+        let heard = match burnt {
+            Some(burnt) => {
+                let last = state.records.range(..burnt).next_back();
+                last.map_or(0, |(last, _)| last.saturating_add(1))
+            }
+            None => state.next_uid,
+        };
         let at = Place::own(folder);
-        let mut waiting: Vec<u32> = self.numbers(folder).filter(|uid| *uid > last).collect();
+        let unheard = |uid: &u32| *uid >= heard && !state.records.contains_key(uid);
+        let mut waiting: Vec<u32> = self.numbers(folder).filter(unheard).collect();
         waiting.sort_unstable();
+        let mut gone = if older { self.numbers_gone(folder) } else { Vec::new() };
+        gone.retain(|uid| state.records.contains_key(uid));
+        if self.ready && !waiting.is_empty() {
+            // An opening has raised it.
+            let most = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
+            let next = self.free_uid(folder, index).saturating_add(most);
+            self.await_ceiling(id, next)?;
+        }
         let mut uids = Vec::new();
         for old in waiting {
             let uid = self.free_uid(folder, index);
             let (from, to) = (format!("u.{old}"), format!("u.{uid}"));
-            self.rename(at, from.as_bytes(), at, to.as_bytes(), true).map_err(unstop)?;
+            self.rename(at, from.as_bytes(), at, to.as_bytes(), true)?;
+            self.tell_kernel(at, from.as_bytes());
+            self.tell_kernel(at, to.as_bytes());
             uids.push(uid);
         }
-        if uids.is_empty() {
+        if uids.is_empty() && gone.is_empty() {
             return Ok(());
         }
-        tracing::warn!(user = %self.name, mails = uids.len(), "mails that were not yet in their index are put into it");
-        self.show_numbered(index, &uids)
+        tracing::warn!(
+            user = %self.name, mails = uids.len(), gone = gone.len(),
+            "mails that were not yet in their index are put into it"
+        );
+        Ok(self.show_numbered(index, &uids, &gone)?)
     }
 
     /// Whether the newest mail file of an sdbox folder, or a file of a storage, may not be in

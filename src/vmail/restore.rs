@@ -1,11 +1,11 @@
 //! Files of the metacache that are not there, or not as they were written (I7).
 //!
-//! An admin removed them while the user is open: what the last flush held of them comes back. An
-//! index file brings back the whole index set of its folder, with next-UID at its ceiling, for
-//! files of different times together would lie; other files come back one by one. What no
-//! flush ever held becomes absent by a record, and the log says so. A cache becomes absent. Mails that
-//! came after that flush get their records in an sdbox index ([`show_later_mails`]); Maildir gives them
-//! new UIDs by itself.
+//! An admin removed them while the user is open: what is open or flushed comes back as it was
+//! ([`super::exact`]). Of the rest that comes back which the last flush held. An index file brings
+//! back the whole index set of its folder then, with next-UID at its ceiling, for files of
+//! different times together would lie, and [`super::later`] has it say what is there; other files
+//! come back one by one. What no flush ever held becomes absent by a record, and the log says so. A
+//! cache becomes absent.
 //!
 //! The machine went down: what is flushed is taken from the store, whatever the disk says of it.
 //! What is not is on this disk only, and judged by its own format: what grows by appending is
@@ -13,10 +13,10 @@
 
 use super::error::{Error, Plain, Result, pass};
 use super::lines::Final;
+use super::later::show_later_mails;
 use super::load;
 use super::node::{Kind, Local, Names, Node, NodeIx, Since};
 use super::parts::{self, Contents, Wanted};
-use super::recover_sdbox::show_unindexed;
 use super::session::UserCell;
 use super::space;
 use super::tree::{NameBytes, Target};
@@ -34,19 +34,23 @@ use crate::format::listing::{Attrs, Entry, Line};
 use crate::format::{FolderId, ObjectId, Place, Sub};
 use crate::fs::api::Invalidate;
 use std::collections::{HashMap, HashSet};
-use std::pin::Pin;
 use std::sync::Arc;
-
-/// Folders that are brought back on the way to one that is wanted. More come with the next call.
-const RESTORES: usize = 16;
 
 /// A file of a folder.
 #[derive(Clone)]
-struct File {
-    at: Place,
-    name: NameBytes,
-    ix: NodeIx,
+pub(super) struct File {
+    pub at: Place,
+    pub name: NameBytes,
+    pub ix: NodeIx,
     class: Class,
+}
+
+/// What a try to bring files back came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    Done,
+    /// Once the flush that is under way has ended.
+    Flushing,
 }
 
 /// Brings back what is missing in a loaded folder.
@@ -61,13 +65,25 @@ pub async fn restore_for(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpos
     restored
 }
 
-async fn restore_alone(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose) -> Result<()> {
+pub(super) async fn restore_alone(
+    cell: &Arc<UserCell>,
+    folder: FolderId,
+    purpose: Purpose,
+) -> Result<()> {
     let mut patience = Patience::new(&cell.session);
-    let _one = cell.loading.lock().await;
     loop {
-        let error = match restore_once(cell, folder, purpose).await {
+        let tried = {
+            let _one = cell.loading.lock().await;
+            restore_once(cell, folder, purpose).await
+        };
+        let error = match tried {
             Err(error @ Error::Store { .. }) => error,
-            done => return done,
+            // A flush does not wait for itself: it cuts again.
+            Ok(Tried::Flushing) if purpose != Purpose::Flush => {
+                drop(cell.flushing.lock().await);
+                continue;
+            }
+            done => return done.map(drop),
         };
         tracing::warn!(user = %cell.name, %error, "files of the metacache not brought back");
         if !patience.again().await {
@@ -76,19 +92,21 @@ async fn restore_alone(cell: &Arc<UserCell>, folder: FolderId, purpose: Purpose)
     }
 }
 
-async fn restore_once(cell: &Arc<UserCell>, id: FolderId, purpose: Purpose) -> Result<()> {
+async fn restore_once(cell: &Arc<UserCell>, id: FolderId, purpose: Purpose) -> Result<Tried> {
     let wanted = cell.open_user(|user| {
+        user.forget_locks(id)?;
         let folder = user.tree.folders.get(&id).ok_or(Plain::NotFound)?;
         let whole = Wanted { id, parts: folder.parts.clone(), snapshot: None };
-        let here = user.gone(id)?.is_empty() && !user.has_evicted(id);
+        let half = user.half_restored.contains(&id);
+        let here = !half && user.gone(id)?.is_empty() && !user.has_evicted(id);
         Ok(if here { Vec::new() } else { vec![whole] })
     })?;
     if wanted.is_empty() {
-        return Ok(());
+        return Ok(Tried::Done);
     }
     pass(failpoint::RESTORE_BEFORE)?;
     let mut fetched = parts::fetch_parts(cell, &wanted).await?;
-    let Some((_, source)) = fetched.pop() else { return Ok(()) };
+    let Some((_, source)) = fetched.pop() else { return Ok(Tried::Done) };
     let large = parts::large_files(cell, id, &source).await?;
     let _room = space::reserve_of(cell, load::takes(&source, &large), purpose).await?;
     let contents = source.parts.map(|parts| parts.contents).unwrap_or_default();
@@ -97,50 +115,17 @@ async fn restore_once(cell: &Arc<UserCell>, id: FolderId, purpose: Purpose) -> R
         if now.parts != wanted[0].parts {
             // Flushed meanwhile: what was fetched may be an earlier file of the same name. The
             // call is made again.
-            return Ok(());
+            return Ok(Tried::Done);
         }
         let mut contents = contents;
         user.return_evicted(id, &source.state, &mut contents, &large)?;
-        if user.gone(id)?.is_empty() {
-            return Ok(());
+        if !user.return_exact(id, &contents)? {
+            return Ok(Tried::Flushing);
         }
-        user.bring_back(id, &source.state, contents, &large)
-    })
-}
-
-/// dbox shows what its index says, and one of the last flush does not know the mails that came after
-/// it: they get records, as after the loss of a machine. Not for a flush that makes room, which must
-/// not wait for some: the next call does it.
-pub(super) fn show_later_mails(
-    cell: &Arc<UserCell>,
-    purpose: Purpose,
-) -> Pin<Box<dyn Future<Output = Result<()>> + Send + '_>> {
-    // Boxed, for it loads folders itself.
-    Box::pin(async move {
-        if purpose == Purpose::Flush {
-            return Ok(());
+        if user.half_restored.contains(&id) || !user.gone(id)?.is_empty() {
+            user.bring_back(id, &source.state, contents, &large)?;
         }
-        let next = |user: &mut User| if user.ready { user.restored.pop() } else { None };
-        let mut again = RESTORES;
-        while let Some(id) = cell.if_open(next).flatten() {
-            let Some(mails) = cell.if_open(|user| user.numbered_mails(id)).flatten() else {
-                continue;
-            };
-            match show_unindexed(cell, mails).await {
-                Ok(()) => {}
-                // Its log was removed as well: that folder first.
-                Err(Error::Vanished { folder, .. }) if again > 0 => {
-                    again -= 1;
-                    cell.if_open(|user| user.restored.push(id));
-                    restore_alone(cell, folder, purpose).await?;
-                }
-                Err(error) => {
-                    cell.if_open(|user| user.restored.push(id));
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
+        Ok(Tried::Done)
     })
 }
 
@@ -182,14 +167,15 @@ fn add_large(cut: &Final, contents: &mut Contents, large: &HashMap<ObjectId, byt
 }
 
 impl User {
-    fn local_files(&self, id: FolderId) -> Vec<File> {
+    /// Those that travel, or the others: locks and temporary files.
+    fn local_files(&self, id: FolderId, travel: bool) -> Vec<File> {
         let Some(folder) = self.tree.folders.get(&id) else { return Vec::new() };
         let mut all = Vec::new();
         for (sub, dir) in folder.dirs() {
             for (_, name, target) in dir.entries.after(0) {
                 if let Target::Node(ix) = target
                     && let Some(Node { kind: Kind::Local(_), class, .. }) = self.tree.nodes.get(ix)
-                    && !class.is_local_only()
+                    && class.is_local_only() != travel
                 {
                     let at = Place { folder: id, sub };
                     all.push(File { at, name: name.clone(), ix, class: *class });
@@ -199,9 +185,25 @@ impl User {
         all
     }
 
-    fn gone(&self, id: FolderId) -> Result<Vec<File>> {
+    /// Files that travel and are not where they should be.
+    pub(super) fn gone(&self, id: FolderId) -> Result<Vec<File>> {
+        self.not_there(self.local_files(id, true))
+    }
+
+    /// A lock or temporary file that is gone is absent, unless it is open.
+    fn forget_locks(&mut self, id: FolderId) -> Result<()> {
+        for file in self.not_there(self.local_files(id, false))? {
+            let open = |node: &Node| matches!(&node.kind, Kind::Local(l) if l.file.is_some());
+            if !self.tree.nodes.get(file.ix).is_some_and(open) {
+                self.is_absent(&file)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn not_there(&self, files: Vec<File>) -> Result<Vec<File>> {
         let mut gone = Vec::new();
-        for file in self.local_files(id) {
+        for file in files {
             if self.here(file.ix).is_err() {
                 continue;
             }
@@ -224,7 +226,7 @@ impl User {
         large: &HashMap<ObjectId, bytes::Bytes>,
     ) -> Result<()> {
         add_large(cut, contents, large);
-        for file in self.local_files(id) {
+        for file in self.local_files(id, true) {
             if self.here(file.ix).is_ok() {
                 continue;
             }
@@ -254,9 +256,17 @@ impl User {
     ) -> Result<()> {
         add_large(cut, &mut contents, large);
         let gone: HashSet<NodeIx> = self.gone(id)?.iter().map(|file| file.ix).collect();
-        let files = self.local_files(id);
+        let files = self.local_files(id, true);
         let index = |class: Class| matches!(class, Class::Index(_)) && !class.is_cache();
-        let whole = files.iter().any(|f| gone.contains(&f.ix) && index(f.class));
+        let whole = self.half_restored.contains(&id)
+            || files.iter().any(|f| gone.contains(&f.ix) && index(f.class));
+        if whole {
+            self.begin_restoring(id)?;
+            self.half_restored.insert(id);
+            if !self.restored.contains(&id) {
+                self.restored.push(id);
+            }
+        }
         for file in &files {
             let of_set = whole && matches!(file.class, Class::Index(_));
             if !of_set && !gone.contains(&file.ix) {
@@ -270,7 +280,6 @@ impl User {
             pass(failpoint::RESTORE_BETWEEN)?;
         }
         if whole {
-            self.restored.push(id);
             tracing::warn!(
                 user = %self.name, folder = %id,
                 "index files are missing in the metacache; all of the folder's come back from the last flush"
@@ -297,8 +306,9 @@ impl User {
                 folder.burnt_below = folder.burnt_below.max(folder.uid_ceiling);
             }
             self.follow_uids(id)?;
+            self.half_restored.remove(&id);
         }
-        for file in self.local_files(id) {
+        for file in self.local_files(id, true) {
             let Some(node) = self.tree.nodes.get(file.ix) else { continue };
             let closed = matches!(&node.kind, Kind::Local(local) if local.file.is_none());
             if node.handles > 0 && closed {
@@ -331,7 +341,7 @@ impl User {
     }
 
     fn is_absent(&mut self, file: &File) -> Result<()> {
-        if !file.class.is_cache() {
+        if !file.class.is_cache() && !file.class.is_local_only() {
             tracing::error!(
                 user = %self.name, file = %String::from_utf8_lossy(&file.name),
                 "gone from the metacache, and in no flush"

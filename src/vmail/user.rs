@@ -107,9 +107,13 @@ pub struct User {
     pub ready: bool,
     /// When something was last done with it.
     pub used: Duration,
-    /// Folders whose index files came back from the last flush, and whose later mails are not looked
-    /// for yet; see [`super::restore`].
+    /// Folders whose index does not say yet what is there; see [`super::later`].
     pub restored: Vec<FolderId>,
+    /// Folders whose index files are those of the last flush, or about to be, and do not say yet
+    /// what came later.
+    pub(super) restoring: HashSet<FolderId>,
+    /// Of these, those of which some files are of that flush and others not yet.
+    pub(super) half_restored: HashSet<FolderId>,
     /// Processes that used it lately, and what they are.
     pub users_of: super::services::Services,
     pub cell: Weak<UserCell>,
