@@ -4,6 +4,7 @@ use super::error::{Error, Plain, Result};
 use super::fetch;
 use super::need::{Need, NodeRef, Op, Stop};
 use super::node::{Growing, Kind, Mail, Node, NodeIx, Tracker};
+use super::promise::Ack;
 use super::user::User;
 use crate::cache::fscache::{Cached, Taken};
 use crate::dovecot::classes::{Class, IndexKind};
@@ -491,6 +492,12 @@ impl User {
             kind if is_dirty(kind) => Err(Stop::Wait(Need::Publish(reference))),
             Kind::Local(local) if local.synced < local.writes => {
                 Err(Stop::Wait(Need::SyncLocal(reference)))
+            }
+            // It is in the store, and is found there without the journal (see `publish`).
+            Kind::Mail(_) | Kind::Published(_) | Kind::Growing(_)
+                if self.session.settings.ack == Ack::Store =>
+            {
+                Ok(())
             }
             _ => self.sync_journal(),
         }

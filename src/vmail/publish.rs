@@ -4,7 +4,18 @@
 //!
 //! A call that makes a mail safe returns success only after (1) the PUT of its bytes was
 //! answered with success, under a key that tells folder, name, size, mtime and mode, and
-//! (2) the record that names the object is in the journal, and the journal is synced.
+//! (2) the record that names the object is in the journal.
+//!
+//! **The journal need not be on the disk by then.** What reads it is a start after the death of
+//! this process, and that sees what was written. After anything that takes written pages (a power cut, a
+//! lost disk) a start does not believe the journal to be whole: it lists the store above the watermark and
+//! gives every object that the journal does not name a name (`recover`), which it must do anyway for a
+//! machine that is lost. So a sync would only make the same mail come back under the name that it
+//! had, which is one in `tmp/` or a temporary one. It follows within a second
+//! ([`super::sync::later`]), for all that was delivered meanwhile at once; what a
+//! server syncs itself (its index files, a directory) has the journal synced before it is answered, as
+//! ever. One fault must come to another to lose a mail: the kernel loses written pages of the
+//! journal to a disk error, drops them from its memory, and the process dies, all within that second.
 //!
 //! # Order, and what a death in between leaves
 //!
@@ -37,7 +48,7 @@ use super::error::{During, Error, Result, pass};
 use super::flush;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
-use super::promise::{self, Held, Promise};
+use super::promise::{self, Ack, Held, Promise};
 use super::user::User;
 use super::wait::Patience;
 use crate::cache::staging::Staged;
@@ -363,7 +374,12 @@ pub async fn publish(node: &NodeRef) -> Result<()> {
 async fn publish_once(node: &NodeRef) -> Result<()> {
     let session = node.cell.session.clone();
     let Some(job) = node.cell.open_user(|user| user.begin_publish(node))? else {
-        return settle(node).await;
+        settle(node).await?;
+        // It may be promised, by a call whose sync failed.
+        return match session.settings.ack {
+            Ack::Store => Ok(()),
+            Ack::Journal => sync_journal(node).await,
+        };
     };
     let (mut job, found) = blocking(move || {
         let found = digest(&job);
@@ -457,7 +473,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     settle(node).await
 }
 
-/// The object is in the store: now its folder must be, too, and the record on disk.
+/// The object is in the store: now its folder must be, too.
 async fn settle(node: &NodeRef) -> Result<()> {
     let known = node.cell.open_user(|user| {
         let found = user.tree.nodes.get(node.ix).filter(|n| n.ino == node.ino && n.nlink > 0);
@@ -468,7 +484,8 @@ async fn settle(node: &NodeRef) -> Result<()> {
     if !known {
         flush::flush(&node.cell, flush::Options::default()).await?;
     }
-    sync_journal(node).await
+    super::sync::later(&node.cell);
+    Ok(())
 }
 
 async fn sync_journal(node: &NodeRef) -> Result<()> {

@@ -392,6 +392,14 @@ impl Client {
         self.go(|fs| fs.write(WHO, file.ino, file.fh, offset, data)).await.map(drop)
     }
 
+    pub async fn fsync_dir(&self, path: &str) -> Answer<()> {
+        let ino = self.look(path).await?.attr.ino;
+        let fh = self.go(|fs| fs.opendir(WHO, ino)).await?;
+        let done = self.go(|fs| fs.fsyncdir(ino, fh)).await;
+        self.fs.releasedir(ino, fh);
+        done
+    }
+
     pub async fn fsync(&self, file: Open) -> Answer<()> {
         self.go(|fs| fs.fsync(file.ino, file.fh, false)).await
     }
