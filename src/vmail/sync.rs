@@ -36,19 +36,20 @@ pub async fn sync_local(node: &NodeRef) -> Result<()> {
         let local = local(user, node)?;
         Ok((file, local.writes, local.spoilt, point))
     })?;
-    let synced = match spoilt {
-        true => Err(io::Error::other("an earlier sync failed, or may have")),
-        false => blocking(move || file.sync_data()).await?,
-    };
-    let writes = match synced {
-        Ok(()) => writes,
-        Err(error) => {
-            node.cell.open_user(|user| {
-                local(user, node)?.spoilt = true;
-                Ok(())
-            })?;
-            tracing::error!(user = %node.cell.name, %error, "a file cannot be synced; it is written anew");
-            write_anew(node).await?
+    let writes = if spoilt {
+        // Also each young file after a death of ours: nobody knows what the dead one was told.
+        write_anew(node).await?
+    } else {
+        match blocking(move || file.sync_data()).await? {
+            Ok(()) => writes,
+            Err(error) => {
+                node.cell.open_user(|user| {
+                    local(user, node)?.spoilt = true;
+                    Ok(())
+                })?;
+                tracing::error!(user = %node.cell.name, %error, "a file cannot be synced; it is written anew");
+                write_anew(node).await?
+            }
         }
     };
     if let Some(point) = point {
