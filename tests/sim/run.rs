@@ -276,11 +276,12 @@ impl Run {
                 self.fine_weather();
                 life.disk_faults.store(0, std::sync::atomic::Ordering::SeqCst);
                 if !self.rules.single_backend {
-                    // A lease that ran out in bad weather is renewed first.
+                    // A lease that ran out in bad weather is renewed first: a minute after the end of
+                    // a try that may still be under way, for the 8 s of a slow store and 15 of silence.
                     tokio::select! {
                         biased;
                         () = life.end() => {}
-                        () = core.time.sleep(Duration::from_secs(70)) => {}
+                        () = core.time.sleep(Duration::from_secs(90)) => {}
                     }
                 }
                 fs.release_all();
