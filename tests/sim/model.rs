@@ -391,7 +391,10 @@ impl Model {
         let mut wrong = String::new();
         let mut kinds = BTreeSet::new();
         let (found, named) = (count_mails(seen), count_mails(state));
-        let late = |mail: &MailNo| self.mails.get(mail).is_some_and(|m| m.late || !m.safe);
+        let waiting = self.without_record(death, state);
+        let late = |mail: &MailNo| {
+            self.mails.get(mail).is_some_and(|m| m.late || !m.safe) || waiting.contains_key(mail)
+        };
         let everywhere: BTreeSet<&String> = state.keys().chain(seen.keys()).collect();
         for path in everywhere {
             // A user's directory is there at once, and made behind the answer.
@@ -408,6 +411,11 @@ impl Model {
                         _ = writeln!(wrong, "  {path}: holds what nobody wrote");
                     }
                 }
+                // It has another number, and a record.
+                (None, Some(Item::Mail(mail)))
+                    if waiting.get(mail).is_some_and(|old| {
+                        parent(old) == parent(path) && !seen.contains_key(*old)
+                    }) => {}
                 (None, Some(Item::Mail(mail))) => {
                     if let Err(why) = self.may_come_back(death, k, *mail, path, state, last) {
                         kinds.insert(match named.contains_key(mail) {
@@ -429,7 +437,7 @@ impl Model {
                 // It gets another number, and so shows.
                 (Some(Item::Mail(mail)), None)
                     if self.sdbox
-                        && !exact
+                        && death != Death::None
                         && found.contains_key(mail)
                         // A power cut takes unsynced records: what may be lost so is judged below.
                         && (death == Death::Power || indexes::is_unnamed(state, path)) => {}
@@ -477,6 +485,22 @@ impl Model {
         }
         kinds.insert(Kind::NoState);
         Err(Violation { kinds, what: wrong })
+    }
+
+    /// Mails of sdbox that had their number when the daemon died and no record yet, so that nobody was
+    /// told of them: a server would refuse the next mail for their sake and make its index anew.
+    fn without_record<'a>(&self, death: Death, state: &'a Seen) -> BTreeMap<MailNo, &'a String> {
+        let mut found = BTreeMap::new();
+        if self.sdbox && death == Death::Process {
+            for (path, item) in state {
+                if let Item::Mail(mail) = item
+                    && indexes::is_unnamed(state, path)
+                {
+                    found.insert(*mail, path);
+                }
+            }
+        }
+        found
     }
 
     /// A mail that is seen where the state has none.
@@ -564,6 +588,10 @@ impl Model {
             }
         }
     }
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(dir, _)| dir)
 }
 
 /// How many names each mail has.

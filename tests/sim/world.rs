@@ -57,6 +57,7 @@ pub struct Core {
     looking: AtomicBool,
     /// What the last death left was not looked at to the end.
     unseen: AtomicBool,
+    slow_until_taken: AtomicBool,
     gave_up: tokio::sync::Notify,
     lives: Mutex<Vec<Arc<Life>>>,
     sessions: Mutex<Vec<Weak<Session>>>,
@@ -81,6 +82,7 @@ impl Core {
             told: Mutex::default(),
             looking: AtomicBool::new(false),
             unseen: AtomicBool::new(false),
+            slow_until_taken: AtomicBool::new(false),
             gave_up: tokio::sync::Notify::new(),
             lives: Mutex::default(),
             sessions: Mutex::default(),
@@ -148,8 +150,24 @@ impl Core {
         late.for_each(|mail| mail.late = true);
     }
 
+    pub fn clear_up(&self) {
+        self.slow_until_taken.store(false, Ordering::SeqCst);
+        *self.weather.lock() = Weather::default();
+    }
+
+    /// The store is slow until somebody has taken the user: the session that has it makes many a mail
+    /// safe meanwhile, between any two requests of the one that takes it.
+    pub fn slow_until_taken(&self) {
+        self.slow_until_taken.store(true, Ordering::SeqCst);
+        *self.weather.lock() = Weather { slow: 50, ..Weather::default() };
+        self.log("a slow store");
+    }
+
     /// A head of a life that opens a user is in the store: all others have lost it.
     pub fn taken_by(&self, name: &str) {
+        if self.slow_until_taken.load(Ordering::SeqCst) {
+            self.clear_up();
+        }
         for life in self.lives.lock().iter().filter(|l| !l.is_dead()) {
             if life.name == name {
                 life.fenced.store(false, Ordering::SeqCst);
