@@ -43,6 +43,7 @@ use crate::store::{Body, PutMode, Reason};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a flush is for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,7 +65,10 @@ pub struct Report {
 }
 
 /// A cut that keeps being disturbed is given up after so many tries, until the next flush.
-const TRIES: usize = 5;
+const TRIES: u32 = 8;
+/// How long the second try waits, and each further one twice as long: on a busy machine a mail
+/// server may write something into each of several copies that are begun at once.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Segments of the dropped list before they are written anew as one.
 const DROPPED_CHAIN: usize = 64;
 
@@ -108,7 +112,7 @@ async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report>
     if cell.open_user(|user| user.remake_state())? {
         save_head(cell, false).await?;
     }
-    for _ in 0..TRIES {
+    for tried in 0..TRIES {
         for folder in cell.open_user(|user| Ok(user.unloaded_changes()))? {
             load::load_for(cell, folder, Purpose::Flush).await?;
         }
@@ -116,7 +120,7 @@ async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report>
         later::show_later_mails(cell, Purpose::Flush).await?;
         match attempt(cell, options).await {
             Ok(Some(report)) => return Ok(report),
-            Ok(None) => {}
+            Ok(None) => cell.session.env.clock.sleep(PAUSE.saturating_mul(1 << tried)).await,
             Err(Error::Vanished { folder, .. }) => {
                 restore::restore_for(cell, folder, Purpose::Flush).await?;
             }

@@ -120,7 +120,10 @@ impl User {
     pub(super) fn begin_restoring(&mut self, id: FolderId) -> Result<()> {
         let path = self.restoring_path(id);
         let disk = self.session.disk();
-        disk.replace(&path, b"", false).map_err(|e| Error::disk(path.display().to_string(), &e))?;
+        // The user's state may have been removed, too.
+        disk.create_dirs(&self.state_dir)
+            .and_then(|()| disk.replace(&path, b"", false))
+            .map_err(|e| Error::disk(path.display().to_string(), &e))?;
         self.restoring.insert(id);
         self.recount_state();
         Ok(())

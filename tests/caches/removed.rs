@@ -221,7 +221,8 @@ fn remove_under_load(plan: &Plan, seed: u64) {
         vandal.join().unwrap()
     });
     println!("{:?}: {done:?}, {removed:?}", begun.elapsed());
-    assert!(failures.is_empty(), "{}\n{}", failures.join("\n"), mount.log());
+    let said: Vec<String> = camps.iter().flat_map(|camp| camp.dovecot.complaints()).collect();
+    assert!(failures.is_empty(), "{}\n{}\n{}", failures.join("\n"), said.join("\n"), mount.log());
     for camp in &camps {
         camp.must_hold(Tolerance::Nothing, "after all that");
     }

@@ -56,7 +56,7 @@ async fn must_show(client: &Client, ceiling: u32, when: &str) -> Vec<u32> {
 
 #[tokio::test]
 async fn i2_an_index_that_goes_back_says_what_came_and_went() {
-    for way in ["open", "died", "all", "flush"] {
+    for way in ["open", "died", "all", "state", "flush"] {
         let world = World::new();
         let mut client = world.session(HERE);
         changed(&client).await;
@@ -66,6 +66,10 @@ async fn i2_an_index_that_goes_back_says_what_came_and_went() {
         }
         match way {
             "all" => fs::remove_dir_all(on_disk(&world, "u")).unwrap(),
+            "state" => {
+                fs::remove_dir_all(on_disk(&world, "u")).unwrap();
+                fs::remove_dir_all(world.machine_dir(HERE).join("state/users")).unwrap();
+            }
             _ => fs::remove_file(on_disk(&world, LOG)).unwrap(),
         }
         if way == "flush" {
