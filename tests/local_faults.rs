@@ -262,6 +262,13 @@ fn a_full_disk_defers_and_loses_nothing() {
         }
         world.places[place].fill();
         while_spoilt(&mut world, place, &what);
+        for ask in [&["fsck", "-u", "someone"][..], &["user", "history", "-u", "someone"]] {
+            let (good, text) = world.mount.vmailfs(ask).unwrap();
+            assert!(good, "{what}: {ask:?}: {text}");
+            // What cannot be flushed is told, and what is in the store is shown all the same.
+            let behind = text.contains("changes since the last flush");
+            assert_eq!(behind, place == "state", "{what}: {ask:?}: {text}");
+        }
         world.places[place].empty();
         world.recovers(&what);
         world.survives(&what);

@@ -45,6 +45,9 @@ pub struct HistoryReport {
     pub states: Vec<StateReport>,
     /// Why there is nothing older.
     pub ends: String,
+    /// Why what changed since the last flush is no state yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_flushed: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -135,8 +135,23 @@ pub(super) async fn from_mount(
         care => {
             // What the store says of a user that is open is what was flushed.
             let options = Options { caches: false, release: false, important_only: false };
-            session.flush_user(&user, options).await.map_err(told)?;
-            return from_store(&session.env.store, care).await;
+            let flushed = session.flush_user(&user, options).await;
+            // Who only looks is shown what there is, on a full disk, too.
+            let looks = matches!(care, Care::Fsck { .. } | Care::History { .. });
+            let not_flushed = match flushed {
+                Err(error) if looks => {
+                    tracing::warn!(user, %error, "not flushed before the look");
+                    Some(error.to_string())
+                }
+                flushed => flushed.map(|_| None).map_err(told)?,
+            };
+            let mut cared = from_store(&session.env.store, care).await?;
+            match &mut cared {
+                Cared::Fsck(report) => report.not_flushed = not_flushed,
+                Cared::History(report) => report.not_flushed = not_flushed,
+                _ => {}
+            }
+            return Ok(cared);
         }
     };
     let cell = known(session, &user).await?;
@@ -295,5 +310,6 @@ async fn history_of(stored: &Stored) -> Result<HistoryReport, Error> {
         Ends::Retention => "older states were deleted after retention".to_owned(),
         Ends::Broken(why) => format!("an older state cannot be read: {why}"),
     };
-    Ok(HistoryReport { user: stored.user.to_string(), states: states.collect(), ends })
+    let (user, states) = (stored.user.to_string(), states.collect());
+    Ok(HistoryReport { user, states, ends, not_flushed: None })
 }

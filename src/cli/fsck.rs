@@ -102,6 +102,10 @@ fn tell(args: &FsckArgs, report: &Report) -> Result<(), Failure> {
     for done in &report.repaired {
         let _ = writeln!(err, "{}: {done}", report.user);
     }
+    if let Some(why) = &report.not_flushed {
+        let _ =
+            writeln!(err, "{}: changes since the last flush are not in this: {why}", report.user);
+    }
     let _ = writeln!(err, "{}", show::checked(report));
     Ok(())
 }

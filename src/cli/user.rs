@@ -7,6 +7,7 @@ use super::when::moment;
 use super::{out, show};
 use crate::admin::care::{Care, Cared};
 use clap::Subcommand;
+use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -75,7 +76,16 @@ pub(super) fn user(command: User) -> Result<(), Failure> {
         User::History { user, json, source } => {
             match source.open(None)?.ask(Care::History { user })? {
                 Cared::History(history) if json => out(&show::json(&history)?),
-                Cared::History(history) => out(&show::history(&history)),
+                Cared::History(history) => {
+                    if let Some(why) = &history.not_flushed {
+                        let _ = writeln!(
+                            std::io::stderr(),
+                            "{}: changes since the last flush are no state yet: {why}",
+                            history.user
+                        );
+                    }
+                    out(&show::history(&history))
+                }
                 _ => Err(unexpected()),
             }
         }

@@ -51,8 +51,7 @@ impl User {
             return Ok(false);
         };
         let len = usize::try_from(size).unwrap_or(usize::MAX);
-        let content =
-            file.read_exact_at(0, len).map_err(|e| Error::disk("a removed file", &e))?;
+        let content = file.read_exact_at(0, len).map_err(|e| Error::disk("a removed file", &e))?;
         match node.class.is_local_only() {
             true => self.write_local(name.at, &bytes, &content)?,
             // What was synced of it must be again.

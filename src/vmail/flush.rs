@@ -134,7 +134,10 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
     let cut = cell.open_user(|user| {
         user.may_finish()?;
         if let Some(folder) = user.unshown() {
-            return Err(Error::Vanished { folder, what: "what came later is not shown yet".into() });
+            return Err(Error::Vanished {
+                folder,
+                what: "what came later is not shown yet".into(),
+            });
         }
         user.mend_journal()?;
         let cut = user.cut(extent)?;

@@ -517,6 +517,17 @@ impl User {
         self.answered(id);
         Ok(())
     }
+
+    /// The same for one that never got a name, also where no record can be written. Then the next
+    /// flush says that it is dropped; until then a restart finds it unnamed above the watermark,
+    /// which says the same. (Left unanswered for good, it would end up below the watermark of the
+    /// next session, and the full listing would take it for a mail that arrived late.)
+    pub fn drop_unnamed(&mut self, key: crate::format::key::KeyTail) {
+        if self.drop_object(key.clone()).is_err() {
+            self.mark_dropped(&key, true);
+            self.answered(key.id());
+        }
+    }
 }
 
 /// Whether a file has bytes that no object holds.

@@ -120,8 +120,7 @@ impl User {
     pub(super) fn begin_restoring(&mut self, id: FolderId) -> Result<()> {
         let path = self.restoring_path(id);
         let disk = self.session.disk();
-        disk.replace(&path, b"", false)
-            .map_err(|e| Error::disk(path.display().to_string(), &e))?;
+        disk.replace(&path, b"", false).map_err(|e| Error::disk(path.display().to_string(), &e))?;
         self.restoring.insert(id);
         self.recount_state();
         Ok(())

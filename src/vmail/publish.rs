@@ -446,7 +446,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
             false => put.await,
         };
         if let Err(error) = done {
-            node.cell.open_user(|user| user.drop_object(key.clone()))?;
+            node.cell.if_open(|user| user.drop_unnamed(key));
             return Err(Error::store(
                 format!("publishing a mail of {}", node.cell.name),
                 During::Delivery,
@@ -462,11 +462,8 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     }
     let ended = node.cell.open_user(|user| {
         let ended = user.end_publish(node, &job, &key);
-        if ended.is_err() && user.may_finish().is_ok() {
-            // No record could be written: the object is nobody's. The next flush says so; until
-            // then a restart finds it unnamed above the watermark, which says the same.
-            user.dropped.push(key.clone());
-            user.answered(job.id);
+        if ended.is_err() {
+            user.drop_unnamed(key);
         }
         ended
     });

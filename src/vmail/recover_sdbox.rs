@@ -152,12 +152,7 @@ impl User {
     }
 
     /// Makes Dovecot show the files with these numbers, and not show those that are gone.
-    fn show_numbered(
-        &mut self,
-        index: Option<FolderId>,
-        uids: &[u32],
-        gone: &[u32],
-    ) -> Result<()> {
+    fn show_numbered(&mut self, index: Option<FolderId>, uids: &[u32], gone: &[u32]) -> Result<()> {
         let known = index.and_then(|id| self.tree.folders.get(&id));
         let burnt = known.and_then(|f| f.burnt_below).unwrap_or(0);
         let Some(index) = index else { return Ok(()) };

@@ -180,9 +180,10 @@ impl UserCell {
     /// Calls `f` with the open user, or says that it must be opened first.
     pub fn with<T>(self: &Arc<Self>, f: impl FnOnce(&mut User) -> Op<T>) -> Op<T> {
         match &mut *self.state.lock() {
-            CellState::Open(user) if user.ready => match user.unshown().map_or_else(|| f(user), |id| {
-                Err(Stop::Wait(Need::Restore(self.clone(), id)))
-            }) {
+            CellState::Open(user) if user.ready => match user
+                .unshown()
+                .map_or_else(|| f(user), |id| Err(Stop::Wait(Need::Restore(self.clone(), id))))
+            {
                 Err(Stop::Error(Error::Vanished { folder, .. })) => {
                     Err(Stop::Wait(Need::Restore(self.clone(), folder)))
                 }

@@ -194,8 +194,17 @@ fn remove_under_load(plan: &Plan, seed: u64) {
             let rng = StdRng::seed_from_u64(seed);
             let mut vandal = Vandal { mount, rng, removed: Removed::default() };
             let mut failures = Vec::new();
+            let begun_all = || camps.iter().all(Camp::has_begun);
+            while !begun_all() && !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            // Scripts and subscriptions of the first turns may be lost where nothing was flushed, and
+            // the model does not say which.
+            for user in camps.iter().flat_map(|camp| &camp.users) {
+                failures.extend(vandal.flush(user).err().map(|e| e.to_string()));
+            }
             while !stop.load(Ordering::Relaxed) {
-                for camp in camps.iter().filter(|camp| camp.has_begun()) {
+                for camp in camps {
                     let done = vandal.fscache().and_then(|()| vandal.step(camp));
                     failures.extend(done.err().map(|e| format!("{:?}: {e}", begun.elapsed())));
                 }

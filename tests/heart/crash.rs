@@ -612,3 +612,48 @@ async fn i3_a_file_whose_sync_failed_is_written_anew() {
     let fresh = world.session(FRESH);
     assert_eq!(fresh.read("u/dovecot.index.log").await.unwrap(), b"onetwothreefourfive");
 }
+
+/// I3: a process dies between a rename and the next record, and so does the one that follows it,
+/// which has made a file under the old name again: the rename is not done once more.
+#[tokio::test]
+async fn i3_a_rename_is_not_done_again_by_the_second_start() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.put("u/subscriptions.lock", b"first").await.unwrap();
+    client.rename("u/subscriptions.lock", "u/subscriptions").await.unwrap();
+    drop(client);
+    let second = world.session(HERE);
+    second.put("u/subscriptions.lock", b"the second's, not finished").await.unwrap();
+    drop(second);
+    let third = world.session(HERE);
+    assert_eq!(third.read("u/subscriptions").await.unwrap(), b"first");
+}
+
+/// I2, I3: an append to a uidlist reached the disk with a hole in it. The list stays, up to the line
+/// that Dovecot would not read; one that lost what the last flush has comes back from there.
+#[tokio::test]
+async fn i2_a_uidlist_is_cut_where_dovecot_would_throw_it_away() {
+    let list = "3 V1700000000 N1 G01\n1 :a\n2 :b\n";
+    for (left, want) in [
+        (format!("{list}\0\0\0\0c.host,S=4\n4 :d\n"), "1 :a\n2 :b\n"),
+        (format!("{list}3 :c\n"), "1 :a\n2 :b\n3 :c\n"),
+        ("3 V1700000000 N1 G01\n1 :a\n\0\0:b\n3 :c\n".into(), "1 :a\n2 :b\n"),
+    ] {
+        let world = World::new();
+        let client = world.session(HERE);
+        client.maildir(&["u"]).await;
+        client.put("u/dovecot-uidlist", list.as_bytes()).await.unwrap();
+        client.flush("u").await;
+        client.append("u/dovecot-uidlist", b"3 :c.host,S=4\n4 :d\n").await.unwrap();
+        drop(client);
+        let file = world.machine_dir(HERE).join("meta/u/dovecot-uidlist");
+        fs::write(&file, &left).unwrap();
+        let again = world.session(REBOOTED);
+        let found = String::from_utf8(again.read("u/dovecot-uidlist").await.unwrap()).unwrap();
+        let (header, lines) = found.split_once('\n').unwrap();
+        assert_eq!(lines, want, "{left:?}");
+        let next = header.strip_prefix("3 V1700000000 N").and_then(|h| h.strip_suffix(" G01"));
+        assert!(next.unwrap().parse::<u32>().unwrap() >= 1003, "{header}");
+    }
+}

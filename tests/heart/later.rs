@@ -165,7 +165,8 @@ async fn i7_what_is_flushed_comes_back_as_it_was() {
             changed(&client).await;
             client.put("u/sieve.script", b"keep;").await.unwrap();
             client.flush("u").await;
-            let (log, next) = (client.read(LOG).await.unwrap(), index(&client, PLACE).await.next_uid);
+            let (log, next) =
+                (client.read(LOG).await.unwrap(), index(&client, PLACE).await.next_uid);
             if closed {
                 client.close().await;
                 client = world.session(HERE);
@@ -224,7 +225,8 @@ async fn i7_what_is_open_is_not_lost() {
         let client = world.session(HERE);
         changed(&client).await;
         let log = client.read(LOG).await.unwrap();
-        let (open, lock) = (client.open(LOG, WRITE).await.unwrap(), format!("{PLACE}/dovecot.index.tmp"));
+        let (open, lock) =
+            (client.open(LOG, WRITE).await.unwrap(), format!("{PLACE}/dovecot.index.tmp"));
         let young = client.create(&lock).await.unwrap();
         client.write(young, 0, b"young").await.unwrap();
         fs::remove_dir_all(on_disk(&world, "u")).unwrap();

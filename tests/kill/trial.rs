@@ -341,10 +341,11 @@ impl Trial {
         let lossy = round.wipe || restored;
         let tolerance = if lossy { Tolerance::LostMachine } else { Tolerance::Nothing };
         self.work.model().resolve();
-        if restored && self.format != Format::Maildir {
+        if restored && self.format == Format::Mdbox {
             // The indexes are those of the last flush; mails that came since are not in them, and
             // mails that went are. The daemon's log says so, and this is what an administrator
-            // does then.
+            // does then. An index of sdbox is right by itself; a resync would only find what was
+            // half expunged when an earlier machine was lost.
             let _ = self.dovecot.look();
             self.work.maintain(&self.dovecot);
             self.dovecot.forget_log();

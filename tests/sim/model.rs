@@ -73,18 +73,27 @@ pub struct Model {
     pub flushed: usize,
     /// The last step may or may not have been done.
     pub doubt: bool,
-    /// Index of steps at which the puts of bundles were called; none while it was not known.
-    pub bundles: BTreeMap<String, Option<usize>>,
+    /// Index of steps at which the puts of bundles were called.
+    pub bundles: BTreeMap<String, Cut>,
     /// Where this life's steps begin.
     begun: usize,
-    /// What is there after a death was flushed before it was seen.
-    pub flushed_unseen: bool,
+    /// The life that flushed what is there after a death before it was seen.
+    pub flushed_unseen: Option<String>,
     /// Mails are kept as sdbox.
     pub sdbox: bool,
     /// What files other than mails held at these steps is on the disk.
     files: BTreeMap<Key, usize>,
     /// So many undeletes go on.
     undeletes: u32,
+}
+
+/// What of the steps a bundle holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cut {
+    /// All before this.
+    At(usize),
+    /// What this life found, and nobody has seen.
+    Found(String),
 }
 
 /// What died.
@@ -247,6 +256,7 @@ impl Model {
             return Err(format!("{path}: mail {no} comes out of nowhere"));
         }
         if let Some(key) = self.key(path) {
+            self.nobodys(no);
             self.apply(vec![(key, Some(Item::Mail(no)))], at);
         }
         Ok(())
@@ -255,6 +265,12 @@ impl Model {
     /// A mail lost its name in `tmp/`. Without another one, its delivery was given up; should it
     /// come back some day, that is what its sender sends again.
     pub fn abandoned(&mut self, no: MailNo) {
+        self.nobodys(no);
+    }
+
+    /// A mail without a name is one that nobody waits for: given up, or expunged. Should it come back,
+    /// as what a request left that was given up, that is owed to nobody until a flush has it.
+    fn nobodys(&mut self, no: MailNo) {
         if !self.names.values().any(|item| *item == Item::Mail(no))
             && let Some(info) = self.mails.get_mut(&no)
         {
@@ -294,11 +310,11 @@ impl Model {
         self.steps.get(self.flushed.max(self.begun)..)?.iter().find(important).map(|step| step.at)
     }
 
-    /// Compares what is seen after a death with what may be, and goes on from what is seen.
+    /// Compares what `life` shows after a death with what may be, and goes on from what is seen.
     ///
     /// # Errors
     /// What is wrong, in words.
-    pub fn after(&mut self, death: Death, seen: &Seen) -> Result<(), Violation> {
+    pub fn after(&mut self, death: Death, seen: &Seen, life: &str) -> Result<(), Violation> {
         let end = self.steps.len();
         let first = match death {
             Death::None => end,
@@ -359,7 +375,7 @@ impl Model {
                 return Err(Violation::new(Kind::NoState, what));
             }
         }
-        self.reset(seen);
+        self.reset(seen, life);
         Ok(())
     }
 
@@ -490,7 +506,7 @@ impl Model {
     }
 
     /// Goes on from what is seen.
-    fn reset(&mut self, seen: &Seen) {
+    fn reset(&mut self, seen: &Seen, life: &str) {
         let mut names = BTreeMap::new();
         let mut dirs: BTreeMap<&str, DirNo> = BTreeMap::from([("", TOP)]);
         let old: BTreeMap<String, DirNo> = self
@@ -536,11 +552,16 @@ impl Model {
         self.undeletes = 0;
         let end = self.steps.len();
         self.begun = end;
-        if std::mem::take(&mut self.flushed_unseen) {
+        // What a life found and flushed that died before it was seen is not known to the letter: the
+        // one that is seen may have brought back more, or finished what the other began.
+        if self.flushed_unseen.take().is_some_and(|by| by == life) {
             self.flushed = end;
         }
-        for index in self.bundles.values_mut() {
-            index.get_or_insert(end);
+        let flushed = self.flushed;
+        for cut in self.bundles.values_mut() {
+            if let Cut::Found(by) = cut {
+                *cut = Cut::At(if by == life { end } else { flushed });
+            }
         }
     }
 }

@@ -418,6 +418,7 @@ impl Run {
     fn taken_over(&mut self, life: Arc<Life>, clients: JoinSet<()>) -> Death {
         self.core.log("another takes over");
         self.core.look(true);
+        life.followed.store(true, std::sync::atomic::Ordering::SeqCst);
         *life.disk_fuse.lock() = None;
         *life.store_fuse.lock() = None;
         if self.rules.single_backend {
@@ -457,7 +458,7 @@ impl Run {
                 }
             }
         };
-        let done = self.core.model.lock().after(after, &seen);
+        let done = self.core.model.lock().after(after, &seen, mount.life.name());
         match done {
             Ok(()) => self.core.log(&format!("all is as it may be after {after:?}")),
             Err(wrong) => self.core.wrong(wrong),

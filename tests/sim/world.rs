@@ -3,7 +3,7 @@
 use super::chance::Chance;
 use super::clock::{START, Time};
 use super::disk::{Platter, SimDisk};
-use super::model::Model;
+use super::model::{Cut, Model};
 use super::server::Told;
 use super::store::{SimStore, Weather};
 use super::wrong::{Kind, Violation};
@@ -126,12 +126,17 @@ impl Core {
     }
 
     /// A put is sent: of a bundle, everything done so far is in its cut.
-    pub fn put_called(&self, key: &str) {
+    pub fn put_called(&self, life: &Life, key: &str) {
         if key.contains("/bundle/") {
             let mut model = self.model.lock();
-            // While a death's remains are looked at, the model does not know what is there.
-            let index = if self.is_looking() { None } else { Some(model.index()) };
-            model.bundles.insert(key.to_string(), index);
+            // While a death's remains are looked at, the model does not know what is there. What a
+            // session does that goes on beside its successor, it knows all along.
+            let unknown = self.is_looking() && !life.followed.load(Ordering::SeqCst);
+            let cut = match unknown {
+                true => Cut::Found(life.name.clone()),
+                false => Cut::At(model.index()),
+            };
+            model.bundles.insert(key.to_string(), cut);
         }
     }
 
@@ -185,10 +190,10 @@ impl Core {
         }
         if let Some(part) = &head.previous {
             let mut model = self.model.lock();
-            let cut = model.bundles.get(&bundle_key(&head.user, part.bundle)).copied();
-            match cut {
-                Some(Some(index)) => model.flushed = model.flushed.max(index),
-                Some(None) => model.flushed_unseen = true,
+            let cut = model.bundles.get(&bundle_key(&head.user, part.bundle)).cloned();
+            match &cut {
+                Some(Cut::At(index)) => model.flushed = model.flushed.max(*index),
+                Some(Cut::Found(life)) => model.flushed_unseen = Some(life.clone()),
                 None => {}
             }
             drop(model);
@@ -270,6 +275,8 @@ pub struct Life {
     dead: AtomicBool,
     /// Another life has taken the user.
     pub fenced: AtomicBool,
+    /// Another life begins while this one goes on.
+    pub followed: AtomicBool,
     /// No request reaches the store.
     pub cut_off: AtomicBool,
     died: tokio::sync::Notify,
@@ -417,6 +424,7 @@ impl Machine {
             name: format!("{}{}", self.backend, self.lives),
             dead: AtomicBool::new(false),
             fenced: AtomicBool::new(false),
+            followed: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             died: tokio::sync::Notify::new(),
             disk_fuse: Mutex::default(),

@@ -98,6 +98,9 @@ pub struct Report {
     pub states: u64,
     /// Bytes of mails that were read and compared.
     pub read: u64,
+    /// Why what changed since the last flush was not flushed before this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_flushed: Option<String>,
     pub findings: Vec<Finding>,
     /// What a repair did, for people.
     pub repaired: Vec<String>,
