@@ -1,7 +1,7 @@
 //! Other ways to have mail in an S3 store, with the same mails and the same distance: JuiceFS (metadata
 //! in SQLite on the local disk), s3fs and rclone mount. The last two make no hard links, without which
 //! Dovecot does not get past the first login, so their indexes and control files are on the
-//! local disk and a COPY copies. Who is not installed is skipped, with a word; `target/peers/bin` is looked
+//! local disk and a COPY copies (rclone asks for `fusermount3`, Debian's fuse3). Who is not installed is skipped, with a word; `target/peers/bin` is looked
 //! at first (`make peers`).
 
 use crate::Wanted;
@@ -286,6 +286,9 @@ pub fn run(table: &mut Table, wanted: &Wanted, cpus: &Cpus) {
     let mails = if wanted.quick { 100 } else { 500 };
     let mut kinds = vec![Kind::Ext4, Kind::S3];
     for which in [Which::JuiceFs, Which::S3fs, Which::Rclone] {
+        if wanted.skips(which.program()) {
+            continue;
+        }
         match which.find() {
             Some(_) => {
                 println!("{}: {}", which.program(), which.version());

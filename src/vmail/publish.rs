@@ -66,6 +66,10 @@ use crate::store::{Body, PutMode, Reason, StoreError};
 use bytes::Bytes;
 use std::sync::Arc;
 
+/// Mails up to this size, just written and so in the page cache, are read where we are, and kept in memory
+/// until they are put: each change to another thread costs more than that.
+const SMALL: u64 = 64 << 10;
+
 /// Earlier attempts of one file that an object tells of.
 const ATTEMPTS: usize = 8;
 
@@ -108,7 +112,10 @@ fn digest(job: &Job) -> Result<Digest> {
     let mut bare = 0;
     let mut last = 0;
     let mut kept = Vec::new();
-    let keep = job.growing || job.promise.is_some() || job.staged.file.real().is_none();
+    let keep = job.growing
+        || job.promise.is_some()
+        || job.len <= SMALL
+        || job.staged.file.real().is_none();
     let mut at = 0;
     let mut buf = vec![0; 128 * 1024];
     while at < job.len {
@@ -381,11 +388,16 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
             Ack::Journal => sync_journal(node).await,
         };
     };
-    let (mut job, found) = blocking(move || {
+    let (mut job, found) = if job.len <= SMALL {
         let found = digest(&job);
         (job, found)
-    })
-    .await?;
+    } else {
+        let digested = blocking(move || {
+            let found = digest(&job);
+            (job, found)
+        });
+        digested.await?
+    };
     let found = match found {
         Ok(found) => found,
         Err(error) => {
