@@ -42,8 +42,8 @@ pub struct HeadFolder {
     /// UIDs below this may have been given by a session whose changes are lost: next-UID is
     /// raised to it before the folder is used, and then this is said no more.
     pub burnt_below: Option<u32>,
-    /// Some mail of it has no name but a temporary one: it was made safe, and its server had not
-    /// named it yet. A recovery gives it a name.
+    /// Some mail of it that was made safe has a temporary name: its server had not named it yet, or
+    /// not taken this one away. A recovery gives it a name if it has no other.
     pub unfinished: bool,
 }
 

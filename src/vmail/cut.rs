@@ -113,16 +113,20 @@ impl User {
         })
     }
 
-    /// Whether some published mail of a folder has only a temporary name.
+    /// Whether some published mail of a folder has a temporary name. It may have others; they may go
+    /// without this folder being in a cut again, so how many there are is asked by who recovers.
     fn unfinished(&self, id: FolderId, changed: &Unflushed) -> bool {
         let Some(folder) = self.tree.folders.get(&id) else { return false };
-        let waits = |dir: &super::tree::Dir| {
-            dir.entries.after(0).any(|(_, _, target)| match target {
-                Target::Node(ix) => self.tree.nodes.get(ix).is_some_and(super::recover::unfinished),
-                _ => false,
+        let waits = |sub: Sub| {
+            let at = Place { folder: id, sub };
+            folder.dir(sub).is_some_and(|dir| {
+                dir.entries.after(0).any(|(_, name, target)| match target {
+                    Target::Node(ix) => self.safe_under_temporary(at, name, ix),
+                    _ => false,
+                })
             })
         };
-        if folder.dir(Sub::Tmp).is_some_and(waits) {
+        if waits(Sub::Tmp) {
             return true;
         }
         let temporary =
@@ -132,7 +136,7 @@ impl User {
             return true;
         }
         let look = folder.unfinished || changed.names.iter().any(temporary);
-        look && folder.dir(Sub::Own).is_some_and(waits)
+        look && waits(Sub::Own)
     }
 
     /// Takes a cut. All changed folders are loaded.

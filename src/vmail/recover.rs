@@ -41,17 +41,6 @@ pub fn is_temporary(name: &[u8]) -> bool {
     name.starts_with(b".temp.")
 }
 
-/// Whether a published mail has no name but a temporary one.
-pub fn unfinished(node: &Node) -> bool {
-    match node.kind {
-        Kind::Mail(_) | Kind::Published(_) => {
-            node.class == Class::MailTemp && node.nlink == 1 && node.object().is_some()
-        }
-        Kind::Growing(ref grow) => grow.temporary && !grow.extents.is_empty(),
-        Kind::Local(_) | Kind::Symlink(_) => false,
-    }
-}
-
 /// Mails that were safe and not yet named when the last flush was cut get their names: their
 /// servers may have said since that they are delivered. Gives their objects.
 ///
@@ -419,6 +408,21 @@ impl User {
         }
     }
 
+    /// Whether this is a temporary name of a published mail. The name tells, not what its node is by all
+    /// its names: a mail that was linked into place and expunged may have kept the one in `tmp/`.
+    pub(super) fn safe_under_temporary(&self, at: Place, name: &[u8], ix: NodeIx) -> bool {
+        let Some(node) = self.tree.nodes.get(ix) else { return false };
+        match node.kind {
+            Kind::Mail(_) | Kind::Published(_) => {
+                (at.sub == Sub::Tmp || is_temporary(name))
+                    && node.object().is_some()
+                    && self.class_of(at, name) == Class::MailTemp
+            }
+            Kind::Growing(ref grow) => grow.temporary && !grow.extents.is_empty(),
+            Kind::Local(_) | Kind::Symlink(_) => false,
+        }
+    }
+
     /// Takes the temporary names from mails that have no other.
     fn take_unfinished(&mut self, folder: FolderId) -> Result<Vec<Found>> {
         let mut found = Vec::new();
@@ -432,7 +436,10 @@ impl User {
                     Target::Node(ix) => Some((name.clone(), ix)),
                     _ => None,
                 })
-                .filter(|(_, ix)| self.tree.nodes.get(*ix).is_some_and(unfinished))
+                .filter(|(name, ix)| {
+                    let only = self.tree.nodes.get(*ix).is_some_and(|node| node.nlink == 1);
+                    only && self.safe_under_temporary(at, name, *ix)
+                })
                 .collect();
             for (name, ix) in waiting {
                 let node = self.node(ix)?;

@@ -263,6 +263,54 @@ async fn i1_a_mail_flushed_under_its_temporary_name_comes_back() {
     assert_eq!(last.list("u/new").await.unwrap(), names);
 }
 
+/// A mail that was linked into place, and whose temporary name stayed when its other one went, is safe
+/// under a temporary name like any other: no recovery may leave it where nobody looks, whichever
+/// folder's flush took note of the other name's end.
+#[tokio::test]
+async fn i1_a_mail_that_keeps_only_its_temporary_name_comes_back() {
+    for (other, flushes) in [("u/new/1", 1), ("u/.F/cur/1", 1), ("u/.F/cur/1", 2)] {
+        let world = World::new();
+        let client = world.session(HERE);
+        client.maildir(&["u", "u/.F"]).await;
+        let file = client.create("u/tmp/1").await.unwrap();
+        client.write(file, 0, b"mail").await.unwrap();
+        client.fsync(file).await.unwrap();
+        client.close_file(file).await.unwrap();
+        client.link("u/tmp/1", other).await.unwrap();
+        if flushes > 1 {
+            client.flush("u").await;
+        }
+        client.unlink(other).await.unwrap();
+        client.flush("u").await;
+        drop(client);
+        let fresh = world.session(FRESH);
+        let names = fresh.list("u/new").await.unwrap();
+        assert_eq!(names.len(), 1, "{other} {flushes}: {names:?}");
+        assert_eq!(fresh.read(&format!("u/new/{}", names[0])).await.unwrap(), b"mail");
+        assert!(fresh.list("u/tmp").await.unwrap().is_empty());
+        assert!(fresh.list("u/.F/cur").await.unwrap().is_empty());
+    }
+}
+
+/// A temporary name beside another one is left alone by a recovery: the mail shows once.
+#[tokio::test]
+async fn i1_a_temporary_name_beside_another_makes_no_second_mail() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u", "u/.F"]).await;
+    let file = client.create("u/tmp/1").await.unwrap();
+    client.write(file, 0, b"mail").await.unwrap();
+    client.fsync(file).await.unwrap();
+    client.close_file(file).await.unwrap();
+    client.link("u/tmp/1", "u/.F/cur/1").await.unwrap();
+    client.flush("u").await;
+    drop(client);
+    let fresh = world.session(FRESH);
+    assert!(fresh.list("u/new").await.unwrap().is_empty());
+    assert_eq!(fresh.list("u/tmp").await.unwrap(), ["1"]);
+    assert_eq!(fresh.list("u/.F/cur").await.unwrap(), ["1"]);
+}
+
 /// I1: a file whose descriptor is closed in a child process while its mail is still being written
 /// is published half-written, and again when it is whole. That is one mail.
 #[tokio::test]
