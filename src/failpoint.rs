@@ -43,6 +43,8 @@ points! {
     PUBLISH_AFTER_PUT = "publish.after-put";
     /// Safe and recorded, and nobody was told: the mail is there.
     PUBLISH_AFTER_RECORD = "publish.after-record";
+    /// In a store that is a directory: an object has its name, and nobody has synced that.
+    DIR_NAMED = "dir.named";
     /// The cut was taken and nothing of it is in the store.
     FLUSH_BEFORE_BUNDLE = "flush.before-bundle";
     /// A bundle that no head names.

@@ -3,7 +3,7 @@
 //! all of it as JSON. It judges nothing by its exit code: times depend on the machine.
 //!
 //! `cargo bench --bench mail -- [PART...] [--quick] [--format F] [--rounds N] [--only WORD]
-//! [--unpinned] [--json FILE]`, run as root. `VMAILFS_PROGRAM` says which build of the daemon.
+//! [--unpinned] [--json FILE] [--svg FILE]`, run as root. `VMAILFS_PROGRAM` says which build of the daemon.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../../tests/support/mod.rs"]
@@ -15,7 +15,9 @@ mod delivery;
 mod disk;
 mod link;
 mod local;
+mod peers;
 mod place;
+mod plot;
 mod table;
 mod warm;
 
@@ -26,9 +28,11 @@ use std::time::Instant;
 use support::dovecot::Format;
 use table::Table;
 
-const USAGE: &str = "mail [warm] [delivery] [eight] [requests] [cold] [creates] [memory] [all] \
-    [--quick] [--format maildir|sdbox|mdbox] [--rounds N] [--only WORD] [--unpinned] [--json FILE]";
-const PARTS: [&str; 7] = ["warm", "delivery", "eight", "requests", "cold", "creates", "memory"];
+const USAGE: &str = "mail [warm] [delivery] [eight] [requests] [cold] [creates] [memory] [peers] \
+    [all] [--quick] [--format maildir|sdbox|mdbox] [--rounds N] [--only WORD] [--unpinned] [--json FILE] \
+    [--svg FILE]";
+const PARTS: [&str; 8] =
+    ["warm", "delivery", "eight", "requests", "cold", "creates", "memory", "peers"];
 /// What is measured if nothing is asked for: in minutes, and on one processor.
 const QUICK: [&str; 4] = ["warm", "delivery", "requests", "creates"];
 
@@ -42,6 +46,7 @@ pub struct Wanted {
     pub rounds: Option<usize>,
     unpinned: bool,
     json: Option<PathBuf>,
+    svg: Option<PathBuf>,
 }
 
 impl Wanted {
@@ -58,6 +63,7 @@ impl Wanted {
                 "--rounds" => wanted.rounds = Some(value().parse().expect(USAGE)),
                 "--only" => wanted.only = Some(value()),
                 "--json" => wanted.json = Some(value().into()),
+                "--svg" => wanted.svg = Some(value().into()),
                 "--format" => wanted.formats.push(match value().as_str() {
                     "maildir" => Format::Maildir,
                     "sdbox" => Format::Sdbox,
@@ -104,7 +110,8 @@ fn main() {
     println!("{about:#}");
     for part in &wanted.parts {
         let start = Instant::now();
-        let cpus = if matches!(&**part, "eight" | "cold" | "memory") { &free } else { &pinned };
+        let cpus =
+            if matches!(&**part, "eight" | "cold" | "memory" | "peers") { &free } else { &pinned };
         cpus.here();
         match part.as_str() {
             "warm" => warm::run(&mut table, &wanted, cpus),
@@ -113,11 +120,15 @@ fn main() {
             "requests" => delivery::requests(&mut table, &wanted, cpus),
             "cold" => cold::run(&mut table, &wanted, cpus),
             "creates" => local::creates(&mut table, &wanted),
+            "peers" => peers::run(&mut table, &wanted, cpus),
             _ => local::memory(&mut table, &wanted),
         }
         println!("\n({part} took {} s)", start.elapsed().as_secs());
         if let Some(path) = &wanted.json {
             table.write(path, &about);
+        }
+        if let Some(path) = &wanted.svg {
+            plot::write(path, table.rows(), &about);
         }
     }
 }

@@ -4,6 +4,7 @@
 use crate::cpus::Cpus;
 use crate::disk::Disk;
 use crate::link::Link;
+use crate::peers::{Peer, Which};
 use crate::support::dovecot::{Dovecot, Format, Layout};
 use crate::support::imap::Imap;
 use crate::support::lmtp::Lmtp;
@@ -20,6 +21,7 @@ pub enum Kind {
     ColdExt4,
     File,
     S3,
+    Peer(Which),
 }
 
 /// What holds the mail.
@@ -27,6 +29,7 @@ pub enum Kind {
 enum Below {
     Disk(Disk),
     Mount(Mount),
+    Peer(Peer),
 }
 
 #[derive(Debug)]
@@ -56,6 +59,11 @@ impl Place {
                 link = Some(way);
                 Below::Mount(mount)
             }
+            Kind::Peer(which) => {
+                let (way, peer) = cpus.beside(|| peer_on_s3(which));
+                link = Some(way);
+                Below::Peer(peer)
+            }
         };
         let below = match below {
             Below::Mount(mount) => {
@@ -63,14 +71,15 @@ impl Place {
                 mount.mount().unwrap();
                 Below::Mount(mount)
             }
-            disk => disk,
+            other => other,
         };
-        let root = match &below {
-            Below::Disk(disk) => mail_root(&disk.path()),
-            Below::Mount(mount) => mount.root(),
+        let (root, layout) = match &below {
+            Below::Disk(disk) => (mail_root(&disk.path()), Layout::usual(format)),
+            Below::Mount(mount) => (mount.root(), Layout::usual(format)),
+            Below::Peer(peer) => (peer.root(), peer.layout(format)),
         };
         let users: Vec<String> = users.iter().map(|user| (*user).to_owned()).collect();
-        let dovecot = Dovecot::start(&root, &Layout::usual(format), &users).unwrap();
+        let dovecot = Dovecot::start(&root, &layout, &users).unwrap();
         Place { kind, dovecot, link, below }
     }
 
@@ -79,6 +88,7 @@ impl Place {
             Kind::Ext4 | Kind::ColdExt4 => "ext4",
             Kind::File => "vmailfs file",
             Kind::S3 => "vmailfs s3",
+            Kind::Peer(which) => which.name(),
         }
     }
 
@@ -87,12 +97,13 @@ impl Place {
         match &self.below {
             Below::Disk(disk) => disk.path().join("mail"),
             Below::Mount(mount) => mount.root(),
+            Below::Peer(peer) => peer.root(),
         }
     }
 
     pub fn mount(&self) -> Option<&Mount> {
         match &self.below {
-            Below::Disk(_) => None,
+            Below::Disk(_) | Below::Peer(_) => None,
             Below::Mount(mount) => Some(mount),
         }
     }
@@ -133,6 +144,7 @@ impl Place {
         let root = self.root();
         match &mut self.below {
             Below::Disk(disk) => disk.cold(),
+            Below::Peer(peer) => peer.cold(),
             Below::Mount(mount) => {
                 mount.umount().unwrap();
                 mount.wipe_state().unwrap();
@@ -156,14 +168,25 @@ impl Place {
     }
 }
 
-fn mount_on_s3() -> (Link, Mount) {
+/// A way to an empty bucket, its name, and the keys.
+fn bucket() -> (Link, String, (&'static str, &'static str)) {
     let server = weed::server();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let bucket = runtime.block_on(server.new_bucket());
     let link = Link::start(&server.endpoint());
-    let keys = (server.access_key_id(), server.secret_access_key());
+    (link, bucket, (server.access_key_id(), server.secret_access_key()))
+}
+
+fn mount_on_s3() -> (Link, Mount) {
+    let (link, bucket, keys) = bucket();
     let mount = Mount::on_s3(&link.endpoint(), &bucket, keys.0, keys.1);
     (link, mount)
+}
+
+fn peer_on_s3(which: Which) -> (Link, Peer) {
+    let (link, bucket, keys) = bucket();
+    let peer = Peer::start(which, &link, &bucket, keys);
+    (link, peer)
 }
 
 pub fn deliver(lmtp: &mut Lmtp, user: &str, mail: &[u8]) {

@@ -75,6 +75,19 @@ impl Row {
         self
     }
 
+    /// How many times what is wanted the figure is (above 1: missed), the figure, and what is wanted.
+    pub fn wanted(&self) -> Option<(f64, f64, &str)> {
+        let figure = self.figure?;
+        let (sign, limit) = self.wanted.split_once(' ')?;
+        let limit: f64 = limit.parse().ok()?;
+        let times = match sign {
+            "<=" if limit == 0.0 => 1.0 + figure,
+            "<=" => figure / limit,
+            _ => limit / figure,
+        };
+        Some((times, figure, &self.wanted))
+    }
+
     pub fn note(mut self, note: impl Into<String>) -> Row {
         self.note = note.into();
         self
@@ -109,6 +122,10 @@ impl Table {
             row.note
         );
         self.rows.push(row);
+    }
+
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
     }
 
     pub fn write(&self, path: &Path, about: &serde_json::Value) {

@@ -99,13 +99,25 @@ pub fn parse(content: &[u8]) -> Result<UidList, UidListError> {
     Ok(list)
 }
 
-/// Length of the whole lines: where a cut may end the file.
+/// Length of the whole lines: where a cut may end the file. What follows a line that Dovecot does not
+/// read does not count: it would throw the list away, and with it what UIDs were given. (Blocks of
+/// an append reach a disk in any order: a power cut leaves zeros before the end of a line.)
 pub fn whole_lines_len(content: &[u8]) -> usize {
-    content.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1)
+    let Some(header) = content.iter().position(|b| *b == b'\n') else { return 0 };
+    let (mut at, mut last) = (header + 1, 0);
+    for line in content[at..].split_inclusive(|b| *b == b'\n') {
+        let uid = line.strip_suffix(b"\n").filter(|line| !line.contains(&0));
+        match uid.filter(|line| line.contains(&b':')).and_then(line_uid) {
+            Some(uid) if uid > last => last = uid,
+            _ => break,
+        }
+        at += line.len();
+    }
+    at
 }
 
 /// The file with the header's next-UID at least `at_least` and nothing else changed, except that
-/// a torn last line is left out. It replaces the file as a whole.
+/// what is torn is left out. It replaces the file as a whole.
 ///
 /// Dovecot reads a changed file anew because its size or time differs; the number keeps its
 /// other fields, so neither UIDVALIDITY nor the folder's GUID move.
@@ -232,6 +244,24 @@ mod tests {
         let torn = [LIST, b"6 :17"].concat();
         assert_eq!(raise_next_uid(&torn, 2).unwrap(), LIST);
         assert_eq!(parse(&raised).unwrap().next_uid(), 1005);
+    }
+
+    #[test]
+    fn a_list_ends_before_what_dovecot_does_not_read() {
+        let bad: [&[u8]; 7] = [
+            b"\0\0\0\0.M4P2.host\n",
+            b"6 :1700\0\0.host\n",
+            b"5 :1700.M4P2.host\n",
+            b"0 :1700.M4P2.host\n",
+            b"6:1700.M4P2.host\n",
+            b"6 1700.M4P2.host\n",
+            b"6 :17",
+        ];
+        for bad in bad {
+            let torn = [LIST, bad, b"7 :1700.M5P2.host\n"].concat();
+            assert_eq!(whole_lines_len(&torn), LIST.len(), "{}", String::from_utf8_lossy(bad));
+        }
+        assert_eq!(whole_lines_len(b"3 V17"), 0);
     }
 
     #[test]

@@ -11,6 +11,12 @@ use crate::vmail::user::User;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// From this size on the kernel may read a mail's copy past the daemon. That costs two system calls at
+/// open and close, and a GETATTR at the next `fstat` after each read (the kernel then counts the access
+/// time as unknown, mount option or not); a smaller mail is one READ, and none while the kernel
+/// has its pages.
+const DIRECT: u64 = 128 * 1024;
+
 impl VmailFs {
     pub(super) fn open_in(
         &self,
@@ -23,13 +29,15 @@ impl VmailFs {
         let copy = user.open(ix, how)?;
         user.used_by(caller.pid);
         let ino = user.node(ix)?.ino;
-        let backing = copy.as_ref().and_then(|copy| copy.file.real());
+        let direct = user.node(ix)?.size >= DIRECT;
+        let backing = copy.as_ref().filter(|_| direct).and_then(|copy| copy.file.real());
         let written = AtomicU64::new(0);
         let handle = Handle { cell: cell.clone(), ix, ino, write: how.write, copy, written };
         // What stands in for a lost mail must not stay in the kernel.
         let blank = matches!(&user.node(ix)?.kind, Kind::Mail(mail) if mail.blank.is_some());
+        let keep_cache = self.session.blanks.keeps_pages(ino, blank);
         let fh = self.handles.add(handle);
-        Ok(Opened { fh, keep_cache: !blank, uncached: blank, backing })
+        Ok(Opened { fh, keep_cache, uncached: blank, backing })
     }
 
     pub(super) fn open_file(&self, caller: Caller, ino: Ino, how: OpenMode) -> Step<Opened> {

@@ -2,7 +2,7 @@
 //!
 //! A path is walked one name at a time, by descriptor. In a directory that others can write, the next
 //! one must belong to root or to us, and is never reached through a symbolic link; elsewhere a
-//! link counts only if it is root's or ours. The last directory, a user's own, belongs to
+//! link counts only if it is root's or ours. The last directory, a user's own, is no link, belongs to
 //! that user and has mode 0700. What is below it is named relative to its descriptor and never
 //! followed, so nothing that anybody planted makes us read or write anywhere else.
 
@@ -55,10 +55,11 @@ impl Dir {
     /// # Errors
     /// It is not the user's, or cannot be made.
     pub fn own(path: &Path, owner: Who, missing: Missing) -> Result<Option<Dir>, Trouble> {
-        let Some(dir) = walk(path, owner, missing)? else { return Ok(None) };
+        let Some(dir) = walk(path, owner, missing, true)? else { return Ok(None) };
         let mut stat = dir.stat()?;
         if stat.st_uid == 0 && owner.uid != 0 && Who::me().uid == 0 {
             // Just made, perhaps by somebody who died before this.
+            dir.is_ours_to_change()?;
             let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
             fchownat(&dir.fd, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
                 .map_err(|e| Trouble::io("giving it to its user", &dir.path)(e.into()))?;
@@ -69,6 +70,7 @@ impl Dir {
             return Err(Trouble::refused(&dir.path, why));
         }
         if stat.st_mode & 0o7777 != 0o700 {
+            dir.is_ours_to_change()?;
             // An O_PATH descriptor cannot be changed by itself.
             let open = dir.reopen(OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
             fchmod(&open, Mode::S_IRWXU)
@@ -77,12 +79,26 @@ impl Dir {
         Ok(Some(dir))
     }
 
+    /// A path that was mistyped must not cost a directory its owner or mode.
+    fn is_ours_to_change(&self) -> Result<(), Trouble> {
+        let ours = |name: &OsString| {
+            name == super::LASTHOST || super::is_list_index(name.as_encoded_bytes())
+        };
+        match self.names()?.iter().find(|name| !ours(name)) {
+            None => Ok(()),
+            Some(other) => {
+                let why = format!("holds `{}`, so it is no list index: not used", other.display());
+                Err(Trouble::refused(&self.path, why))
+            }
+        }
+    }
+
     /// A directory that is there, of whomever, but reached safely; for cleaning.
     ///
     /// # Errors
     /// As [`Dir::own`].
     pub fn existing(path: &Path) -> Result<Option<Dir>, Trouble> {
-        walk(path, Who::me(), Missing::Leave)
+        walk(path, Who::me(), Missing::Leave, false)
     }
 
     pub fn path(&self) -> &Path {
@@ -104,6 +120,11 @@ impl Dir {
     pub fn owner(&self) -> Result<Who, Trouble> {
         let stat = self.stat()?;
         Ok(Who { uid: stat.st_uid, gid: stat.st_gid })
+    }
+
+    /// Whether it still has a name.
+    pub fn is_there(&self) -> bool {
+        fstat(&self.fd).is_ok_and(|stat| stat.st_nlink > 0)
     }
 
     fn stat(&self) -> Result<FileStat, Trouble> {
@@ -197,7 +218,7 @@ impl Dir {
 }
 
 /// See the module.
-fn walk(path: &Path, owner: Who, missing: Missing) -> Result<Option<Dir>, Trouble> {
+fn walk(path: &Path, owner: Who, missing: Missing, is_own: bool) -> Result<Option<Dir>, Trouble> {
     if !path.is_absolute() {
         return Err(Trouble::refused(path, "not an absolute path"));
     }
@@ -215,7 +236,7 @@ fn walk(path: &Path, owner: Who, missing: Missing) -> Result<Option<Dir>, Troubl
             }
         };
         let last = names.peek().is_none();
-        let Some(next) = step(&here, name, owner, missing, last)? else { return Ok(None) };
+        let Some(next) = step(&here, name, owner, missing, last, is_own)? else { return Ok(None) };
         here = next;
     }
     Ok(Some(here))
@@ -227,13 +248,14 @@ fn step(
     owner: Who,
     missing: Missing,
     last: bool,
+    is_own: bool,
 ) -> Result<Option<Dir>, Trouble> {
     let path = here.path.join(name);
     let looking = || Trouble::io("looking at it", &path);
     // Somebody else may make or remove it between two calls.
     for _ in 0..10 {
         match (here.look(name).map_err(looking())?, missing) {
-            (Some(stat), _) => return enter(here, name, &stat, owner).map(Some),
+            (Some(stat), _) => return enter(here, name, &stat, owner, last && is_own).map(Some),
             (None, Missing::Leave) => return Ok(None),
             (None, Missing::Make) => make(here, name, last)?,
         }
@@ -258,7 +280,13 @@ fn make(here: &Dir, name: &OsStr, last: bool) -> Result<(), Trouble> {
     }
 }
 
-fn enter(here: &Dir, name: &OsStr, stat: &FileStat, owner: Who) -> Result<Dir, Trouble> {
+fn enter(
+    here: &Dir,
+    name: &OsStr,
+    stat: &FileStat,
+    owner: Who,
+    own_is_last: bool,
+) -> Result<Dir, Trouble> {
     let path = here.path.join(name);
     let parent = here.stat()?;
     let trusted = |uid: u32| uid == 0 || uid == Who::me().uid;
@@ -267,6 +295,12 @@ fn enter(here: &Dir, name: &OsStr, stat: &FileStat, owner: Who) -> Result<Dir, T
     let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
     let known = trusted(stat.st_uid) || stat.st_uid == owner.uid;
     if kind == SFlag::S_IFLNK {
+        if own_is_last {
+            return Err(Trouble::refused(
+                path,
+                "a symbolic link, and should be a directory: not followed",
+            ));
+        }
         if shared || !trusted(stat.st_uid) {
             return Err(Trouble::refused(
                 path,

@@ -14,7 +14,8 @@
 //! * A put that succeeded survives power loss: the file is synced before it gets its name, the
 //!   directory after that, and so is every directory above that this process has not synced yet
 //!   (it may be new). A put into a known directory costs one fsync of the file and one of the
-//!   directory. Deletes are synced, too: a deleted mail that came back would be taken for one
+//!   directory; where the file system has one journal for everything, one fsync altogether (see
+//!   [`super::dir_fs`]). Deletes are synced, too: a deleted mail that came back would be taken for one
 //!   that nobody named yet.
 //! * Conditions are exact between processes of one machine (and where flock works across a
 //!   network file system): Create and Update hold the key's lock while they look and rename.
@@ -70,6 +71,9 @@ pub(super) struct Inner {
     pub(super) root: Root,
     /// Directories whose own entries, up to the root, this process has synced.
     pub(super) durable: Mutex<HashSet<PathBuf>>,
+    /// Bytes that were written back before a name was given are there if the name is, and the
+    /// sync of a file makes its name durable.
+    pub(super) in_order: bool,
     pub(super) xattrs: AtomicBool,
     /// Whether there may be sidecars.
     pub(super) sidecars: AtomicBool,
@@ -98,6 +102,7 @@ impl DirStore {
         }
         let inner = Inner {
             durable: Mutex::default(),
+            in_order: super::dir_fs::in_order(&root.path),
             xattrs: AtomicBool::new(true),
             sidecars: AtomicBool::new(root.path.join(META).is_dir()),
             ahead: AtomicI64::new(0),

@@ -3,8 +3,10 @@
 use super::dir::{
     HASHED, Inner, KNOWN_DIRS, LOCK, META, TMP, etag_of_bytes, etag_of_large, seconds,
 };
+use super::dir_fs;
 use super::dir_io::{TempFile, is_missing, lock, plain, set_xattr, sync_dir};
 use super::{Body, ETag, PutMode, StoreError, StoreResult};
+use crate::failpoint;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -45,7 +47,7 @@ impl Inner {
             Some(json) => !self.set_attribute(&temp.file, json).map_err(|e| plain(e, key))?,
             None => false,
         };
-        temp.file.sync_all().map_err(|e| plain(e, key))?;
+        self.before_name(&temp.file).map_err(|e| plain(e, key))?;
         if let Ok(stat) = temp.file.metadata() {
             let ahead = stat.mtime() - seconds(SystemTime::now());
             // Less is how long the write took.
@@ -68,7 +70,7 @@ impl Inner {
         } else if self.sidecars.load(Ordering::Relaxed) {
             self.remove_sidecar(key).map_err(|e| plain(e, key))?;
         }
-        let placed = self.place(&path, |path| match mode {
+        let placed = self.place(&path, &mut temp, |temp, path| match mode {
             PutMode::Create => std::fs::hard_link(&temp.path, path),
             PutMode::Overwrite | PutMode::Update(_) => temp.rename(path),
         });
@@ -99,13 +101,23 @@ impl Inner {
         if holds { Ok(()) } else { Err(StoreError::Precondition { key: key.to_owned() }) }
     }
 
-    /// Runs `name` with its directories made, then syncs what holds the new name.
-    fn place(&self, path: &Path, mut name: impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    /// Before a file gets its name: a name that survives a power loss must have all bytes behind it.
+    fn before_name(&self, file: &File) -> io::Result<()> {
+        if self.in_order { dir_fs::write_back(file) } else { file.sync_all() }
+    }
+
+    /// Runs `name` with its directories made, then makes the new name of the file durable.
+    fn place(
+        &self,
+        path: &Path,
+        temp: &mut TempFile,
+        mut name: impl FnMut(&mut TempFile, &Path) -> io::Result<()>,
+    ) -> io::Result<()> {
         let parent = path.parent().unwrap_or(&self.root.path);
         // A delete in parallel may take away a directory that it finds empty.
         let mut tries = 0;
         loop {
-            match name(path) {
+            match name(temp, path) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound && tries < 100 => {
                     tries += 1;
                     self.durable.lock().remove(parent);
@@ -118,7 +130,9 @@ impl Inner {
                 Ok(()) => break,
             }
         }
-        match sync_dir(parent).and_then(|()| self.sync_above(parent)) {
+        failpoint::hit(failpoint::DIR_NAMED)?;
+        let synced = if self.in_order { temp.file.sync_all() } else { sync_dir(parent) };
+        match synced.and_then(|()| self.sync_above(parent)) {
             // The object was deleted again, and its directory with it; what became of the root
             // is another question.
             Err(e) if is_missing(&e) && self.root.check().is_ok() => Ok(()),
@@ -183,8 +197,8 @@ impl Inner {
         let written = || -> io::Result<()> {
             let mut temp = TempFile::create(&self.root.path.join(TMP))?;
             temp.file.write_all(json)?;
-            temp.file.sync_all()?;
-            self.place(&self.root.path.join(META).join(key), |path| temp.rename(path))
+            self.before_name(&temp.file)?;
+            self.place(&self.root.path.join(META).join(key), &mut temp, TempFile::rename)
         };
         written().map_err(|e| plain(e, key))
     }

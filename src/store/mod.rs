@@ -16,6 +16,7 @@ use std::time::Duration;
 mod clock;
 pub mod counted;
 pub mod dir;
+mod dir_fs;
 mod dir_io;
 mod dir_list;
 mod dir_put;

@@ -9,7 +9,7 @@ use super::local::{LocalState, Stamp, encode_stamped};
 use super::open::Follows;
 use super::session::{Session, UserCell};
 use super::tree::{Dir, Folder, Target, Tree};
-use super::user::{Changes, User};
+use super::user::{Changes, User, renamed_from};
 use crate::format::head::Head;
 use crate::format::journal::{Change, DiskOp};
 use crate::format::listing::{Entry, Line};
@@ -132,6 +132,7 @@ pub(super) fn build(
         if Some(record.seq) == last && fresh {
             user.redo(&record.changes);
         }
+        user.renamed_from = renamed_from(&record.changes);
     }
     if user.has_unflushed() {
         user.important();

@@ -65,6 +65,10 @@ pub(super) async fn cached(
     Ok(None)
 }
 
+/// Objects up to this size pass through memory on their way: checked there and written once, in one
+/// visit to a thread that may block. As many as there are requests may do so at once.
+const IN_MEMORY: u64 = 256 << 10;
+
 /// Length and checksum of a file.
 fn digest(file: &dyn DiskFile) -> io::Result<(u64, u32)> {
     let (mut crc, mut at) = (0, 0);
@@ -168,26 +172,31 @@ async fn download_once(
 ) -> Result<bool> {
     let local = |e: io::Error| Error::disk("local copy", &e);
     let store_key = mail_key(user, key);
-    match (promise::read(session, user, key).await?, file.real()) {
-        (Some(bytes), _) => file.write_all_at(&bytes, 0).map_err(local)?,
-        (None, Some(real)) => {
+    let wanted = (size, key.decode().crc);
+    let bytes = match (promise::read(session, user, key).await?, file.real()) {
+        (Some(bytes), _) => bytes,
+        (None, Some(real)) if size > IN_MEMORY => {
             let got = session.env.store.download(&store_key, &real, Reason("fetch")).await;
             if let Err(error) = got {
                 return Err(failed(session, user, key, error).await);
             }
+            let file = file.clone();
+            return Ok(blocking(move || digest(&*file)).await?.map_err(local)? == wanted);
         }
-        (None, None) => {
+        (None, _) => {
             let got = session.env.store.get(&store_key, None, size, Reason("fetch")).await;
-            let (_, bytes) = match got {
-                Ok(got) => got,
+            match got {
+                Ok((_, bytes)) => bytes,
                 Err(error) => return Err(failed(session, user, key, error).await),
-            };
-            file.write_all_at(&bytes, 0).map_err(local)?;
+            }
         }
-    }
+    };
     let file = file.clone();
-    let found = blocking(move || digest(&*file)).await?.map_err(local)?;
-    Ok(found == (size, key.decode().crc))
+    let written = blocking(move || {
+        let found = (bytes.len() as u64, crc32c::crc32c(&bytes));
+        if found == wanted { file.write_all_at(&bytes, 0).map(|()| true) } else { Ok(false) }
+    });
+    written.await?.map_err(local)
 }
 
 /// Keeps bytes that were just published as the object's cached copy. Best effort.

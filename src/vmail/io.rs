@@ -4,6 +4,7 @@ use super::error::{Error, Plain, Result};
 use super::fetch;
 use super::need::{Need, NodeRef, Op, Stop};
 use super::node::{Growing, Kind, Mail, Node, NodeIx, Tracker};
+use super::promise::Ack;
 use super::user::User;
 use crate::cache::fscache::{Cached, Taken};
 use crate::dovecot::classes::{Class, IndexKind};
@@ -492,6 +493,12 @@ impl User {
             Kind::Local(local) if local.synced < local.writes => {
                 Err(Stop::Wait(Need::SyncLocal(reference)))
             }
+            // It is in the store, and is found there without the journal (see `publish`).
+            Kind::Mail(_) | Kind::Published(_) | Kind::Growing(_)
+                if self.session.settings.ack == Ack::Store =>
+            {
+                Ok(())
+            }
             _ => self.sync_journal(),
         }
     }
@@ -509,6 +516,17 @@ impl User {
         self.commit(vec![Change::Drop { object: key }])?;
         self.answered(id);
         Ok(())
+    }
+
+    /// The same for one that never got a name, also where no record can be written. Then the next
+    /// flush says that it is dropped; until then a restart finds it unnamed above the watermark,
+    /// which says the same. (Left unanswered for good, it would end up below the watermark of the
+    /// next session, and the full listing would take it for a mail that arrived late.)
+    pub fn drop_unnamed(&mut self, key: crate::format::key::KeyTail) {
+        if self.drop_object(key.clone()).is_err() {
+            self.mark_dropped(&key, true);
+            self.answered(key.id());
+        }
     }
 }
 

@@ -4,7 +4,9 @@
 //! asked a second time before anybody is told. A site may prefer blank mails, for users or
 //! folders that it names: a file system does not know which client is reading. The truth is
 //! never replaced: nothing of a blank mail is cached, here or in the kernel, and each open asks
-//! the store again, so a mail whose object comes back is there again.
+//! the store again, so a mail whose object comes back is there again. The kernel does keep pages of
+//! one for `sendfile` and `splice`, whatever the handle says (`FOPEN_DIRECT_IO` is for reads and
+//! writes only), so an inode that was blank once is never opened with its pages kept ([`Blanks`]).
 //!
 //! A blank mail has the size of the lost one, and as many line ends, because both are part of
 //! the file's name (`S=`, `W=`) and Dovecot renames a file whose name tells another size. Only
@@ -18,10 +20,12 @@ use super::user::User;
 use crate::dovecot::mask;
 use crate::format::key::{KeyTail, mail_key};
 use crate::format::{ObjectId, Place, Sub};
+use crate::fs::api::Ino;
 use crate::store::{Reason, StoreError};
 use parking_lot::Mutex;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Which lost mails are shown as blank ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,6 +50,37 @@ impl LostMails {
 /// Lost mails that were met, each counted once.
 #[derive(Debug, Default)]
 pub struct Met(Mutex<BTreeSet<(Arc<str>, ObjectId)>>);
+
+/// Inodes that were shown blank since the kernel learnt of them.
+#[derive(Debug, Default)]
+pub struct Blanks {
+    /// How many there are: the lock is not taken as long as there are none.
+    count: AtomicUsize,
+    all: Mutex<HashSet<Ino>>,
+}
+
+impl Blanks {
+    /// Whether pages that the kernel has of an inode may be used by a handle that is being
+    /// opened, which shows it `blank` or as it is.
+    pub fn keeps_pages(&self, ino: Ino, blank: bool) -> bool {
+        if blank {
+            let mut all = self.all.lock();
+            all.insert(ino);
+            self.count.store(all.len(), Ordering::Release);
+            return false;
+        }
+        self.count.load(Ordering::Acquire) == 0 || !self.all.lock().contains(&ino)
+    }
+
+    /// The kernel has forgotten an inode, and with it all pages.
+    pub fn forget(&self, ino: Ino) {
+        if self.count.load(Ordering::Acquire) > 0 {
+            let mut all = self.all.lock();
+            all.remove(&ino);
+            self.count.store(all.len(), Ordering::Release);
+        }
+    }
+}
 
 /// More are not told apart.
 const MET_MAX: usize = 100_000;
@@ -134,6 +169,21 @@ mod tests {
             assert_eq!(found.count() as u64, bare);
             assert_eq!(blank_bytes(bare, 1, size as usize - 1), bytes[1..]);
         }
+    }
+
+    #[test]
+    fn pages_of_a_blank_are_not_kept_until_the_kernel_forgets_it() {
+        let blanks = Blanks::default();
+        assert!(blanks.keeps_pages(1, false));
+        assert!(!blanks.keeps_pages(1, true));
+        // The real one, twice: an answer may not have reached the kernel.
+        assert!(!blanks.keeps_pages(1, false));
+        assert!(!blanks.keeps_pages(1, false));
+        assert!(blanks.keeps_pages(2, false));
+        blanks.forget(2);
+        assert!(!blanks.keeps_pages(1, false));
+        blanks.forget(1);
+        assert!(blanks.keeps_pages(1, false));
     }
 
     #[test]

@@ -4,7 +4,18 @@
 //!
 //! A call that makes a mail safe returns success only after (1) the PUT of its bytes was
 //! answered with success, under a key that tells folder, name, size, mtime and mode, and
-//! (2) the record that names the object is in the journal, and the journal is synced.
+//! (2) the record that names the object is in the journal.
+//!
+//! **The journal need not be on the disk by then.** What reads it is a start after the death of
+//! this process, and that sees what was written. After anything that takes written pages (a power cut, a
+//! lost disk) a start does not believe the journal to be whole: it lists the store above the watermark and
+//! gives every object that the journal does not name a name (`recover`), which it must do anyway for a
+//! machine that is lost. So a sync would only make the same mail come back under the name that it
+//! had, which is one in `tmp/` or a temporary one. It follows within a second
+//! ([`super::sync::later`]), for all that was delivered meanwhile at once; what a
+//! server syncs itself (its index files, a directory) has the journal synced before it is answered, as
+//! ever. One fault must come to another to lose a mail: the kernel loses written pages of the
+//! journal to a disk error, drops them from its memory, and the process dies, all within that second.
 //!
 //! # Order, and what a death in between leaves
 //!
@@ -37,7 +48,7 @@ use super::error::{During, Error, Result, pass};
 use super::flush;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
-use super::promise::{self, Held, Promise};
+use super::promise::{self, Ack, Held, Promise};
 use super::user::User;
 use super::wait::Patience;
 use crate::cache::staging::Staged;
@@ -54,6 +65,10 @@ use crate::sabotage::{self, Bug};
 use crate::store::{Body, PutMode, Reason, StoreError};
 use bytes::Bytes;
 use std::sync::Arc;
+
+/// Mails up to this size, just written and so in the page cache, are read where we are, and kept in memory
+/// until they are put: each change to another thread costs more than that.
+const SMALL: u64 = 64 << 10;
 
 /// Earlier attempts of one file that an object tells of.
 const ATTEMPTS: usize = 8;
@@ -97,7 +112,10 @@ fn digest(job: &Job) -> Result<Digest> {
     let mut bare = 0;
     let mut last = 0;
     let mut kept = Vec::new();
-    let keep = job.growing || job.promise.is_some() || job.staged.file.real().is_none();
+    let keep = job.growing
+        || job.promise.is_some()
+        || job.len <= SMALL
+        || job.staged.file.real().is_none();
     let mut at = 0;
     let mut buf = vec![0; 128 * 1024];
     while at < job.len {
@@ -363,13 +381,23 @@ pub async fn publish(node: &NodeRef) -> Result<()> {
 async fn publish_once(node: &NodeRef) -> Result<()> {
     let session = node.cell.session.clone();
     let Some(job) = node.cell.open_user(|user| user.begin_publish(node))? else {
-        return settle(node).await;
+        settle(node).await?;
+        // It may be promised, by a call whose sync failed.
+        return match session.settings.ack {
+            Ack::Store => Ok(()),
+            Ack::Journal => sync_journal(node).await,
+        };
     };
-    let (mut job, found) = blocking(move || {
+    let (mut job, found) = if job.len <= SMALL {
         let found = digest(&job);
         (job, found)
-    })
-    .await?;
+    } else {
+        let digested = blocking(move || {
+            let found = digest(&job);
+            (job, found)
+        });
+        digested.await?
+    };
     let found = match found {
         Ok(found) => found,
         Err(error) => {
@@ -418,7 +446,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
             false => put.await,
         };
         if let Err(error) = done {
-            node.cell.open_user(|user| user.drop_object(key.clone()))?;
+            node.cell.if_open(|user| user.drop_unnamed(key));
             return Err(Error::store(
                 format!("publishing a mail of {}", node.cell.name),
                 During::Delivery,
@@ -434,11 +462,8 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     }
     let ended = node.cell.open_user(|user| {
         let ended = user.end_publish(node, &job, &key);
-        if ended.is_err() && user.may_finish().is_ok() {
-            // No record could be written: the object is nobody's. The next flush says so; until
-            // then a restart finds it unnamed above the watermark, which says the same.
-            user.dropped.push(key.clone());
-            user.answered(job.id);
+        if ended.is_err() {
+            user.drop_unnamed(key);
         }
         ended
     });
@@ -460,7 +485,7 @@ async fn publish_once(node: &NodeRef) -> Result<()> {
     settle(node).await
 }
 
-/// The object is in the store: now its folder must be, too, and the record on disk.
+/// The object is in the store: now its folder must be, too.
 async fn settle(node: &NodeRef) -> Result<()> {
     let known = node.cell.open_user(|user| {
         let found = user.tree.nodes.get(node.ix).filter(|n| n.ino == node.ino && n.nlink > 0);
@@ -471,7 +496,8 @@ async fn settle(node: &NodeRef) -> Result<()> {
     if !known {
         flush::flush(&node.cell, flush::Options::default()).await?;
     }
-    sync_journal(node).await
+    super::sync::later(&node.cell);
+    Ok(())
 }
 
 async fn sync_journal(node: &NodeRef) -> Result<()> {

@@ -482,7 +482,12 @@ impl User {
             }
             IndexKind::UidList => {
                 let whole = uidlist::whole_lines_len(&content);
-                if uidlist::parse(content.get(..whole).unwrap_or_default()).is_err() {
+                let Ok(list) = uidlist::parse(content.get(..whole).unwrap_or_default()) else {
+                    return Ok(false);
+                };
+                let same = |cut: &uidlist::UidList| cut.uid_validity == list.uid_validity;
+                let known = cut.and_then(|cut| uidlist::parse(cut).ok()).filter(same);
+                if known.is_some_and(|cut| cut.next_uid() > list.next_uid()) {
                     return Ok(false);
                 }
                 whole

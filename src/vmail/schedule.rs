@@ -14,6 +14,7 @@ use super::flush::{self, Options};
 use super::need::NodeRef;
 use super::publish;
 use super::session::{Session, UserCell};
+use super::sync;
 use super::user::User;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -103,6 +104,7 @@ pub async fn run(session: Arc<Session>) {
             return;
         }
         retry_publishes(&session);
+        sync::sync_those_due(&session);
         let now = session.env.clock.boot();
         for cell in session.all_users() {
             if pauses.lock().get(&cell.name).is_some_and(|(until, _)| now < *until) {

@@ -158,6 +158,8 @@ pub struct UserCell {
     pub uploading: tokio::sync::Mutex<()>,
     /// Somebody sees to it that promises are kept.
     pub uploader: AtomicBool,
+    /// Its journal is to be synced soon.
+    pub(super) sync_later: AtomicBool,
     /// One gc at a time; taken before `flushing`.
     pub collecting: tokio::sync::Mutex<()>,
     /// How many evictions of it are under way.
@@ -233,6 +235,7 @@ pub struct Session {
     pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
     pub lost_mails: lost::Met,
+    pub blanks: lost::Blanks,
     pub unserved: super::unserved::Unserved,
     pub counts: super::counts::Counts,
     /// Random name of this session.
@@ -245,6 +248,8 @@ pub struct Session {
     /// More users are open than may be.
     pub too_many: tokio::sync::Notify,
     pub retries: Mutex<Vec<Retry>>,
+    /// Whose journals are to be synced, see [`super::sync`].
+    pub(super) sync_later: super::sync::Later,
     invalidate: OnceLock<InvalidateFn>,
     services: OnceLock<ServiceFn>,
     pub closing: std::sync::atomic::AtomicBool,
@@ -282,6 +287,7 @@ impl Session {
             metacache,
             lease: Lease::new(&settings),
             lost_mails: lost::Met::default(),
+            blanks: lost::Blanks::default(),
             unserved: super::unserved::Unserved::default(),
             counts: super::counts::Counts::default(),
             streams: Streams::new(settings.stream_memory),
@@ -302,6 +308,7 @@ impl Session {
             wake: tokio::sync::Notify::new(),
             too_many: tokio::sync::Notify::new(),
             retries: Mutex::new(Vec::new()),
+            sync_later: super::sync::Later::default(),
             invalidate: OnceLock::new(),
             services: OnceLock::new(),
             closing: std::sync::atomic::AtomicBool::new(false),
@@ -333,6 +340,7 @@ impl Session {
     }
 
     pub fn forget_ino(&self, ino: Ino) {
+        self.blanks.forget(ino);
         self.inos.write().remove(&ino);
     }
 
@@ -365,6 +373,7 @@ impl Session {
             flushing: tokio::sync::Mutex::new(()),
             uploading: tokio::sync::Mutex::new(()),
             uploader: AtomicBool::new(false),
+            sync_later: AtomicBool::new(false),
             collecting: tokio::sync::Mutex::new(()),
             makes_room: std::sync::atomic::AtomicUsize::new(0),
             publishing: super::close::UnderWay::default(),

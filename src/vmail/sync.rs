@@ -12,13 +12,15 @@ use super::error::{Error, Result};
 use super::need::NodeRef;
 use super::node::{Kind, Local, Name};
 use super::publish::blocking;
-use super::session::UserCell;
+use super::session::{Session, UserCell};
 use super::user::User;
 use crate::cache::disk::{Disk, DiskFile, How};
 use crate::fs::api::Ino;
+use parking_lot::Mutex;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Copies that are made while somebody keeps writing.
 const TRIES: usize = 5;
@@ -34,19 +36,20 @@ pub async fn sync_local(node: &NodeRef) -> Result<()> {
         let local = local(user, node)?;
         Ok((file, local.writes, local.spoilt, point))
     })?;
-    let synced = match spoilt {
-        true => Err(io::Error::other("an earlier sync failed, or may have")),
-        false => blocking(move || file.sync_data()).await?,
-    };
-    let writes = match synced {
-        Ok(()) => writes,
-        Err(error) => {
-            node.cell.open_user(|user| {
-                local(user, node)?.spoilt = true;
-                Ok(())
-            })?;
-            tracing::error!(user = %node.cell.name, %error, "a file cannot be synced; it is written anew");
-            write_anew(node).await?
+    let writes = if spoilt {
+        // Also each young file after a death of ours: nobody knows what the dead one was told.
+        write_anew(node).await?
+    } else {
+        match blocking(move || file.sync_data()).await? {
+            Ok(()) => writes,
+            Err(error) => {
+                node.cell.open_user(|user| {
+                    local(user, node)?.spoilt = true;
+                    Ok(())
+                })?;
+                tracing::error!(user = %node.cell.name, %error, "a file cannot be synced; it is written anew");
+                write_anew(node).await?
+            }
         }
     };
     if let Some(point) = point {
@@ -66,6 +69,48 @@ pub async fn sync_user(cell: &Arc<UserCell>) -> Result<()> {
         Some(point) => blocking(move || point.sync()).await?,
         None => Ok(()),
     }
+}
+
+/// Users whose journal is to be on the disk soon, without anybody waiting for it.
+#[derive(Debug, Default)]
+pub struct Later {
+    cells: Mutex<Vec<Weak<UserCell>>>,
+    /// Somebody goes through them.
+    busy: AtomicBool,
+}
+
+/// Puts the journal on disk at the scheduler's next tick, with all that is written until then.
+pub(super) fn later(cell: &Arc<UserCell>) {
+    if !cell.sync_later.swap(true, Ordering::AcqRel) {
+        cell.session.sync_later.cells.lock().push(Arc::downgrade(cell));
+    }
+}
+
+/// Does it for those that wait, one after another.
+pub(super) fn sync_those_due(session: &Arc<Session>) {
+    let later = &session.sync_later;
+    if later.cells.lock().is_empty() || later.busy.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let session = session.clone();
+    tokio::spawn(async move {
+        let due = std::mem::take(&mut *session.sync_later.cells.lock());
+        for cell in due.iter().filter_map(Weak::upgrade) {
+            // First: what is written from here on may miss this sync.
+            cell.sync_later.store(false, Ordering::Release);
+            let point = cell.if_open(|user| user.sync_point());
+            let done = match point.unwrap_or(Ok(None)) {
+                Ok(Some(point)) => blocking(move || point.sync()).await.and_then(|done| done),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = done {
+                tracing::warn!(user = %cell.name, %error, "the journal is not on the disk yet");
+                self::later(&cell);
+            }
+        }
+        session.sync_later.busy.store(false, Ordering::Release);
+    });
 }
 
 fn local<'u>(user: &'u mut User, node: &NodeRef) -> Result<&'u mut Local> {

@@ -200,7 +200,9 @@ impl User {
         }
     }
 
-    /// Appends to an index log of this user what a recovery made, and remembers it.
+    /// Appends to an index log of this user what a recovery made, and remembers it. The log is synced,
+    /// so the names of the mails that it shows are, before it: a power cut would leave records
+    /// of mails whose names it took.
     pub(super) fn append_log(&mut self, ix: usize, append: &recover::LogAppend) -> Result<()> {
         if append.bytes.is_empty() {
             return Ok(());
@@ -210,6 +212,9 @@ impl User {
         let mut content = self.content_of(ix)?;
         content.truncate(append.at);
         content.extend_from_slice(&append.bytes);
+        if let Some(point) = self.sync_point()? {
+            point.sync()?;
+        }
         self.rewrite_local(name.at, &bytes, &content)?;
         let size = content.len() as u64;
         let class = self.node(ix)?.class;

@@ -135,6 +135,14 @@ pub struct User {
     pub old_names: HashMap<ObjectId, Change>,
 }
 
+/// The old name in a record, if that is a rename.
+pub(super) fn renamed_from(changes: &[Change]) -> Option<(Place, Vec<u8>)> {
+    changes.iter().find_map(|change| match change {
+        Change::Disk(DiskOp::Rename { from, name, .. }) => Some((*from, name.clone())),
+        _ => None,
+    })
+}
+
 impl User {
     pub fn cell(&self) -> Arc<UserCell> {
         // The cell holds this user, so it is there while anybody can call this; the session
@@ -246,10 +254,7 @@ impl User {
         let before = self.journal.size();
         let record = self.journal.append(changes)?;
         self.journal_grew();
-        self.renamed_from = ops.iter().find_map(|op| match op {
-            DiskOp::Rename { from, name, .. } => Some((*from, name.clone())),
-            _ => None,
-        });
+        self.renamed_from = renamed_from(&record.changes);
         for (n, op) in ops.iter().enumerate() {
             if let Err(error) = self.run(op) {
                 let undo = self.restate(op);

@@ -31,7 +31,9 @@ async fn read(client: &Client, n: usize) {
 /// The mails that were asked for since the last call.
 fn fetched(world: &World) -> Vec<String> {
     let all = world.requests().into_iter();
-    all.filter(|(op, key, _)| *op == Op::Download && key.contains("/mail/")).map(|a| a.1).collect()
+    all.filter(|(op, key, _)| matches!(op, Op::Get | Op::Download) && key.contains("/mail/"))
+        .map(|a| a.1)
+        .collect()
 }
 
 async fn quiet() {
@@ -96,7 +98,7 @@ async fn errors_ahead_are_not_told_to_readers() {
         read(&client, n).await;
     }
     world.faults(|request| match request.op {
-        Op::Download => Fault::Before(down()),
+        Op::Get | Op::Download => Fault::Before(down()),
         _ => Fault::None,
     });
     quiet().await;

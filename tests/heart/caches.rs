@@ -4,6 +4,7 @@ use super::world::*;
 use std::fs;
 use std::sync::Arc;
 use vmailfs::cache::disk::RealDisk;
+use vmailfs::fs::api::MailFs;
 use vmailfs::store::Op;
 use vmailfs::store::StoreError;
 use vmailfs::store::faulty::Fault;
@@ -150,6 +151,14 @@ async fn i4_a_lost_mail_is_an_error_and_is_counted_once() {
     assert_eq!(client.list("u/new").await.unwrap().len(), 1);
 }
 
+/// Whether the kernel may use pages that it has, and whether it must have none.
+async fn pages(client: &Client, path: &str) -> (bool, bool) {
+    let ino = client.look(path).await.unwrap().attr.ino;
+    let opened = client.go(|fs| fs.open(WHO, ino, READ)).await.unwrap();
+    client.fs.release(ino, opened.fh);
+    (opened.keep_cache, opened.uncached)
+}
+
 #[tokio::test]
 async fn i4_a_blank_mail_is_never_taken_for_the_truth() {
     let world = World::new();
@@ -160,9 +169,14 @@ async fn i4_a_blank_mail_is_never_taken_for_the_truth() {
     lose(&world, &client, name).await;
     let path = format!("u/new/{name}");
     assert_eq!(client.read(&path).await.unwrap(), b"\n\n\n              ");
-    // It is there again: so is the mail, although the blank one was read.
+    assert_eq!(pages(&client, &path).await, (false, true));
+    // It is there again: so is the mail, although the blank one was read. The kernel may have
+    // pages of that (of sendfile), so it keeps none.
     world.no_faults();
     assert_eq!(client.read(&path).await.unwrap(), b"Subject: x\n\nbody\n");
+    assert_eq!(pages(&client, &path).await, (false, false));
+    client.deliver("u", "2", b"another").await.unwrap();
+    assert_eq!(pages(&client, "u/new/2").await, (true, false));
 }
 
 #[tokio::test]

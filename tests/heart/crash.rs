@@ -5,6 +5,7 @@ use super::world::*;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use vmailfs::cache::disk::RealDisk;
 use vmailfs::store::Op;
 use vmailfs::store::faulty::Fault;
@@ -308,6 +309,66 @@ async fn i3_a_reboot_keeps_what_was_synced() {
     assert_eq!(again.read("u/sieve.script").await.unwrap(), b"keep;");
 }
 
+/// I1: a mail is safe without the journal on the disk: a power cut that takes all that was not synced
+/// brings it back from the store, and what was synced before stays.
+#[tokio::test]
+async fn i1_a_publish_does_not_wait_for_the_journals_sync() {
+    let world = World::new();
+    let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+    let client = world.session_with(world.settings(HERE), disk.clone());
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"first").await.unwrap();
+    client.flush("u").await;
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    client.fsync_dir("u/cur").await.unwrap();
+    let journal = find(&world.machine_dir(HERE).join("state"), "journal");
+    let synced = disk.on_disk(&journal).unwrap();
+    // The journal cannot be synced at all meanwhile.
+    disk.fail_syncs_of("journal", usize::MAX);
+    for n in ["2", "3"] {
+        client.deliver("u", n, n.as_bytes()).await.unwrap();
+    }
+    assert!(fs::read(&journal).unwrap().len() > synced.len());
+    drop(client);
+    fs::write(&journal, synced).unwrap();
+    let again = world.session(REBOOTED);
+    assert_eq!(again.list("u/cur").await.unwrap(), ["1:2,S"]);
+    let names = again.list("u/new").await.unwrap();
+    assert_eq!(names.len(), 2, "{names:?}");
+    let mut bodies = Vec::new();
+    for name in &names {
+        bodies.push(again.read(&format!("u/new/{name}")).await.unwrap());
+    }
+    bodies.sort();
+    assert_eq!(bodies, [b"2", b"3"]);
+}
+
+/// And the journal is synced all the same, soon.
+#[tokio::test]
+async fn i3_what_a_publish_did_not_wait_for_follows() {
+    let world = World::new();
+    let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+    let client = world.session_with(world.settings(HERE), disk.clone());
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    client.deliver("u", "1", b"first").await.unwrap();
+    let journal = find(&world.machine_dir(HERE).join("state"), "journal");
+    assert_ne!(disk.on_disk(&journal), Some(fs::read(&journal).unwrap()));
+    // The first time fails: the next look writes it anew.
+    disk.fail_syncs_of("journal", 1);
+    let ticks = tokio::spawn(vmailfs::vmail::schedule::run(client.session().clone()));
+    for _ in 0..1000 {
+        world.clock.advance(Duration::from_secs(1));
+        tokio::task::yield_now().await;
+        let journal = find(&world.machine_dir(HERE).join("state"), "journal");
+        if disk.on_disk(&journal) == Some(fs::read(&journal).unwrap()) {
+            ticks.abort();
+            return;
+        }
+    }
+    panic!("the journal never got to the disk");
+}
+
 /// I1: a power cut that takes the name which a delivered mail was given, and leaves the one under which
 /// it was made safe: nobody but the delivery that is gone looks there, so it gets a name in `new/`.
 #[tokio::test]
@@ -449,10 +510,11 @@ async fn i3_a_journal_whose_sync_failed_is_written_anew() {
     client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
     let mail = client.create("u/tmp/2").await.unwrap();
     client.write(mail, 0, b"second").await.unwrap();
-    disk.fail_next_sync();
-    assert_eq!(client.fsync(mail).await, Err(libc::EAGAIN));
-    assert_eq!(std::fs::metadata(&journal).unwrap().ino(), before);
     client.fsync(mail).await.unwrap();
+    disk.fail_next_sync();
+    assert_eq!(client.fsync_dir("u/cur").await, Err(libc::EAGAIN));
+    assert_eq!(std::fs::metadata(&journal).unwrap().ino(), before);
+    client.fsync_dir("u/cur").await.unwrap();
     assert_ne!(std::fs::metadata(&journal).unwrap().ino(), before);
     client.close_file(mail).await.unwrap();
     client.rename("u/tmp/2", "u/new/2").await.unwrap();
@@ -549,4 +611,49 @@ async fn i3_a_file_whose_sync_failed_is_written_anew() {
     drop(client);
     let fresh = world.session(FRESH);
     assert_eq!(fresh.read("u/dovecot.index.log").await.unwrap(), b"onetwothreefourfive");
+}
+
+/// I3: a process dies between a rename and the next record, and so does the one that follows it,
+/// which has made a file under the old name again: the rename is not done once more.
+#[tokio::test]
+async fn i3_a_rename_is_not_done_again_by_the_second_start() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.put("u/subscriptions.lock", b"first").await.unwrap();
+    client.rename("u/subscriptions.lock", "u/subscriptions").await.unwrap();
+    drop(client);
+    let second = world.session(HERE);
+    second.put("u/subscriptions.lock", b"the second's, not finished").await.unwrap();
+    drop(second);
+    let third = world.session(HERE);
+    assert_eq!(third.read("u/subscriptions").await.unwrap(), b"first");
+}
+
+/// I2, I3: an append to a uidlist reached the disk with a hole in it. The list stays, up to the line
+/// that Dovecot would not read; one that lost what the last flush has comes back from there.
+#[tokio::test]
+async fn i2_a_uidlist_is_cut_where_dovecot_would_throw_it_away() {
+    let list = "3 V1700000000 N1 G01\n1 :a\n2 :b\n";
+    for (left, want) in [
+        (format!("{list}\0\0\0\0c.host,S=4\n4 :d\n"), "1 :a\n2 :b\n"),
+        (format!("{list}3 :c\n"), "1 :a\n2 :b\n3 :c\n"),
+        ("3 V1700000000 N1 G01\n1 :a\n\0\0:b\n3 :c\n".into(), "1 :a\n2 :b\n"),
+    ] {
+        let world = World::new();
+        let client = world.session(HERE);
+        client.maildir(&["u"]).await;
+        client.put("u/dovecot-uidlist", list.as_bytes()).await.unwrap();
+        client.flush("u").await;
+        client.append("u/dovecot-uidlist", b"3 :c.host,S=4\n4 :d\n").await.unwrap();
+        drop(client);
+        let file = world.machine_dir(HERE).join("meta/u/dovecot-uidlist");
+        fs::write(&file, &left).unwrap();
+        let again = world.session(REBOOTED);
+        let found = String::from_utf8(again.read("u/dovecot-uidlist").await.unwrap()).unwrap();
+        let (header, lines) = found.split_once('\n').unwrap();
+        assert_eq!(lines, want, "{left:?}");
+        let next = header.strip_prefix("3 V1700000000 N").and_then(|h| h.strip_suffix(" G01"));
+        assert!(next.unwrap().parse::<u32>().unwrap() >= 1003, "{header}");
+    }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use vmailfs::cache::disk::RealDisk;
 use vmailfs::cache::fscache::Place;
-use vmailfs::fs::api::MailFs;
+use vmailfs::fs::api::{Caller, MailFs};
 use vmailfs::store::Op;
 use vmailfs::store::faulty::Fault;
 use vmailfs::vmail::promise::Ack;
@@ -463,5 +463,22 @@ async fn i8_what_has_begun_can_be_finished() {
     }
     for n in 0..12 {
         assert!(client.read(&format!("u/new/{n}")).await.unwrap() == mail(n, 900_000));
+    }
+}
+
+/// A small mail comes quicker from the kernel's own pages.
+#[tokio::test]
+async fn only_large_mails_are_read_past_the_daemon() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    let who = Caller { uid: 1000, gid: 1000, pid: 1 };
+    for (name, size, direct) in [("1", 5000, false), ("2", 200_000, true)] {
+        client.deliver("u", name, &mail(1, size)).await.unwrap();
+        let ino = client.look(&format!("u/new/{name}")).await.unwrap().attr.ino;
+        let opened = client.go(|fs| fs.open(who, ino, READ)).await.unwrap();
+        assert_eq!(opened.backing.is_some(), direct, "{size} bytes");
+        assert!(opened.keep_cache);
+        client.fs.release(ino, opened.fh);
     }
 }

@@ -3,10 +3,12 @@
 use super::full_disk::FullDisk;
 use super::world::*;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use vmailfs::cache::disk::RealDisk;
 use vmailfs::store::Op;
 use vmailfs::store::faulty::Fault;
+use vmailfs::vmail::gc;
 
 /// I1: fsync is answered after the PUT; what a dead process leaves is in its journal.
 #[tokio::test]
@@ -264,6 +266,46 @@ async fn i1_a_full_disk_defers() {
     drop(client);
     let again = world.session(HERE);
     assert_eq!(again.list("u/new").await.unwrap(), ["1", "3"]);
+}
+
+/// I1, I6: a put whose answer was lost, when the journal could not take down that it was in vain: its
+/// object is dropped by the next flush all the same, and is nobody's mail after a hand-over.
+#[tokio::test]
+async fn i6_what_was_put_in_vain_is_dropped_without_a_record() {
+    let world = World::new();
+    let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+    let client = world.session_with(world.settings(HERE), disk.clone());
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    let file = client.create("u/tmp/1").await.unwrap();
+    client.write(file, 0, b"mail").await.unwrap();
+    let (puts, full) = (AtomicUsize::new(0), disk.clone());
+    world.faults(move |r| match r.op == Op::Put && r.key.contains("/mail/") {
+        true if puts.fetch_add(1, Ordering::SeqCst) == 0 => {
+            full.set_full(true);
+            Fault::After(down())
+        }
+        true => {
+            full.set_full(false);
+            Fault::None
+        }
+        false => Fault::None,
+    });
+    if client.fsync(file).await.is_err() {
+        disk.set_full(false);
+        client.fsync(file).await.unwrap();
+    }
+    client.close_file(file).await.unwrap();
+    client.rename("u/tmp/1", "u/new/1").await.unwrap();
+    assert_eq!(world.mails().len(), 2);
+    client.close().await;
+    let next = world.session(HERE);
+    next.deliver("u", "2", b"mail").await.unwrap();
+    next.flush("u").await;
+    let scan = gc::Options { dry_run: false, scan: true, unasked: false };
+    let report = gc::collect(&next.cell("u"), scan).await.unwrap();
+    assert!(report.scanned && report.kept > 0 && report.adopted.is_empty(), "{report:?}");
+    assert_eq!(next.list("u/new").await.unwrap(), ["1", "2"]);
 }
 
 /// I1: Postfix names a mail in `tmp/` after its process and the second; the next mail of that

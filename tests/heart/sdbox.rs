@@ -205,6 +205,45 @@ async fn i1_a_recovery_that_is_begun_again_shows_its_mails() {
     assert_eq!(failures, 2 * 3);
 }
 
+/// I3: the machine of a recovery dies at any change of its disk, and what was not synced of the journal
+/// is gone: the index never shows a mail whose new name is gone with it.
+#[tokio::test]
+async fn i3_a_power_cut_in_a_recovery_leaves_no_record_without_its_mail() {
+    let place = "u/index/mailboxes/INBOX";
+    for changes in 0.. {
+        let world = World::new();
+        let client = world.session(HERE);
+        folders(&client, place).await;
+        deliver(&client, 1).await;
+        add(&client, place, |t| t.append(&[1])).await;
+        client.flush("u").await;
+        for uid in [2, 3] {
+            deliver(&client, uid).await;
+            add(&client, place, |t| t.append(&[uid])).await;
+        }
+        drop(client);
+        let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+        let again = world.session_with(world.settings(FRESH), disk.clone());
+        disk.dies_after(changes);
+        let opened = again.list(MAILS).await;
+        if !disk.is_dead() {
+            opened.unwrap();
+            assert!(changes > 10);
+            return;
+        }
+        let journal = again.session().state_dir_of("u").join("journal");
+        drop(again);
+        if journal.exists() {
+            fs::write(&journal, disk.on_disk(&journal).unwrap_or_default()).unwrap();
+        }
+        let last = world.session(On { boot: "boot-10", ..FRESH });
+        let there = numbers(&last).await;
+        assert_eq!((there.len(), there[0]), (3, 1), "{changes}: {there:?}");
+        let shown: Vec<u32> = index(&last, place).await.records.keys().copied().collect();
+        assert_eq!(shown, there, "{changes}");
+    }
+}
+
 /// I7: the user's directory in the metacache is removed while it is in use. The index is that of the last
 /// flush again; the mail that came after it shows all the same, under a number that was never given.
 #[tokio::test]

@@ -285,7 +285,7 @@ pub struct Open {
 
 pub type Answer<T> = Result<T, i32>;
 
-const WHO: Caller = Caller { uid: 1000, gid: 1000, pid: 1 };
+pub const WHO: Caller = Caller { uid: 1000, gid: 1000, pid: 1 };
 pub const READ: OpenMode =
     OpenMode { read: true, write: false, append: false, truncate: false, exclusive: false };
 pub const WRITE: OpenMode =
@@ -390,6 +390,14 @@ impl Client {
 
     pub async fn write(&self, file: Open, offset: u64, data: &[u8]) -> Answer<()> {
         self.go(|fs| fs.write(WHO, file.ino, file.fh, offset, data)).await.map(drop)
+    }
+
+    pub async fn fsync_dir(&self, path: &str) -> Answer<()> {
+        let ino = self.look(path).await?.attr.ino;
+        let fh = self.go(|fs| fs.opendir(WHO, ino)).await?;
+        let done = self.go(|fs| fs.fsyncdir(ino, fh)).await;
+        self.fs.releasedir(ino, fh);
+        done
     }
 
     pub async fn fsync(&self, file: Open) -> Answer<()> {

@@ -28,6 +28,7 @@ fn all() -> Vec<(Shot, bool)> {
         (under_load("publish.before-put", 4), false),
         (under_load("publish.after-put", 5), true),
         (under_load("publish.after-record", 3), true),
+        (under_load("dir.named", 7), true),
         (under_load("flush.before-bundle", 1), false),
         (under_load("flush.after-bundle", 2), true),
         (under_load("flush.before-swap", 1), false),

@@ -555,7 +555,9 @@ fn half_a_mail_is_forgiven_to_who_rebuilds_and_to_nobody_else() {
     assert_eq!(corruptions(Format::Sdbox, lines.clone().into_iter()), lines);
 }
 
-/// Whether a line only says that the mount is dead.
+/// Whether a line only says that the mount is dead. A write that the daemon was just taking over when
+/// it died is answered with EIO by the kernel (its copy fails, and that is what it says then); of the
+/// daemon itself a write never gets that without an error in its log.
 fn of_death(line: &str) -> bool {
     let said = [
         "Transport endpoint is not connected",
@@ -563,7 +565,8 @@ fn of_death(line: &str) -> bool {
         "killed with signal ",
         "Panic: ",
     ];
-    said.iter().any(|text| line.contains(text))
+    let taken_over = line.contains("write(") && line.contains("failed: Input/output error");
+    said.iter().any(|text| line.contains(text)) || taken_over
 }
 
 fn tail(text: &str, lines: usize) -> String {

@@ -73,18 +73,27 @@ pub struct Model {
     pub flushed: usize,
     /// The last step may or may not have been done.
     pub doubt: bool,
-    /// Index of steps at which the puts of bundles were called; none while it was not known.
-    pub bundles: BTreeMap<String, Option<usize>>,
+    /// Index of steps at which the puts of bundles were called.
+    pub bundles: BTreeMap<String, Cut>,
     /// Where this life's steps begin.
     begun: usize,
-    /// What is there after a death was flushed before it was seen.
-    pub flushed_unseen: bool,
+    /// The life that flushed what is there after a death before it was seen.
+    pub flushed_unseen: Option<String>,
     /// Mails are kept as sdbox.
     pub sdbox: bool,
     /// What files other than mails held at these steps is on the disk.
     files: BTreeMap<Key, usize>,
     /// So many undeletes go on.
     undeletes: u32,
+}
+
+/// What of the steps a bundle holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cut {
+    /// All before this.
+    At(usize),
+    /// What this life found, and nobody has seen.
+    Found(String),
 }
 
 /// What died.
@@ -247,6 +256,7 @@ impl Model {
             return Err(format!("{path}: mail {no} comes out of nowhere"));
         }
         if let Some(key) = self.key(path) {
+            self.nobodys(no);
             self.apply(vec![(key, Some(Item::Mail(no)))], at);
         }
         Ok(())
@@ -255,6 +265,12 @@ impl Model {
     /// A mail lost its name in `tmp/`. Without another one, its delivery was given up; should it
     /// come back some day, that is what its sender sends again.
     pub fn abandoned(&mut self, no: MailNo) {
+        self.nobodys(no);
+    }
+
+    /// A mail without a name is one that nobody waits for: given up, or expunged. Should it come back,
+    /// as what a request left that was given up, that is owed to nobody until a flush has it.
+    fn nobodys(&mut self, no: MailNo) {
         if !self.names.values().any(|item| *item == Item::Mail(no))
             && let Some(info) = self.mails.get_mut(&no)
         {
@@ -294,11 +310,11 @@ impl Model {
         self.steps.get(self.flushed.max(self.begun)..)?.iter().find(important).map(|step| step.at)
     }
 
-    /// Compares what is seen after a death with what may be, and goes on from what is seen.
+    /// Compares what `life` shows after a death with what may be, and goes on from what is seen.
     ///
     /// # Errors
     /// What is wrong, in words.
-    pub fn after(&mut self, death: Death, seen: &Seen) -> Result<(), Violation> {
+    pub fn after(&mut self, death: Death, seen: &Seen, life: &str) -> Result<(), Violation> {
         let end = self.steps.len();
         let first = match death {
             Death::None => end,
@@ -359,7 +375,7 @@ impl Model {
                 return Err(Violation::new(Kind::NoState, what));
             }
         }
-        self.reset(seen);
+        self.reset(seen, life);
         Ok(())
     }
 
@@ -375,7 +391,10 @@ impl Model {
         let mut wrong = String::new();
         let mut kinds = BTreeSet::new();
         let (found, named) = (count_mails(seen), count_mails(state));
-        let late = |mail: &MailNo| self.mails.get(mail).is_some_and(|m| m.late || !m.safe);
+        let waiting = self.without_record(death, state);
+        let late = |mail: &MailNo| {
+            self.mails.get(mail).is_some_and(|m| m.late || !m.safe) || waiting.contains_key(mail)
+        };
         let everywhere: BTreeSet<&String> = state.keys().chain(seen.keys()).collect();
         for path in everywhere {
             // A user's directory is there at once, and made behind the answer.
@@ -392,6 +411,11 @@ impl Model {
                         _ = writeln!(wrong, "  {path}: holds what nobody wrote");
                     }
                 }
+                // It has another number, and a record.
+                (None, Some(Item::Mail(mail)))
+                    if waiting.get(mail).is_some_and(|old| {
+                        parent(old) == parent(path) && !seen.contains_key(*old)
+                    }) => {}
                 (None, Some(Item::Mail(mail))) => {
                     if let Err(why) = self.may_come_back(death, k, *mail, path, state, last) {
                         kinds.insert(match named.contains_key(mail) {
@@ -413,7 +437,7 @@ impl Model {
                 // It gets another number, and so shows.
                 (Some(Item::Mail(mail)), None)
                     if self.sdbox
-                        && !exact
+                        && death != Death::None
                         && found.contains_key(mail)
                         // A power cut takes unsynced records: what may be lost so is judged below.
                         && (death == Death::Power || indexes::is_unnamed(state, path)) => {}
@@ -463,6 +487,22 @@ impl Model {
         Err(Violation { kinds, what: wrong })
     }
 
+    /// Mails of sdbox that had their number when the daemon died and no record yet, so that nobody was
+    /// told of them: a server would refuse the next mail for their sake and make its index anew.
+    fn without_record<'a>(&self, death: Death, state: &'a Seen) -> BTreeMap<MailNo, &'a String> {
+        let mut found = BTreeMap::new();
+        if self.sdbox && death == Death::Process {
+            for (path, item) in state {
+                if let Item::Mail(mail) = item
+                    && indexes::is_unnamed(state, path)
+                {
+                    found.insert(*mail, path);
+                }
+            }
+        }
+        found
+    }
+
     /// A mail that is seen where the state has none.
     fn may_come_back(
         &self,
@@ -490,7 +530,7 @@ impl Model {
     }
 
     /// Goes on from what is seen.
-    fn reset(&mut self, seen: &Seen) {
+    fn reset(&mut self, seen: &Seen, life: &str) {
         let mut names = BTreeMap::new();
         let mut dirs: BTreeMap<&str, DirNo> = BTreeMap::from([("", TOP)]);
         let old: BTreeMap<String, DirNo> = self
@@ -536,13 +576,22 @@ impl Model {
         self.undeletes = 0;
         let end = self.steps.len();
         self.begun = end;
-        if std::mem::take(&mut self.flushed_unseen) {
+        // What a life found and flushed that died before it was seen is not known to the letter: the
+        // one that is seen may have brought back more, or finished what the other began.
+        if self.flushed_unseen.take().is_some_and(|by| by == life) {
             self.flushed = end;
         }
-        for index in self.bundles.values_mut() {
-            index.get_or_insert(end);
+        let flushed = self.flushed;
+        for cut in self.bundles.values_mut() {
+            if let Cut::Found(by) = cut {
+                *cut = Cut::At(if by == life { end } else { flushed });
+            }
         }
     }
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(dir, _)| dir)
 }
 
 /// How many names each mail has.

@@ -276,8 +276,9 @@ impl Mount {
         let what = || format!("fsync {}", file.path);
         self.ask(what, |fs| fs.fsync(file.ino, file.fh, false)).await?;
         self.life.log(&format!("fsync {} ok", file.path));
-        self.synced(before);
+        // That of a mail promises nothing of what was done before.
         if file.mail.is_none() {
+            self.synced(before);
             self.life.core.model.lock().file_synced(&file.path, before);
         }
         self.safe(file).await;

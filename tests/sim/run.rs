@@ -133,6 +133,8 @@ struct Run {
     undeletes: Option<Chance>,
     /// The machine has nothing on its disk, and nobody has looked at what that means.
     bare: bool,
+    /// How takeovers go. Its own, too.
+    takeovers: Chance,
 }
 
 impl Run {
@@ -171,6 +173,7 @@ impl Run {
             disk_fails: false,
             undeletes: undeletes.then(|| undelete_chance(seed)),
             bare: false,
+            takeovers: Chance::new(seed.rotate_left(16) ^ 0x7461_6b65),
         }
     }
 
@@ -219,7 +222,7 @@ impl Run {
     }
 
     fn fine_weather(&self) {
-        *self.core.weather.lock() = Weather::default();
+        self.core.clear_up();
     }
 
     /// One life; says what ended it.
@@ -245,6 +248,9 @@ impl Run {
         }
         self.disk_fails = chance.percent(20) && !last;
         self.fine_weather();
+        if self.old.is_some() && self.rules.single_backend && self.takeovers.percent(50) {
+            core.slow_until_taken();
+        }
         let mounted = tokio::select! {
             biased;
             () = life.end() => None,
@@ -270,11 +276,12 @@ impl Run {
                 self.fine_weather();
                 life.disk_faults.store(0, std::sync::atomic::Ordering::SeqCst);
                 if !self.rules.single_backend {
-                    // A lease that ran out in bad weather is renewed first.
+                    // A lease that ran out in bad weather is renewed first: a minute after the end of
+                    // a try that may still be under way, for the 8 s of a slow store and 15 of silence.
                     tokio::select! {
                         biased;
                         () = life.end() => {}
-                        () = core.time.sleep(Duration::from_secs(70)) => {}
+                        () = core.time.sleep(Duration::from_secs(90)) => {}
                     }
                 }
                 fs.release_all();
@@ -418,6 +425,7 @@ impl Run {
     fn taken_over(&mut self, life: Arc<Life>, clients: JoinSet<()>) -> Death {
         self.core.log("another takes over");
         self.core.look(true);
+        life.followed.store(true, std::sync::atomic::Ordering::SeqCst);
         *life.disk_fuse.lock() = None;
         *life.store_fuse.lock() = None;
         if self.rules.single_backend {
@@ -457,7 +465,7 @@ impl Run {
                 }
             }
         };
-        let done = self.core.model.lock().after(after, &seen);
+        let done = self.core.model.lock().after(after, &seen, mount.life.name());
         match done {
             Ok(()) => self.core.log(&format!("all is as it may be after {after:?}")),
             Err(wrong) => self.core.wrong(wrong),

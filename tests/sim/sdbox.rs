@@ -106,7 +106,7 @@ impl Server {
         let numbers = self.numbers(folder).await?;
         let flags = |uid: &u32| old.mails.get(uid).copied().unwrap_or(0);
         let mails: Vec<(u32, u8)> = numbers.iter().map(|uid| (*uid, flags(uid))).collect();
-        let next = old.next.max(numbers.last().map_or(1, |last| last + 1));
+        let next = old.next.max(numbers.last().map_or(1, |last| last.saturating_add(1)));
         let kept = (old.validity > 0).then_some((old.validity, next));
         match kept {
             Some(_) => self.begin_log(folder, kept, &mails).await,
@@ -236,7 +236,8 @@ impl Server {
     pub(super) async fn raise_sdbox(&self, folder: &str, by: u32) -> Answer<()> {
         let held = self.locks.lock(&self.mail_dir(folder)).await;
         let state = self.open_box(folder).await?;
-        let done = self.add(folder, &state, &maillog::raise(state.next + by), false).await;
+        let done =
+            self.add(folder, &state, &maillog::raise(state.next.saturating_add(by)), false).await;
         drop(held);
         done
     }

@@ -208,7 +208,7 @@ impl ObjectStore for SimStore {
         let Body::Bytes(bytes) = &body else { panic!("a simulated disk has no paths") };
         let what = format!("put {key} {:08x} ({why})", crc32c::crc32c(bytes));
         let core = self.life.core.clone();
-        self.life.core.put_called(key);
+        self.life.core.put_called(&self.life, key);
         let (owned, metadata) = (key.to_owned(), metadata.to_vec());
         let opens = why.0 == "open" && key.ends_with("/head");
         let arrived = {

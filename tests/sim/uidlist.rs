@@ -35,7 +35,7 @@ impl UidList {
             list.mails.insert(uid.parse().ok()?, name.to_string());
         }
         let last = list.mails.keys().next_back().copied().unwrap_or(0);
-        list.next = list.next.max(last + 1);
+        list.next = list.next.max(last.saturating_add(1));
         list.torn = !text.ends_with('\n');
         (list.validity > 0).then_some(list)
     }

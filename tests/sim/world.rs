@@ -3,7 +3,7 @@
 use super::chance::Chance;
 use super::clock::{START, Time};
 use super::disk::{Platter, SimDisk};
-use super::model::Model;
+use super::model::{Cut, Model};
 use super::server::Told;
 use super::store::{SimStore, Weather};
 use super::wrong::{Kind, Violation};
@@ -57,6 +57,7 @@ pub struct Core {
     looking: AtomicBool,
     /// What the last death left was not looked at to the end.
     unseen: AtomicBool,
+    slow_until_taken: AtomicBool,
     gave_up: tokio::sync::Notify,
     lives: Mutex<Vec<Arc<Life>>>,
     sessions: Mutex<Vec<Weak<Session>>>,
@@ -81,6 +82,7 @@ impl Core {
             told: Mutex::default(),
             looking: AtomicBool::new(false),
             unseen: AtomicBool::new(false),
+            slow_until_taken: AtomicBool::new(false),
             gave_up: tokio::sync::Notify::new(),
             lives: Mutex::default(),
             sessions: Mutex::default(),
@@ -126,12 +128,17 @@ impl Core {
     }
 
     /// A put is sent: of a bundle, everything done so far is in its cut.
-    pub fn put_called(&self, key: &str) {
+    pub fn put_called(&self, life: &Life, key: &str) {
         if key.contains("/bundle/") {
             let mut model = self.model.lock();
-            // While a death's remains are looked at, the model does not know what is there.
-            let index = if self.is_looking() { None } else { Some(model.index()) };
-            model.bundles.insert(key.to_string(), index);
+            // While a death's remains are looked at, the model does not know what is there. What a
+            // session does that goes on beside its successor, it knows all along.
+            let unknown = self.is_looking() && !life.followed.load(Ordering::SeqCst);
+            let cut = match unknown {
+                true => Cut::Found(life.name.clone()),
+                false => Cut::At(model.index()),
+            };
+            model.bundles.insert(key.to_string(), cut);
         }
     }
 
@@ -143,8 +150,24 @@ impl Core {
         late.for_each(|mail| mail.late = true);
     }
 
+    pub fn clear_up(&self) {
+        self.slow_until_taken.store(false, Ordering::SeqCst);
+        *self.weather.lock() = Weather::default();
+    }
+
+    /// The store is slow until somebody has taken the user: the session that has it makes many a mail
+    /// safe meanwhile, between any two requests of the one that takes it.
+    pub fn slow_until_taken(&self) {
+        self.slow_until_taken.store(true, Ordering::SeqCst);
+        *self.weather.lock() = Weather { slow: 50, ..Weather::default() };
+        self.log("a slow store");
+    }
+
     /// A head of a life that opens a user is in the store: all others have lost it.
     pub fn taken_by(&self, name: &str) {
+        if self.slow_until_taken.load(Ordering::SeqCst) {
+            self.clear_up();
+        }
         for life in self.lives.lock().iter().filter(|l| !l.is_dead()) {
             if life.name == name {
                 life.fenced.store(false, Ordering::SeqCst);
@@ -185,10 +208,10 @@ impl Core {
         }
         if let Some(part) = &head.previous {
             let mut model = self.model.lock();
-            let cut = model.bundles.get(&bundle_key(&head.user, part.bundle)).copied();
-            match cut {
-                Some(Some(index)) => model.flushed = model.flushed.max(index),
-                Some(None) => model.flushed_unseen = true,
+            let cut = model.bundles.get(&bundle_key(&head.user, part.bundle)).cloned();
+            match &cut {
+                Some(Cut::At(index)) => model.flushed = model.flushed.max(*index),
+                Some(Cut::Found(life)) => model.flushed_unseen = Some(life.clone()),
                 None => {}
             }
             drop(model);
@@ -270,6 +293,8 @@ pub struct Life {
     dead: AtomicBool,
     /// Another life has taken the user.
     pub fenced: AtomicBool,
+    /// Another life begins while this one goes on.
+    pub followed: AtomicBool,
     /// No request reaches the store.
     pub cut_off: AtomicBool,
     died: tokio::sync::Notify,
@@ -417,6 +442,7 @@ impl Machine {
             name: format!("{}{}", self.backend, self.lives),
             dead: AtomicBool::new(false),
             fenced: AtomicBool::new(false),
+            followed: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             died: tokio::sync::Notify::new(),
             disk_fuse: Mutex::default(),

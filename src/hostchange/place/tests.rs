@@ -103,3 +103,24 @@ fn names_in_it_are_never_followed() {
     std::fs::write(own.join("dovecot.index"), "").unwrap();
     assert_eq!(own.list_index().unwrap(), ["dovecot.list.index.log"]);
 }
+
+/// A path that leads elsewhere by mistake: nothing there changes owner or mode.
+#[test]
+fn a_directory_of_something_else_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let etc = dir.path().join("etc");
+    std::fs::create_dir(&etc).unwrap();
+    std::fs::write(etc.join("passwd"), "").unwrap();
+    mode(&etc, 0o755);
+    symlink(&etc, dir.path().join("user")).unwrap();
+    let users: &[u32] = if root() { &[0, 4321] } else { &[Who::me().uid] };
+    for uid in users {
+        let user = Who { uid: *uid, gid: *uid };
+        for path in [etc.clone(), dir.path().join("user")] {
+            let told = Dir::own(&path, user, Missing::Make);
+            assert!(matches!(told, Err(Trouble::Refused { .. })), "{told:?}");
+        }
+        let there = std::fs::metadata(&etc).unwrap();
+        assert_eq!((there.uid(), there.mode() & 0o7777), (Who::me().uid, 0o755));
+    }
+}

@@ -231,7 +231,21 @@ impl Users {
     /// # Errors
     /// ENOSPC, which Dovecot answers by doing without.
     pub(super) fn dir(&self, user: &User) -> Result<Arc<Dir>, Errno> {
-        user.session.lock().dir.clone().ok_or(Errno::ENOSPC)
+        let mut session = user.session.lock();
+        let dir = session.dir.clone().ok_or(Errno::ENOSPC)?;
+        if dir.is_there() {
+            return Ok(dir);
+        }
+        // Somebody removed it under a session that goes on.
+        session.dir = match self.login(user) {
+            Ok(dir) => dir,
+            Err(trouble) => {
+                count(&self.counters.failed);
+                tracing::error!(user = user.name, "no list index for this session: {trouble}");
+                None
+            }
+        };
+        session.dir.clone().ok_or(Errno::ENOSPC)
     }
 
     /// Ends the sessions of those who have gone; all of them if `all`.
@@ -288,7 +302,10 @@ impl Users {
     pub fn counts(&self) -> Counts {
         let (users, active) = {
             let all = self.all.lock();
-            let active = all.values().filter(|user| user.active.load(Ordering::Acquire)).count();
+            // Also whose session is just beginning or ending: its files are still being changed.
+            let is_active =
+                |user: &&Arc<User>| user.session.is_locked() || user.active.load(Ordering::Acquire);
+            let active = all.values().filter(is_active).count();
             (all.len() as u64, active as u64)
         };
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
