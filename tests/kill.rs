@@ -10,6 +10,7 @@ mod kill {
     mod failpoints;
     mod half;
     mod many;
+    mod rebuild;
     mod table;
     mod traffic;
     mod trial;

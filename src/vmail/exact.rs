@@ -4,11 +4,12 @@
 //! content. One that the parts hold exactly as it was comes from them. Only what was changed since
 //! the last flush, and what nobody has open, has to be undone ([`super::restore`]).
 
-use super::error::{Error, Result};
+use super::error::{Error, Result, pass};
 use super::node::{Kind, NodeIx, Since};
 use super::parts::Contents;
 use super::restore::File;
 use super::user::User;
+use crate::failpoint;
 use crate::format::FolderId;
 
 impl User {
@@ -25,6 +26,7 @@ impl User {
             }
             if let Some(content) = self.in_parts(&file, contents)? {
                 self.write_local(file.at, &file.name, content)?;
+                pass(failpoint::RESTORE_BETWEEN)?;
             }
         }
         Ok(true)

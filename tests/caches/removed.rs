@@ -259,9 +259,7 @@ fn remove_under_load(plan: &Plan, seed: u64) {
     println!("{:?} in all", begun.elapsed());
 }
 
-/// Not in `make test` yet: where several directories go at once beside other load, a listing may fail.
 #[test]
-#[ignore = "does not hold under load yet; run by `make caches`"]
 fn i7_what_is_removed_under_load_is_brought_back() {
     let plan = Plan {
         users: 4,

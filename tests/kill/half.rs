@@ -31,7 +31,7 @@ enum Meanwhile {
 type Said = BTreeSet<String>;
 
 /// The bytes of all files below a directory.
-fn bytes_below(directory: &Path) -> u64 {
+pub fn bytes_below(directory: &Path) -> u64 {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries
         .map(|entry| match entry.metadata() {

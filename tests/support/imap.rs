@@ -126,6 +126,10 @@ impl Imap {
         self.tag += 1;
         let tag = format!("t{} ", self.tag);
         self.reader.get_mut().write_all(&[tag.as_bytes(), line, b"\r\n"].concat())?;
+        self.tagged(&tag)
+    }
+
+    fn tagged(&mut self, tag: &str) -> Outcome<(bool, Reply)> {
         let mut untagged = Vec::new();
         loop {
             let response = self.response()?;
@@ -247,6 +251,13 @@ impl Imap {
         let line = format!("t{} APPEND {} {{{}+}}\r\n", self.tag, quote(folder), mail.len());
         let bytes = [line.as_bytes(), &mail[..part]].concat();
         Ok(self.reader.get_mut().write_all(&bytes)?)
+    }
+
+    /// Sends the rest of a mail that [`Imap::append_part`] began: whether it was then stored.
+    pub fn append_rest(&mut self, rest: &[u8]) -> Outcome<bool> {
+        self.reader.get_mut().write_all(&[rest, b"\r\n"].concat())?;
+        let tag = format!("t{} ", self.tag);
+        Ok(self.tagged(&tag)?.0)
     }
 
     /// Several mails in one command.
