@@ -407,10 +407,12 @@ impl User {
                         .folders
                         .get(&id)
                         .is_some_and(|f| f.unflushed.names.contains(&(sub, name.clone())));
-                    let since = if dirty { Since::everything() } else { Since::nothing(size) };
+                    // What a listing of this disk has need not be in a part: a cut leaves caches out.
+                    let shipped = !dirty && !(class.is_cache() && known.is_some() && !restore);
+                    let since = if shipped { Since::nothing(size) } else { Since::everything() };
                     let local = Local {
                         since,
-                        shipped: !dirty,
+                        shipped,
                         object,
                         // What a dead process was told of its last sync is not known.
                         spoilt: dirty && self.inherited,

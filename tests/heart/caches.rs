@@ -119,6 +119,30 @@ async fn a_cache_travels_with_its_log_or_not_at_all() {
     assert_eq!(fresh.read("u/dovecot.index.cache").await, Err(libc::ENOENT));
 }
 
+/// That a cut left a cache out is not forgotten with the process: what a later part says of it does not
+/// build on what no part has, or a lost machine could not read the folder.
+#[tokio::test]
+async fn a_cache_that_was_left_out_is_whole_in_the_next_part() {
+    let world = World::new();
+    let client = with_indexes(&world).await;
+    // So much that cannot be compressed that the next part is a diff.
+    let many: Vec<u8> = (0..65_536u64)
+        .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29) >> 7) as u8)
+        .collect();
+    client.put("u/dovecot.index.cache", b"cache").await.unwrap();
+    client.put("u/subscriptions", &many).await.unwrap();
+    client.flush("u").await;
+    drop(client);
+    let again = world.session(HERE);
+    assert_eq!(again.read("u/dovecot.index.cache").await.unwrap(), b"cache");
+    again.append("u/dovecot-keywords", b"9 d\n").await.unwrap();
+    again.flush_all("u").await;
+    drop(again);
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.read("u/dovecot.index.cache").await, Ok(b"cache".to_vec()));
+    assert_eq!(fresh.read("u/subscriptions").await, Ok(many));
+}
+
 /// I4, I7: all of fscache may go; a mail is fetched again. One that cannot be fetched is EIO.
 /// A mail whose object is gone, and whose cached copy, too.
 async fn lose(world: &World, client: &Client, name: &str) {
