@@ -408,7 +408,7 @@ impl User {
                         .get(&id)
                         .is_some_and(|f| f.unflushed.names.contains(&(sub, name.clone())));
                     // What a listing of this disk has need not be in a part: a cut leaves caches out.
-                    let shipped = !dirty && !(class.is_cache() && known.is_some() && !restore);
+                    let shipped = !dirty && (!class.is_cache() || known.is_none() || restore);
                     let since = if shipped { Since::nothing(size) } else { Since::everything() };
                     let local = Local {
                         since,
