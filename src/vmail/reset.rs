@@ -1,14 +1,15 @@
 //! An index that its server is just making anew.
 //!
-//! To reset an index Dovecot first puts an empty log in place of the old one, one without a
-//! predecessor, and in a second step writes all that the mailbox has: a transaction into that log
-//! (a rebuild), or a snapshot that belongs to it (`fsck`). In between the files say that the mailbox
-//! is new and has no mail, and that is what a machine lost would bring back: no flags, another
-//! UIDVALIDITY, and for a map of mdbox that no stored mail is known. On a local disk only a crash in
-//! these microseconds shows it. A cut would keep it for as long as an upload interval.
+//! To reset an index (each rebuild of a mailbox does) Dovecot first puts an empty log in place of the
+//! old one, one without a predecessor, and in a second step writes all that the mailbox has into that
+//! log: `mail_index_transaction_commit` with `reset`, in its lib-index. In between the files say that
+//! the mailbox is new and has no mail, and that is what a machine lost would bring back: no flags,
+//! another UIDVALIDITY, and for a map of mdbox that no stored mail is known. On a local disk only a
+//! crash in these microseconds shows it. A cut would keep it for as long as an upload interval.
 //!
-//! So a cut that meets such an index is taken again a little later. If the server has died there, it
-//! stays as it is, and is taken in the end: it is what the disk holds.
+//! So a cut that meets such an index is taken again a little later. If the server has died there, or
+//! rebuilds something large, it stays as it is, and is taken in the end: it is what the disk holds.
+//! A snapshot that belongs to an empty log makes it whole.
 
 use super::error::{Error, Result};
 use super::node::{Kind, NodeIx};
