@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use vmailfs::store::Op;
 use vmailfs::store::faulty::Fault;
+use vmailfs::vmail::env::Env;
+use vmailfs::vmail::error::Error;
 use vmailfs::vmail::flush::{self, Options};
+use vmailfs::vmail::version::check_store;
 
 /// I5: a session whose head was swapped by another writes nothing more and answers ESTALE.
 #[tokio::test]
@@ -30,6 +33,32 @@ async fn i5_a_session_that_lost_the_user_is_fenced() {
     client.put("u/dovecot-uidlist.lock", b"x").await.unwrap();
     client.unlink("u/dovecot-uidlist.lock").await.unwrap();
     assert_eq!(rival.list("u/cur").await.unwrap(), [""; 0]);
+}
+
+/// I4: where a machine has used a store, a place without one is not a new store: each user would be
+/// a new one there.
+#[tokio::test]
+async fn i4_a_place_without_the_store_is_no_new_store() {
+    let (world, elsewhere) = (World::new(), World::new());
+    let dir = world.machine_dir(HERE);
+    let here = world.session(HERE).session().env.clone();
+    let there = Env { store: elsewhere.store.clone(), ..here.clone() };
+    for _ in 0..2 {
+        check_store(&here, &dir).await.unwrap();
+    }
+    let refused = check_store(&there, &dir).await.unwrap_err();
+    assert!(matches!(refused, Error::Doubt { .. }), "{refused}");
+    assert!(elsewhere.requests().iter().all(|(op, ..)| *op == Op::Get), "nothing is written there");
+    world.store.set_down(true);
+    assert!(matches!(check_store(&here, &dir).await, Err(Error::Store { .. })));
+    world.store.set_down(false);
+    // A copy of the store, elsewhere; and then a new store that somebody means.
+    check_store(&there, &elsewhere.machine_dir(HERE)).await.unwrap();
+    check_store(&there, &dir).await.unwrap();
+    let third = World::new();
+    let third = Env { store: third.store.clone(), ..here.clone() };
+    std::fs::remove_file(dir.join("store")).unwrap();
+    check_store(&third, &dir).await.unwrap();
 }
 
 /// I5: a swap whose answer is lost is known by its write id, at every kind of swap.
