@@ -1,10 +1,12 @@
 //! Who may write (I5), and heads that were answered late or by somebody else.
 
+use super::full_disk::FullDisk;
 use super::world::*;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
+use vmailfs::cache::disk::RealDisk;
 use vmailfs::store::Op;
 use vmailfs::store::faulty::Fault;
 use vmailfs::vmail::env::Env;
@@ -33,6 +35,55 @@ async fn i5_a_session_that_lost_the_user_is_fenced() {
     client.put("u/dovecot-uidlist.lock", b"x").await.unwrap();
     client.unlink("u/dovecot-uidlist.lock").await.unwrap();
     assert_eq!(rival.list("u/cur").await.unwrap(), [""; 0]);
+}
+
+/// I5: what a session had not flushed when another took the user is kept for a person, also where the
+/// metacache is on another file system than the state, and where the keeping is interrupted.
+#[tokio::test]
+async fn i5_what_a_fenced_session_had_is_kept() {
+    for (apart, interrupted) in [(false, false), (true, false), (true, true), (false, true)] {
+        let world = World::new();
+        let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+        let settings = world.settings(HERE);
+        if apart {
+            disk.set_apart(&settings.metacache_dir);
+        }
+        let client = world.session_with(settings.clone(), disk.clone());
+        client.maildir(&["u"]).await;
+        client.put("u/dovecot.index.log", b"one").await.unwrap();
+        client.deliver("u", "1", b"mail").await.unwrap();
+        client.flush("u").await;
+        client.append("u/dovecot.index.log", b"two").await.unwrap();
+        client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+        drop(client);
+        let rival = world.session(FRESH);
+        assert_eq!(rival.list("u/new").await.unwrap(), ["1"]);
+        rival.close().await;
+        let mut after = 0;
+        while interrupted {
+            let dying = world.session_with(settings.clone(), disk.clone());
+            disk.dies_after(after);
+            let opened = dying.list("u/new").await;
+            disk.dies_after(i64::MAX);
+            if opened.is_ok() {
+                break;
+            }
+            after += 1;
+        }
+        let again = world.session_with(settings.clone(), disk.clone());
+        assert_eq!(again.list("u/new").await.unwrap(), ["1"]);
+        assert_eq!(again.read("u/dovecot.index.log").await.unwrap(), b"one");
+        let kept = |name: &str| {
+            let dirs = std::fs::read_dir(settings.state_dir.join("lost")).unwrap();
+            let files = dirs.filter_map(|dir| std::fs::read(dir.unwrap().path().join(name)).ok());
+            files.collect::<Vec<_>>()
+        };
+        // A death may leave a copy, and more of them.
+        let logs = kept("metacache/dovecot.index.log");
+        assert!(logs.contains(&b"onetwo".to_vec()), "{apart} {interrupted}: {logs:?}");
+        assert!(!kept("state/journal").is_empty(), "{apart} {interrupted}");
+        assert!(again.session().kept_aside().users > 0);
+    }
 }
 
 /// I4: where a machine has used a store, a place without one is not a new store: each user would be
