@@ -79,6 +79,9 @@ pub struct Model {
     begun: usize,
     /// The life that flushed what is there after a death before it was seen.
     pub flushed_unseen: Option<String>,
+    /// The machine may be the one that died before the last, with its state: then it goes on as after
+    /// the death of a process.
+    pub came_back: bool,
     /// Mails are kept as sdbox.
     pub sdbox: bool,
     /// What files other than mails held at these steps is on the disk.
@@ -454,14 +457,13 @@ impl Model {
             }
         }
         // Who delivered a mail is gone with the machine, and nobody else looks at temporary names.
+        let gone = matches!(death, Death::Power | Death::Disk) && !self.came_back;
         let shown: BTreeSet<MailNo> = seen
             .iter()
             .filter(|(path, _)| is_mail(path))
             .filter_map(|(_, item)| if let Item::Mail(no) = item { Some(*no) } else { None })
             .collect();
-        let hidden = |path: &str, mail| {
-            matches!(death, Death::Power | Death::Disk) && is_mail(path) && !shown.contains(mail)
-        };
+        let hidden = |path: &str, mail| gone && is_mail(path) && !shown.contains(mail);
         for (path, item) in last {
             if let Item::Mail(mail) = item
                 && self.mails.get(mail).is_some_and(|m| m.safe)

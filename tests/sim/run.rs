@@ -327,6 +327,8 @@ impl Run {
             // Its work goes on elsewhere.
             self.machines.swap(0, 1);
             core.log("the other backend goes on");
+            // One that died before this one may have all its state, if this one took nothing over.
+            core.model.lock().came_back = core.unseen();
             return Death::Disk;
         }
         let death = match chance.below(10) {
@@ -368,6 +370,7 @@ impl Run {
         }
         self.core.look(false);
         self.core.set_unseen(false);
+        self.core.model.lock().came_back = false;
         if self.core.failure().is_some() {
             return clients;
         }
