@@ -108,15 +108,22 @@ async fn i7_a_cache_that_vanished_is_absent() {
 /// A flush without caches says that they are absent: an old one under a newer log would lie.
 #[tokio::test]
 async fn a_cache_travels_with_its_log_or_not_at_all() {
-    let world = World::new();
-    let client = with_indexes(&world).await;
-    client.put("u/dovecot.index.cache", b"cache").await.unwrap();
-    client.flush_all("u").await;
-    client.append("u/dovecot-keywords", b"2 c\n").await.unwrap();
-    client.flush("u").await;
-    drop(client);
-    let fresh = world.session(FRESH);
-    assert_eq!(fresh.read("u/dovecot.index.cache").await, Err(libc::ENOENT));
+    // A small folder is written whole again; on top of a large part only what changed is.
+    for (large, parts) in [(0, 1), (200_000, 2)] {
+        let world = World::new();
+        let client = with_indexes(&world).await;
+        client.put("u/large", &noise(large)).await.unwrap();
+        client.put("u/dovecot.index.cache", b"cache").await.unwrap();
+        client.flush_all("u").await;
+        let rest = client.flush_all("u").await;
+        assert!(!rest.flushed, "it was left out");
+        client.append("u/dovecot-keywords", b"2 c\n").await.unwrap();
+        client.flush("u").await;
+        drop(client);
+        assert_eq!(world.head("u").folders[0].parts.len(), parts);
+        let fresh = world.session(FRESH);
+        assert_eq!(fresh.read("u/dovecot.index.cache").await, Err(libc::ENOENT));
+    }
 }
 
 /// That a cut left a cache out is not forgotten with the process: what a later part says of it does not

@@ -343,18 +343,51 @@ async fn i1_a_mail_published_before_it_was_whole_comes_back_once() {
 #[tokio::test]
 async fn i3_a_reboot_keeps_what_was_synced() {
     let world = World::new();
-    let client = world.session(HERE);
+    let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+    let client = world.session_with(world.settings(HERE), disk.clone());
     client.maildir(&["u"]).await;
     client.deliver("u", "1", b"mail").await.unwrap();
+    client.put("u/sieve.script", b"").await.unwrap();
     client.flush("u").await;
+    let journal = find(&world.machine_dir(HERE).join("state/users"), "journal");
     client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
-    client.put("u/sieve.script", b"keep;").await.unwrap();
+    client.fsync_dir("u/cur").await.unwrap();
+    assert_eq!(disk.on_disk(&journal), Some(fs::read(&journal).unwrap()), "by a directory");
     client.deliver("u", "2", b"mail").await.unwrap();
+    client.append("u/sieve.script", b"keep;").await.unwrap();
+    let script = client.open("u/sieve.script", WRITE).await.unwrap();
+    client.fsync(script).await.unwrap();
+    assert_eq!(disk.on_disk(&journal), Some(fs::read(&journal).unwrap()), "by a file");
+    client.write(script, 5, b"stop;").await.unwrap();
+    client.rename("u/cur/1:2,S", "u/cur/1:2,RS").await.unwrap();
+    // The power goes: of these two files there is what was synced.
+    let path = world.machine_dir(HERE).join("meta/u/sieve.script");
     drop(client);
+    for path in [journal, path] {
+        fs::write(&path, disk.on_disk(&path).unwrap()).unwrap();
+    }
     let again = world.session(REBOOTED);
     assert_eq!(again.list("u/cur").await.unwrap(), ["1:2,S"]);
     assert_eq!(again.list("u/new").await.unwrap(), ["2"]);
     assert_eq!(again.read("u/sieve.script").await.unwrap(), b"keep;");
+}
+
+/// I1: with a mail in a folder that no head knows its folder goes to the store, as clients saw it.
+#[tokio::test]
+async fn i1_a_mail_in_a_new_folder_takes_the_folder_along() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    client.maildir(&["u/.New"]).await;
+    let list = b"3 V1234 N1 Gabcdef0123456789abcdef0123456789\n";
+    client.replace("u/.New/dovecot-uidlist", list).await.unwrap();
+    client.deliver("u/.New", "1", b"mail").await.unwrap();
+    drop(client);
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.list("u/.New/new").await.unwrap().len(), 1);
+    let list = fresh.read("u/.New/dovecot-uidlist").await.unwrap();
+    assert!(list.starts_with(b"3 V1234 "), "{}", String::from_utf8_lossy(&list));
 }
 
 /// I1: a mail is safe without the journal on the disk: a power cut that takes all that was not synced

@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use vmailfs::cache::disk::RealDisk;
-use vmailfs::store::Op;
 use vmailfs::store::faulty::Fault;
+use vmailfs::store::{ObjectStore, Op};
 use vmailfs::vmail::env::Env;
 use vmailfs::vmail::error::Error;
 use vmailfs::vmail::flush::{self, Options};
@@ -131,6 +131,20 @@ async fn i5_a_lost_answer_of_a_swap_is_no_rival() {
     client.close().await;
     let fresh = world.session(FRESH);
     assert_eq!(fresh.list("u/cur").await.unwrap(), ["1:2,S"]);
+    world.no_faults();
+    fresh.rename("u/cur/1:2,S", "u/cur/1:2,RS").await.unwrap();
+    drop(fresh);
+    // Nor is one begun anew where it is really gone, and what is known here stays for its return.
+    let key = vmailfs::format::key::head_key("u");
+    let why = vmailfs::store::Reason("test");
+    let (_, head) = world.mem.get(&key, None, u64::MAX, why).await.unwrap();
+    world.mem.delete(std::slice::from_ref(&key), why).await.unwrap();
+    let again = world.session(FRESH);
+    assert_eq!(again.list("u/cur").await, Err(libc::EAGAIN));
+    assert_eq!(again.deliver("u", "3", b"mail").await, Err(libc::EAGAIN));
+    let (body, how) = (vmailfs::store::Body::Bytes(head), vmailfs::store::PutMode::Create);
+    world.mem.put(&key, body, how, &[], why).await.unwrap();
+    assert_eq!(again.list("u/cur").await.unwrap(), ["1:2,RS"]);
 }
 
 /// I5: a swap that was given up and arrives later is still ours, for the session that sent it
