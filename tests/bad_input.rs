@@ -18,6 +18,9 @@ const UNAVAILABLE: i32 = 69;
 const TEMP_FAIL: i32 = 75;
 const NO_PERM: i32 = 77;
 const CONFIG: i32 = 78;
+const NO_USER: i32 = 67;
+/// What mail servers take for "later".
+const DEFERS: [i32; 2] = [libc::EAGAIN, libc::ENOSPC];
 
 // ---- requests that are refused
 
@@ -110,6 +113,75 @@ fn a_store_that_is_not_there() {
     let file = format!("file://{}", w.text("file"));
     fs::write(w.path("file"), "x").unwrap();
     w.refuses(&file, &[], UNAVAILABLE, "file");
+}
+
+/// I4: an empty directory in the place of a store that this machine knows is no new store, neither at
+/// a mount nor under one.
+#[test]
+fn i4_a_store_whose_disk_is_not_mounted() {
+    let mut mount = Mount::on_directory();
+    let limits = "store_limits.delivery_timeout=2s";
+    mount = mount.option(&["-o", limits]);
+    mount.mount().unwrap();
+    deliver(&mount, "ada", "1", b"mail");
+    let place = PathBuf::from(mount.store().strip_prefix("file://").unwrap());
+    let away = mount.beside("away");
+    let swap = |empty: bool| match empty {
+        true => {
+            fs::rename(&place, &away).unwrap();
+            fs::create_dir(&place).unwrap();
+        }
+        false => {
+            fs::remove_dir_all(&place).unwrap();
+            fs::rename(&away, &place).unwrap();
+        }
+    };
+    swap(true);
+    // As an earlier start without the disk may have left it.
+    fs::create_dir(place.join(".tmp")).unwrap();
+    let mut file = fs::File::create(mount.root().join("ada/tmp/2")).unwrap();
+    file.write_all(b"it would be lost").unwrap();
+    let error = file.sync_all().unwrap_err();
+    assert!(DEFERS.contains(&error.raw_os_error().unwrap()), "{error}");
+    drop(file);
+    let error = fs::read_dir(mount.root().join("bob")).unwrap_err();
+    assert!(DEFERS.contains(&error.raw_os_error().unwrap()), "{error}");
+    assert_eq!(fs::read_dir(&place).unwrap().count(), 1, "nothing is put there");
+    swap(false);
+    let mut tries = 0..50;
+    while mount.umount().is_err() && tries.next().is_some() {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    swap(true);
+    let refused = mount.mount().unwrap_err().to_string();
+    assert!(refused.contains("Is its disk mounted"), "{refused}");
+    swap(false);
+    mount.mount().unwrap();
+    assert_eq!(mails(&mount, "ada"), ["1"]);
+    mount.umount().unwrap();
+}
+
+/// A check of nobody is not one that found nothing wrong.
+#[test]
+fn a_check_of_a_place_that_is_no_store() {
+    let w = World::new();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmailfs"));
+        let output = command.args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let store = w.file_store();
+    let (code, text) = run(&["fsck", &store, "-A"]);
+    assert_eq!(code, Some(UNAVAILABLE), "{text}");
+    assert!(text.contains("no store of vmailfs"), "{text}");
+    fs::write(w.path("store/format"), "vmailfs store 1\n").unwrap();
+    let (code, text) = run(&["fsck", &store, "-A"]);
+    assert_eq!((code, &*text), (Some(0), "no users\n"));
+    let (code, text) = run(&["fsck", &store, "-u", "a*"]);
+    assert_eq!((code, &*text), (Some(NO_USER), "vmailfs: a*: no such user\n"));
+    let (code, text) = run(&["user", "restore", "--store", &store, "-u", "a", "--at", "1h"]);
+    assert_eq!(code, Some(USAGE), "{text}");
+    assert!(text.contains("--to <TO>|--in-place"), "{text}");
 }
 
 #[test]

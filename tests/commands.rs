@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::mount::Mount;
 
@@ -67,14 +68,17 @@ fn a_user_in_use_is_waited_for() {
     let file = fs::File::open(mount.root().join("anna/subscriptions")).unwrap();
     let (code, _, err) = run(&mount, &wait);
     assert_eq!((code, err.contains("still open of: anna")), (65, true), "{err}");
-    let closer = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(700));
-        drop(file);
+    let closed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let closed = &closed;
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(700));
+            closed.store(true, Ordering::SeqCst);
+            drop(file);
+        });
+        assert_eq!(run(&mount, &[&wait[..], &["-t", "300"]].concat()).0, 0);
+        assert!(closed.load(Ordering::SeqCst), "it has waited");
     });
-    let begun = Instant::now();
-    assert_eq!(run(&mount, &[&wait[..], &["-t", "30"]].concat()).0, 0);
-    assert!(begun.elapsed() > Duration::from_millis(500) && begun.elapsed().as_secs() < 20);
-    closer.join().unwrap();
     assert_eq!(run(&mount, &["obox", "user", "wait", "-u", "nobody"]).0, 67);
     mount.umount().unwrap();
 }
@@ -256,7 +260,7 @@ fn a_deleted_user_is_empty_and_can_come_back() {
     assert_eq!(run(&mount, &delete).0, 65);
     assert_eq!(fs::read(home.join(".Sent/new/1")).unwrap(), b"mine");
     drop(file);
-    assert!(support::wait_until(Duration::from_secs(10), || run(&mount, &delete).0 == 0));
+    assert!(support::wait_until(Duration::from_secs(60), || run(&mount, &delete).0 == 0));
     assert_eq!(fs::read_dir(&home).unwrap().count(), 0);
     assert!(fs::metadata(home.join(".Sent/new/1")).is_err(), "nor does the kernel remember it");
     assert_eq!(run(&mount, &["obox", "user", "delete", "-A"]).0, 64);
@@ -275,7 +279,7 @@ fn an_unmount_does_not_wait_for_who_holds_a_file() {
     let held = fs::File::open(mount.root().join("anna/subscriptions")).unwrap();
     let begun = Instant::now();
     mount.umount().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
     drop(held);
 }
 

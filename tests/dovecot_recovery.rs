@@ -311,6 +311,42 @@ fn mdbox_rebuilds_when_marked() {
     }
 }
 
+/// The empty log that Dovecot puts over an index to make it anew, in its place; the old one is
+/// `.log.2`.
+fn begin_anew(index: &Index) {
+    let mut log = index.newest()[..40].to_vec();
+    let seq = u32::from_le_bytes(log[8..12].try_into().unwrap());
+    log[8..12].copy_from_slice(&(seq + 1).to_le_bytes());
+    log[12..20].fill(0);
+    let at = index.dir.join(format!("{}.log", index.prefix));
+    fs::rename(&at, index.dir.join(format!("{}.log.2", index.prefix))).unwrap();
+    fs::write(at, log).unwrap();
+}
+
+/// A machine that was lost while Dovecot had begun an index anew: the mails show in their folders.
+#[test]
+fn mdbox_index_that_was_begun_anew() {
+    for (anew, first) in [("INBOX", "INBOX"), ("INBOX", "Archive"), ("Archive", "INBOX")] {
+        let Some(dovecot) = Dovecot::new("mdbox", false) else { return };
+        fill(&dovecot);
+        dovecot.imap(&["CREATE Archive"]);
+        deliver(&dovecot, "Archive", 0..3);
+        let before = [dovecot.mails("INBOX"), dovecot.mails("Archive")];
+        begin_anew(&Index::folder(&dovecot, anew));
+        for folder in ["INBOX", "Archive"] {
+            let index = Index::folder(&dovecot, folder);
+            index.apply(&recover::mark_fsckd(index.newest(), 0).unwrap());
+        }
+        dovecot.own();
+        dovecot.log();
+        dovecot.mails(first);
+        for (folder, before) in ["INBOX", "Archive"].into_iter().zip(before) {
+            let shown = dovecot.mails(folder);
+            assert_eq!(subjects(&shown), subjects(&before), "{anew} {first}");
+        }
+    }
+}
+
 struct MdboxCut {
     saved: tempfile::TempDir,
     /// Length of each m.N.

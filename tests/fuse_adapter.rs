@@ -102,14 +102,8 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 /// Waits until something is so, as the kernel does some things later (RELEASE, FORGET).
-fn soon(mut so: impl FnMut() -> bool) {
-    for _ in 0..200 {
-        if so() {
-            return;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    panic!("it did not come about");
+fn soon(so: impl FnMut() -> bool) {
+    assert!(support::wait_until(Duration::from_secs(60), so), "it did not come about");
 }
 
 fn top_of(path: &Path) -> Option<vmailfs::fuse::mountinfo::MountEntry> {
@@ -519,8 +513,10 @@ fn a_notification_that_blocks_holds_up_nobody_elsewhere() {
     for name in ["f", "g", "h"] {
         place.fs.invalidate(Invalidate::Name { parent: here, name: name.into() });
     }
+    // The first is being told.
+    soon(|| place.mounted().notifier().len() == 2);
     thread::sleep(A_WHILE);
-    assert_eq!(place.mounted().notifier().len(), 2, "the first is being told");
+    assert_eq!(place.mounted().notifier().len(), 2, "it is told");
     for n in 0..50 {
         fs::write(place.at(&format!("there/{n}")), "x").unwrap();
     }

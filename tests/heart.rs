@@ -25,6 +25,7 @@ mod heart {
     mod publish;
     mod random;
     mod repair;
+    mod reset;
     mod sdbox;
     mod trickle;
     mod uids;

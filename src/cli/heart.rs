@@ -68,8 +68,8 @@ pub(super) async fn start(
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
     };
-    version::check_store(&env).await.map_err(|e| unfit(&e))?;
     version::check_state(&env, &settings.state_dir).map_err(|e| unfit(&e))?;
+    version::check_store(&env, &settings.state_dir).await.map_err(|e| unfit(&e))?;
     let local = |e: Error| Failure::new(Code::CantCreate, e.to_string());
     let session = Session::open(env, translate(settings, layout)).map_err(local)?;
     session.set_services(Box::new(process_name));

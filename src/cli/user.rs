@@ -6,7 +6,7 @@ use super::talk::unexpected;
 use super::when::moment;
 use super::{out, show};
 use crate::admin::care::{Care, Cared};
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -46,6 +46,7 @@ pub(super) enum User {
     /// --to writes it into a new directory as ordinary mail files, with the index files of that
     /// time; this needs no mount. --in-place brings back, as new mails, what that state had and
     /// is gone; what is there stays as it is.
+    #[command(group(ArgGroup::new("where").required(true).args(["to", "in_place"])))]
     Restore {
         #[arg(short, long)]
         user: String,
@@ -53,7 +54,7 @@ pub(super) enum User {
         #[arg(long)]
         at: String,
         /// A new or empty directory.
-        #[arg(long, required_unless_present = "in_place", conflicts_with = "in_place")]
+        #[arg(long)]
         to: Option<PathBuf>,
         #[arg(long)]
         in_place: bool,

@@ -21,8 +21,9 @@
 //!   network file system): Create and Update hold the key's lock while they look and rename.
 //!   Overwrite takes no lock: it is for keys that are never written with other bytes.
 //! * An absence is one only while the root is the directory that was opened: see
-//!   [`Root`](super::dir_io::Root). Every "not found" and every missing directory is checked
-//!   against it, and so an unmounted disk is an outage.
+//!   [`Root`](super::dir_io::Root). Every call looks at it first, and every "not found" and every
+//!   missing directory is checked against it again, and so an unmounted disk is an outage, whatever
+//!   lies below its mount point.
 //!
 //! A sidecar of metadata is written before its object. After a crash in between, an object that
 //! was being replaced may show the metadata of its successor; objects with metadata are never
@@ -118,7 +119,12 @@ impl DirStore {
         F: FnOnce(&Inner) -> StoreResult<T> + Send + 'static,
     {
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || work(&inner)).await.unwrap_or_else(|e| {
+        let checked = move || {
+            // Another store may be there meanwhile, and would take what is put.
+            inner.root.check()?;
+            work(&inner)
+        };
+        tokio::task::spawn_blocking(checked).await.unwrap_or_else(|e| {
             Err(StoreError::Unavailable { detail: format!("the task was lost: {e}") })
         })
     }

@@ -3,7 +3,8 @@
 //! removed by itself; so it is shown.
 
 use super::session::Session;
-use crate::cache::disk::Disk;
+use super::sync::copy_all;
+use crate::cache::disk::{Disk, How};
 use crate::cache::metacache::of_file;
 use parking_lot::Mutex;
 use std::io;
@@ -37,6 +38,39 @@ fn bytes_of(disk: &dyn Disk, dir: &Path, depth: usize) -> io::Result<u64> {
         };
     }
     Ok(sum)
+}
+
+/// Moves a directory to where things are kept, which may be on another file system.
+pub(super) fn move_tree(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
+    match disk.rename(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+            if let Err(error) = copy_tree(disk, from, to, 0) {
+                // Whoever tries again takes another name: half a copy would be left with each.
+                let _ = disk.remove_tree(to);
+                return Err(error);
+            }
+            disk.remove_tree(from)
+        }
+        done => done,
+    }
+}
+
+fn copy_tree(disk: &dyn Disk, from: &Path, to: &Path, depth: usize) -> io::Result<()> {
+    if depth > DEEPEST {
+        return Err(io::Error::other("directories lie too deep"));
+    }
+    disk.create_dirs(to)?;
+    for entry in disk.list(from)? {
+        let (from, to) = (from.join(&entry.name), to.join(&entry.name));
+        if entry.is_dir {
+            copy_tree(disk, &from, &to, depth + 1)?;
+        } else {
+            let copy = disk.open(&to, How::CreateNew)?;
+            copy_all(&*disk.open(&from, How::Read)?, &*copy)?;
+            copy.sync_data()?;
+        }
+    }
+    disk.sync_dir(to)
 }
 
 impl Session {

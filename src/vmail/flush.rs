@@ -15,6 +15,8 @@
 //! neither. A swap that does not hold means that another session has taken the user: from
 //! then on nothing is written here (ESTALE).
 //!
+//! An index that its server is just making anew is waited for ([`super::reset`]).
+//!
 //! A flush costs two requests, and one more for each large file.
 
 use super::ceilings::{self, VALIDITY_ROOM};
@@ -37,7 +39,7 @@ use crate::format::part::{
     BundleWriter, Dropped, DroppedList, DroppedRow, encode_dropped, encode_head_part, encode_names,
     encode_part,
 };
-use crate::format::{FolderId, ObjectId};
+use crate::format::{FolderId, ObjectId, Place};
 use crate::sabotage::{self, Bug};
 use crate::store::{Body, PutMode, Reason};
 use bytes::Bytes;
@@ -119,7 +121,7 @@ async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report>
         // What is in no index yet would be in none after the loss of the machine.
         later::show_later_mails(cell, Purpose::Flush).await?;
         know_layers(cell).await?;
-        match attempt(cell, options).await {
+        match attempt(cell, options, tried + 1 == TRIES).await {
             Ok(Some(report)) => return Ok(report),
             Ok(None) => cell.session.env.clock.sleep(PAUSE.saturating_mul(1 << tried)).await,
             Err(Error::Vanished { folder, .. }) => {
@@ -172,7 +174,8 @@ async fn know_layers(cell: &Arc<UserCell>) -> Result<()> {
     Ok(())
 }
 
-async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report>> {
+/// `None`: to be tried again. The `last` time, what cannot be waited for is taken as it is.
+async fn attempt(cell: &Arc<UserCell>, options: Options, last: bool) -> Result<Option<Report>> {
     let extent = Extent { caches: options.caches };
     let cut = cell.open_user(|user| {
         user.may_finish()?;
@@ -182,14 +185,25 @@ async fn attempt(cell: &Arc<UserCell>, options: Options) -> Result<Option<Report
                 what: "what came later is not shown yet".into(),
             });
         }
+        if let Some(folder) = user.being_reset()? {
+            if !last {
+                return Ok(None);
+            }
+            let folder = user.tree.path(Place::own(folder)).join(&b'/');
+            tracing::warn!(
+                user = %user.name, folder = %String::from_utf8_lossy(&folder),
+                "an index was begun anew and not finished: it is flushed as it is"
+            );
+        }
         user.mend_journal()?;
         let cut = user.cut(extent)?;
         user.cut_out = true;
         if options.release {
             user.leaving = Leaving::Sealed;
         }
-        Ok(cut)
+        Ok(Some(cut))
     })?;
+    let Some(cut) = cut else { return Ok(None) };
     let lines: usize = cut.folders.iter().map(|folder| folder.lines.len()).sum();
     let (cut, done) = send(cell, cut, options).await;
     match done {

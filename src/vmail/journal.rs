@@ -88,6 +88,12 @@ impl Journal {
         self.inherited
     }
 
+    /// Its name may not be on the disk: nothing in it counts as safe until it was written anew.
+    pub fn doubt(&mut self) {
+        self.synced.store(0, Ordering::Release);
+        self.syncing.failed.store(true, Ordering::Release);
+    }
+
     pub fn append(&mut self, changes: Vec<Change>) -> Result<Record> {
         if self.broken {
             self.file.set_len(self.len).map_err(|e| Error::disk("journal", &e))?;

@@ -1,7 +1,8 @@
 //! The lease under which a backend owns its users (I5).
 //!
 //! A backend says in its object `backends/<name>` that it lives, every third of the lease: its
-//! *sign*. It counts its lease from before it sent the renewal, by a clock that runs while the
+//! *sign*. While the store does not take it, every thirtieth: a lease that ended in an outage is to
+//! be back soon after it. It counts its lease from before it sent the renewal, by a clock that runs while the
 //! machine is suspended. Whoever wants a user of another backend watches that object: only when it
 //! has not changed for a whole lease plus a margin, by the watcher's own clock, is the backend
 //! over. No clock is compared between machines.
@@ -310,8 +311,9 @@ impl Lease {
         if lease.single {
             return;
         }
+        let mut wait = lease.time / 3;
         loop {
-            session.env.clock.sleep(lease.time / 3).await;
+            session.env.clock.sleep(wait).await;
             let open = |cell: &Arc<UserCell>| cell.if_open(|_| ()).is_some();
             if session.is_closing() && !session.all_users().iter().any(open) {
                 return;
@@ -322,8 +324,10 @@ impl Lease {
                 Err(error) => {
                     let held = lease.holds();
                     tracing::warn!(%error, held, "lease not renewed");
+                    // Deliveries may be waiting for it.
+                    wait = (lease.time / 30).max(Duration::from_secs(1));
                 }
-                Ok(()) => {}
+                Ok(()) => wait = lease.time / 3,
             }
         }
     }

@@ -20,6 +20,7 @@
 //! files are not synced at all when a user is handed over, so that is asked of each start of the
 //! machine, also after a clean end.
 
+use super::aside::move_tree;
 use super::error::{Error, Result, pass};
 use super::journal::{Journal, SyncPoint};
 use super::snapshot::seal_snapshot;
@@ -207,14 +208,15 @@ fn decode_links(bytes: &[u8]) -> std::result::Result<HashMap<ObjectId, u32>, For
 }
 
 /// Moves what is there out of the way, where a person finds it, or removes it if it holds
-/// nothing that is not in the store.
+/// nothing that is not in the store. The state goes last: while it is there, whoever begins again
+/// knows that the rest is to be kept.
 pub fn put_aside(disk: &dyn Disk, dir: &Path, cache: &Path, keep: Option<&Path>) -> Result<()> {
     match keep {
         Some(lost) => {
             disk.create_dirs(lost).map_err(disk_error(lost))?;
-            for (from, name) in [(dir, "state"), (cache, "metacache")] {
+            for (from, name) in [(cache, "metacache"), (dir, "state")] {
                 if disk.exists(from).map_err(disk_error(from))? {
-                    disk.rename(from, &lost.join(name)).map_err(disk_error(from))?;
+                    move_tree(disk, from, &lost.join(name)).map_err(disk_error(from))?;
                 }
             }
             Ok(())
@@ -345,8 +347,13 @@ impl User {
         let path = self.state_dir.join("journal");
         pass(failpoint::SNAPSHOT_BEFORE_JOURNAL)?;
         disk.rename(&new, &path).map_err(disk_error(&path))?;
-        disk.sync_dir(&self.state_dir).map_err(disk_error(&self.state_dir))?;
+        // The next start reads this one, whatever becomes of the sync.
         self.journal = journal;
+        if let Err(error) = disk.sync_dir(&self.state_dir) {
+            // A power cut may bring the old one back.
+            self.journal.doubt();
+            return Err(disk_error(&self.state_dir)(error));
+        }
         pass(failpoint::SNAPSHOT_AFTER_JOURNAL)?;
         for id in stale {
             self.snapshots.insert(id);

@@ -57,6 +57,7 @@ pub mod recover_mdbox;
 pub mod recover_sdbox;
 pub mod rename;
 pub mod repair;
+mod reset;
 pub mod restore;
 pub mod schedule;
 pub mod services;

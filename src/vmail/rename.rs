@@ -101,7 +101,8 @@ impl User {
             self.commit(changes)?;
             match class {
                 // A mail gets its name: the delivery itself is safe already. A move, or
-                // other flags, are what a lost machine would undo.
+                // flags, are what a lost machine would undo.
+                Class::Mail if has_flags(new_name) => self.important(),
                 Class::Mail if old_class == Class::MailTemp => self.unimportant(),
                 Class::Growing => self.unimportant(),
                 Class::Mail if from.folder == to.folder && from.sub == Sub::New => {
@@ -255,6 +256,12 @@ impl User {
         }
         self.judge_anew(id);
     }
+}
+
+/// Whether a Maildir name says more than that somebody has seen it arrive.
+pub(super) fn has_flags(name: &[u8]) -> bool {
+    let info = name.windows(3).rposition(|w| w == b":2,");
+    info.is_some_and(|at| name.len() > at + 3)
 }
 
 /// Whether the journal has said that a node is there under the name it has now.

@@ -195,7 +195,7 @@ fn copy_synced(
     Ok((copy, temp))
 }
 
-fn copy_all(from: &dyn DiskFile, to: &dyn DiskFile) -> io::Result<()> {
+pub(super) fn copy_all(from: &dyn DiskFile, to: &dyn DiskFile) -> io::Result<()> {
     let mut buf = vec![0; PIECE];
     let mut at = 0;
     loop {

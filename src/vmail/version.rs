@@ -3,6 +3,10 @@
 //! Heads, listings and journals say their own version, but a mount must not find out user by
 //! user that a newer vmailfs was here. So the store has an object `format`, and the state
 //! directory a file of that name, with one line each. A newer one refuses the mount.
+//!
+//! The state directory also names the store that it was used with. If the place of that store has no
+//! mark, it is not an empty store but another place (a disk that is not mounted, a mistyped prefix):
+//! in it every user would seem to be new, and what is delivered would be gone when the store is back.
 
 use super::env::Env;
 use super::error::{During, Error, Result};
@@ -14,9 +18,11 @@ use std::path::Path;
 /// The newest version known here, of both.
 const KNOWN: u32 = 1;
 /// Key of the object, and name of the file.
-const NAME: &str = "format";
+pub const NAME: &str = "format";
 const STORE: &str = "vmailfs store";
 const STATE: &str = "vmailfs state";
+/// File of the state directory that says which store it was used with.
+const USED: &str = "store";
 
 fn line(what: &str) -> String {
     format!("{what} {KNOWN}\n")
@@ -32,13 +38,36 @@ fn check(what: &'static str, bytes: &[u8]) -> std::result::Result<(), FormatErro
     }
 }
 
-/// Refuses a store of a newer version; marks one that is not marked.
-pub async fn check_store(env: &Env) -> Result<()> {
+/// Refuses a store of a newer version, and a place that has none where this state directory has seen
+/// one; marks a store that is new.
+pub async fn check_store(env: &Env, state_dir: &Path) -> Result<()> {
+    let path = state_dir.join(USED);
+    let failed = |e| Error::disk(path.display().to_string(), &e);
+    let name = format!("{}\n", env.store.describe());
+    let used = env.disk.read(&path, 4096).map_err(failed)?;
+    check_mark(env, used.is_none(), &path).await?;
+    if used.as_deref() == Some(name.as_bytes()) {
+        return Ok(());
+    }
+    env.disk.create_dirs(state_dir).map_err(failed)?;
+    env.disk.replace(&path, name.as_bytes(), true).map_err(failed)
+}
+
+async fn check_mark(env: &Env, may_be_new: bool, used: &Path) -> Result<()> {
     const WHY: Reason = Reason("version");
     let what = || env.store.describe();
     let failed = |e| Error::store(what(), During::Delivery, e);
     match env.store.get(NAME, None, 4096, WHY).await {
         Ok((_, bytes)) => check(STORE, &bytes).map_err(|e| Error::corrupt(what(), e)),
+        Err(StoreError::NotFound { .. }) if !may_be_new => Err(Error::Doubt {
+            what: format!(
+                "{}: there is no store, but {} says that this machine has used one. Is its disk \
+                 mounted, are bucket and prefix right? If an empty store is meant, or its object \
+                 `{NAME}` was lost, remove that file",
+                what(),
+                used.display()
+            ),
+        }),
         Err(StoreError::NotFound { .. }) => {
             let body = Body::Bytes(Bytes::from(line(STORE)));
             match env.store.put(NAME, body, PutMode::Create, &[], WHY).await {

@@ -52,6 +52,8 @@ pub struct Camp {
 pub struct Done {
     pub turns: AtomicU64,
     pub slow_reads: AtomicU64,
+    /// Something that needs the load is not through: there are turns until it is.
+    pub needed: AtomicBool,
 }
 
 impl Camp {
@@ -81,7 +83,7 @@ impl Camp {
         }
     }
 
-    /// Each user's first folders and mails, then turns until the time is over.
+    /// Each user's first folders and mails, then turns until the time is over and nobody needs more.
     pub fn work(&self, plan: &Plan, seed: u64, done: &Done) {
         let stop = AtomicBool::new(false);
         let (next, begun) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -102,6 +104,7 @@ impl Camp {
                         let end = Instant::now() + plan.time;
                         while begun.fetch_add(1, Ordering::Relaxed) < plan.turns
                             || Instant::now() < end
+                            || done.needed.load(Ordering::Relaxed)
                         {
                             let (user, mut turns) = self.take(&mut rng);
                             self.work.note(self.turn(ports, user, *turns));

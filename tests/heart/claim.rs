@@ -211,6 +211,37 @@ async fn i5_a_name_is_taken_from_who_does_not_move() {
     assert!(matches!(renew(&twin).await, Err(Error::NameTaken { .. })));
 }
 
+/// I4, I5: a lease that ended in an outage is held again soon after it, not a third of it later.
+#[tokio::test]
+async fn i5_a_lease_comes_back_with_the_store() {
+    let world = World::new();
+    let a = start(&world, HERE);
+    claim(&a).await.unwrap();
+    let session = a.session().clone();
+    let failed = Arc::new(AtomicUsize::new(0));
+    let count = failed.clone();
+    world.faults(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Fault::Before(StoreError::Unavailable { detail: "down".into() })
+    });
+    let keeper = tokio::spawn(Lease::keep(session.clone()));
+    tokio::task::yield_now().await;
+    world.clock.advance(LEASE / 3);
+    let real = std::time::Instant::now();
+    while session.lease.holds() || failed.load(Ordering::SeqCst) < 5 {
+        assert!(real.elapsed() < Duration::from_secs(60), "{failed:?} tries");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.faults(|_| Fault::None);
+    let back = world.clock_boot();
+    while !session.lease.holds() {
+        assert!(real.elapsed() < Duration::from_secs(60), "not renewed");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(world.clock_boot() - back < LEASE / 6, "{:?}", world.clock_boot() - back);
+    keeper.abort();
+}
+
 /// I5: a copy of a machine, its state included, has written no sign since.
 #[tokio::test]
 async fn i5_a_copied_state_directory_is_a_stranger() {

@@ -138,7 +138,7 @@ async fn i5_a_publish_that_hangs_stops_the_hand_over() {
         world.clock.advance(Duration::from_secs(5));
         tokio::time::sleep(Duration::from_millis(2)).await;
         wait += 1;
-        assert!(wait < 1000);
+        assert!(wait < 30_000);
     }
     assert!(matches!(closed.await.unwrap(), Err(Error::Full(_))));
     world.no_faults();

@@ -578,6 +578,35 @@ async fn i3_a_journal_whose_sync_failed_is_written_anew() {
     assert_eq!(client.list("u/cur").await.unwrap(), ["1:2,RS", "2:2,S"]);
 }
 
+/// I1, I3: a journal that was begun anew, and whose name could not be synced, is the one that the next
+/// start reads: what is recorded from then on goes into it, and counts as safe only under a name
+/// that is on the disk.
+#[tokio::test]
+async fn i3_a_journal_whose_name_cannot_be_synced_takes_what_follows() {
+    use std::os::unix::fs::MetadataExt;
+    let world = World::new();
+    let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+    let client = world.session_with(world.settings(HERE), disk.clone());
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    let cell = client.cell("u");
+    disk.fail_next_dir();
+    assert!(cell.open_user(|user| user.checkpoint()).is_err());
+    let journal = cell.open_user(|u| Ok(u.state_dir.join("journal"))).unwrap();
+    let before = std::fs::metadata(&journal).unwrap().ino();
+    client.fsync_dir("u/cur").await.unwrap();
+    assert_ne!(std::fs::metadata(&journal).unwrap().ino(), before, "not said of a name in doubt");
+    disk.fail_next_dir();
+    assert!(cell.open_user(|user| user.checkpoint()).is_err());
+    client.deliver("u", "2", b"second").await.unwrap();
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    drop((client, cell));
+    let client = world.session(HERE);
+    assert_eq!(client.list("u/cur").await.unwrap(), ["1:2,S"]);
+    assert_eq!(client.read("u/new/2").await.unwrap(), b"second");
+}
+
 /// I3: a process that dies after a sync failed tells nobody. The next one finds pages that never
 /// reach the disk, and a sync of them that says success: it makes safe only what it wrote anew.
 #[tokio::test]

@@ -279,6 +279,37 @@ async fn flushes_are_due_as_the_table_says() {
     assert_eq!(ask(now(301)), flush_soon);
 }
 
+/// I3: flags are important whatever call gives them: a client that sees a mail arrive and reads it
+/// at once, one that stores a mail with flags, and a server that links its mails into place.
+#[tokio::test]
+async fn i3_flags_given_with_a_name_are_due_in_their_time() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    let cell = client.cell("u");
+    for (name, from, to, linked, important) in [
+        ("a", "u/new/a", "u/cur/a:2,S", false, true),
+        ("b", "u/tmp/b", "u/cur/b:2,S", false, true),
+        ("c", "u/tmp/c", "u/cur/c:2,Fa", true, true),
+        ("d", "u/new/d", "u/cur/d:2,", false, false),
+        ("e", "u/tmp/e", "u/cur/e:2,", false, false),
+        ("f", "u/tmp/f", "u/cur/f:2,", true, false),
+    ] {
+        match from.starts_with("u/new") {
+            true => client.deliver("u", name, b"mail").await.unwrap(),
+            false => client.put(from, b"mail").await.unwrap(),
+        }
+        client.flush("u").await;
+        match linked {
+            true => client.link(from, to).await.unwrap(),
+            false => client.rename(from, to).await.unwrap(),
+        }
+        let due = cell.if_open(|user| due(user, user.boot() + Duration::from_secs(301))).unwrap();
+        let want = if important { Due::Flush { caches: false } } else { Due::Nothing };
+        assert_eq!(due, want, "{to}");
+    }
+}
+
 /// The mount's root lists who exists, here and in the store, and an outage is no empty list.
 #[tokio::test]
 async fn i4_the_root_lists_the_users_that_exist() {

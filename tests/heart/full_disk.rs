@@ -26,6 +26,9 @@ pub struct FullDisk {
     fuse: Arc<AtomicI64>,
     /// A file of this name is not replaced, after so many that are.
     fail_replace: Mutex<Option<(&'static str, usize)>>,
+    fail_dir: AtomicBool,
+    /// What lies below this is on a file system of its own.
+    apart: Mutex<Option<PathBuf>>,
 }
 
 /// What reached the disk, by inode.
@@ -81,6 +84,8 @@ impl FullDisk {
             syncs: Arc::default(),
             fuse: Arc::new(AtomicI64::new(i64::MAX)),
             fail_replace: Mutex::default(),
+            fail_dir: AtomicBool::default(),
+            apart: Mutex::default(),
             broken: AtomicBool::new(false),
             at: at.into(),
         }
@@ -105,6 +110,16 @@ impl FullDisk {
     /// The next syncs of files of this name fail.
     pub fn fail_syncs_of(&self, name: &str, times: usize) {
         self.syncs.lock().fail.push((name.into(), times));
+    }
+
+    /// The next sync of a directory fails.
+    pub fn fail_next_dir(&self) {
+        self.fail_dir.store(true, Ordering::SeqCst);
+    }
+
+    /// A directory is another file system's.
+    pub fn set_apart(&self, dir: &Path) {
+        *self.apart.lock() = Some(dir.into());
     }
 
     /// What a power cut would leave at a path of what was written and synced; `None`: nothing.
@@ -233,6 +248,11 @@ impl Disk for FullDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.works(to)?;
         burn(&self.fuse)?;
+        if let Some(dir) = &*self.apart.lock()
+            && from.starts_with(dir) != to.starts_with(dir)
+        {
+            return Err(io::ErrorKind::CrossesDevices.into());
+        }
         self.inner.rename(from, to)
     }
     fn exchange(&self, a: &Path, b: &Path) -> io::Result<()> {
@@ -257,6 +277,9 @@ impl Disk for FullDisk {
         self.inner.create_dirs(path)
     }
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        if self.fail_dir.swap(false, Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         self.inner.sync_dir(path)
     }
     fn exists(&self, path: &Path) -> io::Result<bool> {

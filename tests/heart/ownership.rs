@@ -1,13 +1,18 @@
 //! Who may write (I5), and heads that were answered late or by somebody else.
 
+use super::full_disk::FullDisk;
 use super::world::*;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
+use vmailfs::cache::disk::RealDisk;
 use vmailfs::store::Op;
 use vmailfs::store::faulty::Fault;
+use vmailfs::vmail::env::Env;
+use vmailfs::vmail::error::Error;
 use vmailfs::vmail::flush::{self, Options};
+use vmailfs::vmail::version::check_store;
 
 /// I5: a session whose head was swapped by another writes nothing more and answers ESTALE.
 #[tokio::test]
@@ -30,6 +35,81 @@ async fn i5_a_session_that_lost_the_user_is_fenced() {
     client.put("u/dovecot-uidlist.lock", b"x").await.unwrap();
     client.unlink("u/dovecot-uidlist.lock").await.unwrap();
     assert_eq!(rival.list("u/cur").await.unwrap(), [""; 0]);
+}
+
+/// I5: what a session had not flushed when another took the user is kept for a person, also where the
+/// metacache is on another file system than the state, and where the keeping is interrupted.
+#[tokio::test]
+async fn i5_what_a_fenced_session_had_is_kept() {
+    for (apart, interrupted) in [(false, false), (true, false), (true, true), (false, true)] {
+        let world = World::new();
+        let disk = Arc::new(FullDisk::new(Arc::new(RealDisk)));
+        let settings = world.settings(HERE);
+        if apart {
+            disk.set_apart(&settings.metacache_dir);
+        }
+        let client = world.session_with(settings.clone(), disk.clone());
+        client.maildir(&["u"]).await;
+        client.put("u/dovecot.index.log", b"one").await.unwrap();
+        client.deliver("u", "1", b"mail").await.unwrap();
+        client.flush("u").await;
+        client.append("u/dovecot.index.log", b"two").await.unwrap();
+        client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+        drop(client);
+        let rival = world.session(FRESH);
+        assert_eq!(rival.list("u/new").await.unwrap(), ["1"]);
+        rival.close().await;
+        let mut after = 0;
+        while interrupted {
+            let dying = world.session_with(settings.clone(), disk.clone());
+            disk.dies_after(after);
+            let opened = dying.list("u/new").await;
+            disk.dies_after(i64::MAX);
+            if opened.is_ok() {
+                break;
+            }
+            after += 1;
+        }
+        let again = world.session_with(settings.clone(), disk.clone());
+        assert_eq!(again.list("u/new").await.unwrap(), ["1"]);
+        assert_eq!(again.read("u/dovecot.index.log").await.unwrap(), b"one");
+        let kept = |name: &str| {
+            let dirs = std::fs::read_dir(settings.state_dir.join("lost")).unwrap();
+            let files = dirs.filter_map(|dir| std::fs::read(dir.unwrap().path().join(name)).ok());
+            files.collect::<Vec<_>>()
+        };
+        // A death may leave a copy, and more of them.
+        let logs = kept("metacache/dovecot.index.log");
+        assert!(logs.contains(&b"onetwo".to_vec()), "{apart} {interrupted}: {logs:?}");
+        assert!(!kept("state/journal").is_empty(), "{apart} {interrupted}");
+        assert!(again.session().kept_aside().users > 0);
+    }
+}
+
+/// I4: where a machine has used a store, a place without one is not a new store: each user would be
+/// a new one there.
+#[tokio::test]
+async fn i4_a_place_without_the_store_is_no_new_store() {
+    let (world, elsewhere) = (World::new(), World::new());
+    let dir = world.machine_dir(HERE);
+    let here = world.session(HERE).session().env.clone();
+    let there = Env { store: elsewhere.store.clone(), ..here.clone() };
+    for _ in 0..2 {
+        check_store(&here, &dir).await.unwrap();
+    }
+    let refused = check_store(&there, &dir).await.unwrap_err();
+    assert!(matches!(refused, Error::Doubt { .. }), "{refused}");
+    assert!(elsewhere.requests().iter().all(|(op, ..)| *op == Op::Get), "nothing is written there");
+    world.store.set_down(true);
+    assert!(matches!(check_store(&here, &dir).await, Err(Error::Store { .. })));
+    world.store.set_down(false);
+    // A copy of the store, elsewhere; and then a new store that somebody means.
+    check_store(&there, &elsewhere.machine_dir(HERE)).await.unwrap();
+    check_store(&there, &dir).await.unwrap();
+    let third = World::new();
+    let third = Env { store: third.store.clone(), ..here.clone() };
+    std::fs::remove_file(dir.join("store")).unwrap();
+    check_store(&third, &dir).await.unwrap();
 }
 
 /// I5: a swap whose answer is lost is known by its write id, at every kind of swap.

@@ -370,7 +370,7 @@ impl Trial {
         let rebuilds = self.format == Format::Mdbox && self.dovecot.ever_said("rebuilding indexes");
         // And one that replaced a file lost what was being appended to it (see `rebuild.rs`).
         let mut lines = refused.iter().chain(&complaints);
-        if rebuilds && lines.any(|line| replaces_a_file(self.format, line)) {
+        if rebuilds && lines.any(|line| replaces_a_file(self.format, line).is_some()) {
             row.rebuilt += std::mem::take(&mut row.lost);
         }
         if rebuilds {
@@ -523,14 +523,20 @@ pub fn own_repair(format: Format, line: &str) -> bool {
 /// Lines of the log that call something corrupted, and are none that Dovecot also writes without a
 /// mount. A rebuild of mdbox locks no file that it reads: of one that another process is appending
 /// to it says what it says of half a mail, on any file system. Whoever says that first has met it.
+/// And if it writes that file anew, what was being appended is not in it, wherever a mail's entry says
+/// that it is (see `rebuild.rs`).
 fn corruptions(format: Format, lines: impl Iterator<Item = String>) -> Vec<String> {
     let mut rebuilding: BTreeSet<String> = BTreeSet::new();
+    let mut replaced: BTreeSet<String> = BTreeSet::new();
     let mut found = Vec::new();
     for line in lines {
         let who =
             line.split_once(">: ").and_then(|(who, _)| who.rsplit_once('<')).map(|(_, who)| who);
         let at_it = who.is_some_and(|who| rebuilding.contains(who));
-        let own = own_repair(format, &line) || at_it && of_half_a_mail(format, &line);
+        let own = own_repair(format, &line)
+            || at_it && of_half_a_mail(format, &line)
+            || replaced.iter().any(|file| misses_a_mail(&line, file));
+        replaced.extend(replaces_a_file(format, &line).map(str::to_owned));
         if let Some(who) = who.filter(|_| line.contains("rebuilding indexes")) {
             rebuilding.insert(who.to_owned());
         }
@@ -539,6 +545,28 @@ fn corruptions(format: Format, lines: impl Iterator<Item = String>) -> Vec<Strin
         }
     }
     found
+}
+
+/// Whether a line says that a file of mails ends where a mail should be.
+fn misses_a_mail(line: &str, file: &str) -> bool {
+    let said = ["EOF reading msg header (got 0/", "points to broken data"];
+    line.contains(&format!("Corrupted dbox file {file} (around"))
+        && said.iter().any(|text| line.contains(text))
+}
+
+#[test]
+fn a_mail_that_a_rebuild_left_out_is_forgiven_in_that_file_only() {
+    let said = |text: &str| format!("Nov 22 12:41:45 imap(u)<12><b>: {text}");
+    let missed = |file: &str| {
+        let end = "(around offset=7): EOF reading msg header (got 0/30 bytes)";
+        said(&format!("Error: Corrupted dbox file /m/{file} {end}"))
+    };
+    let saved = "Warning: dbox: Copy of the broken file saved to /m/m.2.broken";
+    let rebuilding = "Nov 22 12:41:44 imap(u)<12><a>: Warning: mdbox /m: rebuilding indexes";
+    let saved = format!("Nov 22 12:41:44 imap(u)<12><a>: {saved}");
+    let lines = [rebuilding.to_owned(), missed("m.2"), saved, missed("m.2"), missed("m.3")];
+    let found = corruptions(Format::Mdbox, lines.clone().into_iter());
+    assert_eq!(found, [lines[1].clone(), lines[4].clone()]);
 }
 
 #[test]

@@ -206,7 +206,7 @@ service lmtp {{
         // SAFETY: a plain system call. Orphans of the instance become children of this process.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
         let mut child = command.spawn()?;
-        let ready = wait_until(Duration::from_secs(20), || {
+        let ready = wait_until(Duration::from_secs(60), || {
             let gone = matches!(child.try_wait(), Ok(Some(_)) | Err(_));
             gone || (Imap::connect(self.imap_port, Duration::from_secs(5)).is_ok()
                 && Lmtp::connect(self.lmtp_port).is_ok())
@@ -219,7 +219,7 @@ service lmtp {{
     /// Ends it in its own way, and whatever is left of its process group after that: sessions that
     /// are at work outlive the server. False if there were any.
     pub fn stop(&mut self) -> bool {
-        self.end(libc::SIGTERM, Duration::from_secs(20))
+        self.end(libc::SIGTERM, Duration::from_secs(60))
     }
 
     /// Ends it as a crash would.
@@ -234,7 +234,7 @@ service lmtp {{
         // SAFETY: plain system calls; the process and its group are ours until it is reaped.
         unsafe { libc::kill(pid, signal) };
         let by_itself = wait_until(patience, || reaped(&mut child));
-        let gone = wait_until(Duration::from_secs(10), || {
+        let gone = wait_until(Duration::from_secs(60), || {
             // SAFETY: as above.
             unsafe { libc::kill(-pid, libc::SIGKILL) };
             reaped(&mut child)

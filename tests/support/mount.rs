@@ -177,7 +177,7 @@ impl Mount {
         let told = self.log().matches(MOUNTED).count();
         let mut child = self.start()?;
         let root = self.root();
-        let ready = wait_until(Duration::from_secs(30), || {
+        let ready = wait_until(Duration::from_secs(120), || {
             self.log().matches(MOUNTED).count() > told && is_mounted(&root)
                 || matches!(child.try_wait(), Ok(Some(_)) | Err(_))
         });
@@ -261,7 +261,7 @@ impl Mount {
         if let Some(child) = &mut self.child {
             child.kill()?;
         }
-        self.must_have_been_shot(Duration::from_secs(10))
+        self.must_have_been_shot(Duration::from_secs(60))
     }
 
     /// Waits for the daemon's end, which must be by SIGKILL.

@@ -102,8 +102,15 @@ pub(super) fn open_folders(
         }
         let state = replay(folder.snapshot, folder.logs)
             .map_err(|error| needs_rebuild(&format!("folder {}", name()), &error))?;
-        // Not set up yet: Dovecot will do it.
         let Some(header) = state.extension(HEADER).filter(|_| state.uid_validity != 0) else {
+            // Mails of such a folder would go to INBOX; Dovecot's own rebuild knows where to.
+            if folder.logs.len() > 1 || folder.snapshot.is_some() {
+                return Err(RecoverError::NeedsRebuild(format!(
+                    "the index of folder {} was just being made anew",
+                    name()
+                )));
+            }
+            // Not set up yet: Dovecot will do it.
             folders.push(None);
             continue;
         };

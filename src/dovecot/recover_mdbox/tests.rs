@@ -198,6 +198,35 @@ fn an_entry_without_its_map_record_is_linked_again() {
     assert_eq!(map_entry(&map, 2).unwrap().1, 1);
 }
 
+/// An empty log in place of another: what the folder had must not go to INBOX.
+#[test]
+fn a_folder_that_was_begun_anew_needs_a_rebuild() {
+    let map = map_log(&[(1, 1, 0, 1)]);
+    let old = folder_log(&[(1, 1, 7)]);
+    let inbox = folder_log(&[]);
+    let mut anew = old[..40].to_vec();
+    anew[8] = 2;
+    let whole = [inbox.as_slice()];
+    let recover =
+        |logs: &[&[u8]]| {
+            let folders = [("INBOX", &whole[..]), ("Archive", logs)].map(|(name, logs)| {
+                MdboxFolder { name: name.as_bytes(), snapshot: None, logs, at_least: 0 }
+            });
+            recover_mdbox(&MdboxInput {
+                map_snapshot: None,
+                map_logs: &[&map],
+                folders: &folders,
+                ranges: &[],
+                highest_file: 1,
+                save_date: 5,
+                restore_unreferenced: true,
+            })
+        };
+    assert!(matches!(recover(&[&old, &anew]), Err(RecoverError::NeedsRebuild(_))));
+    // The first log of a folder that Dovecot has not set up yet.
+    assert!(recover(&[&old[..40]]).is_ok());
+}
+
 #[test]
 fn what_does_not_fit_needs_a_rebuild() {
     let inbox = folder_log(&[(1, 1, 0xaa)]);

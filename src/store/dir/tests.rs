@@ -23,7 +23,7 @@ async fn a_root_that_vanishes_is_an_outage() {
     overwrite(&store, "a/b", "x").await.unwrap();
     assert!(matches!(store.head("a/c", WHY).await, Err(StoreError::NotFound { .. })));
     std::fs::rename(&root, dir.path().join("away")).unwrap();
-    for round in ["gone", "another directory"] {
+    for round in ["gone", "another directory", "another store"] {
         let no_store = |e: StoreError| assert!(matches!(e, StoreError::NoSuchStore { .. }), "{e}");
         no_store(store.head("a/b", WHY).await.unwrap_err());
         no_store(store.get("a/b", None, 9, WHY).await.unwrap_err());
@@ -31,12 +31,16 @@ async fn a_root_that_vanishes_is_an_outage() {
         no_store(store.list_dirs("", WHY).await.unwrap_err());
         no_store(store.delete(&["a/b".into()], WHY).await.unwrap_err());
         no_store(overwrite(&store, "a/b", "y").await.unwrap_err());
-        if round == "gone" {
-            std::fs::create_dir(&root).unwrap();
+        match round {
+            "gone" => std::fs::create_dir(&root).unwrap(),
+            "another directory" => {
+                assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+                overwrite(&DirStore::open(&root).unwrap(), "a/b", "z").await.unwrap();
+            }
+            _ => assert_eq!(std::fs::read(root.join("a/b")).unwrap(), b"z"),
         }
     }
-    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
-    std::fs::remove_dir(&root).unwrap();
+    std::fs::remove_dir_all(&root).unwrap();
     let error = DirStore::open(&root).unwrap_err();
     assert!(matches!(error, StoreError::NoSuchStore { .. }), "{error}");
 }
