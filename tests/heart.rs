@@ -17,6 +17,7 @@ mod heart {
     mod fsck;
     mod full_disk;
     mod gc;
+    mod hedge;
     mod idle;
     mod later;
     mod metacache;

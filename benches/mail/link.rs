@@ -51,6 +51,7 @@ impl Link {
         let upstream = endpoint.trim_start_matches("http://").parse().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
+            .thread_name(crate::shares::LINK)
             .enable_all()
             .build()
             .unwrap();
@@ -220,6 +221,29 @@ pub fn in_sequence(calls: &[Call]) -> usize {
         }
     }
     count
+}
+
+/// How many requests were in flight, on average in each tenth of a time, and at most.
+pub fn in_flight(calls: &[Call], start: Instant, end: Instant) -> ([f64; 10], usize) {
+    let mut tenths = [0.0; 10];
+    let whole = (end - start).as_secs_f64();
+    let place = |at: Instant| at.saturating_duration_since(start).as_secs_f64() / whole * 10.0;
+    let mut changes = Vec::new();
+    for call in calls {
+        let (from, to) = (place(call.begun), place(call.ended));
+        for (n, tenth) in tenths.iter_mut().enumerate() {
+            let n = n as f64;
+            *tenth += (to.min(n + 1.0) - from.max(n)).max(0.0);
+        }
+        changes.extend([(call.begun, 1), (call.ended, -1)]);
+    }
+    changes.sort();
+    let (mut now, mut most) = (0_isize, 0);
+    for (_, change) in changes {
+        now += change;
+        most = most.max(now);
+    }
+    (tenths, most.unsigned_abs())
 }
 
 /// How long a request took, in the middle, in ms.

@@ -114,7 +114,7 @@ fn postfix_fast(folder: &Path, number: usize) {
 }
 
 /// Resident memory of the daemon in KiB, once things are quiet.
-fn resident(mount: &Mount) -> f64 {
+pub fn resident(mount: &Mount) -> f64 {
     std::thread::sleep(Duration::from_secs(3));
     let path = format!("/proc/{}/status", mount.pid().unwrap());
     let text = std::fs::read_to_string(path).unwrap();

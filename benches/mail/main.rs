@@ -18,6 +18,8 @@ mod local;
 mod peers;
 mod place;
 mod plot;
+mod scale;
+mod shares;
 mod table;
 mod warm;
 
@@ -28,11 +30,11 @@ use std::time::Instant;
 use support::dovecot::Format;
 use table::Table;
 
-const USAGE: &str = "mail [warm] [delivery] [eight] [requests] [cold] [creates] [memory] [peers] \
-    [all] [--quick] [--format maildir|sdbox|mdbox] [--rounds N] [--only WORD] [--unpinned] [--json FILE] \
+const USAGE: &str = "mail [warm] [delivery] [eight] [requests] [cold] [creates] [memory] [scale] \
+    [peers] [all] [--quick] [--format maildir|sdbox|mdbox] [--rounds N] [--only WORD] [--unpinned] [--json FILE] \
     [--svg FILE]";
-const PARTS: [&str; 8] =
-    ["warm", "delivery", "eight", "requests", "cold", "creates", "memory", "peers"];
+const PARTS: [&str; 9] =
+    ["warm", "delivery", "eight", "requests", "cold", "creates", "memory", "scale", "peers"];
 /// What is measured if nothing is asked for: in minutes, and on one processor.
 const QUICK: [&str; 4] = ["warm", "delivery", "requests", "creates"];
 
@@ -110,8 +112,11 @@ fn main() {
     println!("{about:#}");
     for part in &wanted.parts {
         let start = Instant::now();
-        let cpus =
-            if matches!(&**part, "eight" | "cold" | "memory" | "peers") { &free } else { &pinned };
+        let cpus = if matches!(&**part, "eight" | "cold" | "memory" | "scale" | "peers") {
+            &free
+        } else {
+            &pinned
+        };
         cpus.here();
         match part.as_str() {
             "warm" => warm::run(&mut table, &wanted, cpus),
@@ -120,6 +125,7 @@ fn main() {
             "requests" => delivery::requests(&mut table, &wanted, cpus),
             "cold" => cold::run(&mut table, &wanted, cpus),
             "creates" => local::creates(&mut table, &wanted),
+            "scale" => scale::run(&mut table, &wanted),
             "peers" => peers::run(&mut table, &wanted, cpus),
             _ => local::memory(&mut table, &wanted),
         }

@@ -147,7 +147,7 @@ impl Place {
             Below::Peer(peer) => peer.cold(),
             Below::Mount(mount) => {
                 mount.umount().unwrap();
-                mount.wipe_state().unwrap();
+                mount.set_state_aside().unwrap();
                 mount.mount().unwrap();
             }
         }

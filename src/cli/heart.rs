@@ -107,6 +107,7 @@ fn translate(s: &Settings, layout: Layout) -> session::Settings {
             .collect(),
         stream_memory: s.stream_memory,
         read_ahead: s.read_ahead,
+        hedge: s.hedge,
         staging_dir: s.staging.path.clone(),
         staging_max: s.staging.max_size,
         metacache: session::Metacache {

@@ -51,6 +51,9 @@ impl Config {
                 return err(format!("{key} must be at least 1"));
             }
         }
+        if limits.hedge > 100 {
+            return err("store_limits.hedge is more than 100".into());
+        }
         if limits.stream_memory.0 < crate::vmail::stream::LEAST {
             let size = limits.stream_memory;
             return err(format!("store_limits.stream_memory = {size} is too small: at least 8M"));

@@ -269,6 +269,11 @@ pub const KEYS: &[Key] = &[
         "Of these, for the next mails of a folder that somebody reads mail by mail, at most; 0: none\n\
          are fetched before they are opened.",
     ),
+    number(
+        "store_limits.hedge",
+        "Of a hundred mails read, how many may be asked for a second time because the answer takes\n\
+         longer than 99 of 100 lately took; 0: none.",
+    ),
     text(
         "store_limits.stream_memory",
         "",

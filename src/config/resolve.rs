@@ -92,6 +92,7 @@ impl Config {
             fscache,
             stream_memory: limits.stream_memory.0,
             read_ahead: limits.read_ahead as usize,
+            hedge: limits.hedge,
             staging: CacheDir { path: staging, max_size: self.staging.max_size.0 },
             metacache: MetacacheSettings {
                 path: metacache,

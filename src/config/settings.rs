@@ -119,6 +119,8 @@ pub struct Settings {
     pub stream_memory: u64,
     /// Requests in flight for mails that are read ahead; 0: none are.
     pub read_ahead: usize,
+    /// Of a hundred mails read, how many may be asked for a second time.
+    pub hedge: u32,
     pub staging: CacheDir,
     pub metacache: MetacacheSettings,
     pub gc: GcSettings,

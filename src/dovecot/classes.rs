@@ -263,13 +263,16 @@ fn numbered(name: &[u8], prefix: &[u8]) -> bool {
         .is_some_and(|n| !n.is_empty() && n.len() <= 10 && n.iter().all(u8::is_ascii_digit))
 }
 
+/// The name of all caches.
+pub const CACHE: &[u8] = b"dovecot.index.cache";
+
 /// The kind of an index file, by its exact name.
 pub fn index_kind(name: &[u8]) -> Option<IndexKind> {
     Some(match name {
         b"dovecot.index.log" => IndexKind::Log,
         b"dovecot.index" => IndexKind::Snapshot,
         b"dovecot.index.backup" => IndexKind::Backup,
-        b"dovecot.index.cache" => IndexKind::Cache,
+        CACHE => IndexKind::Cache,
         b"dovecot.index.log.2" | b"dovecot.list.index.log.2" | b"dovecot.map.index.log.2" => {
             IndexKind::LogRotated
         }

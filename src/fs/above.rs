@@ -160,49 +160,59 @@ impl VmailFs {
         if self.is_shown(path) {
             return self.list_shown(ino, cookie, emit);
         }
-        let mut names = std::collections::BTreeSet::new();
-        {
-            let listed = self.session.user_list.lock();
-            let Some(listed) = listed.as_ref() else {
-                return Step::Wait(super::api::Need::new(Need::Users));
-            };
-            let fits = |found: &[String]| {
-                found.len() > path.len()
-                    && found.iter().zip(path).all(|(a, b)| a.as_bytes() == b.as_slice())
-            };
-            names.extend(listed.iter().filter(|p| fits(p)).map(|p| p[path.len()].clone()));
-            for cell in self.session.all_users() {
-                if cell.root.lock().exists == Exists::Yes && fits(&cell.path) {
-                    names.insert(cell.path[path.len()].clone());
-                }
+        // What was found for the first entries is gone through to the end: to put it together takes
+        // time for each user there is, and a listing of many users is many calls.
+        let found = self.listed_above.lock().clone().filter(|(of, _)| *of == ino && cookie > 0);
+        let names = match found {
+            Some((_, names)) => names,
+            None => match self.names_above(path) {
+                Some(names) => names,
+                None => return Step::Wait(super::api::Need::new(Need::Users)),
+            },
+        };
+        let mut next = cookie;
+        let dots = [(b".".to_vec(), ino), (b"..".to_vec(), ROOT)];
+        for (name, ino) in dots.into_iter().skip(usize::try_from(cookie).unwrap_or(usize::MAX)) {
+            next += 1;
+            if !emit(&DirEntry { ino, name, kind: FileKind::Directory, cookie: next }) {
+                return Step::Done(Ok(()));
             }
         }
-        let dots = [(b".".to_vec(), ino), (b"..".to_vec(), ROOT)];
-        let others = names.into_iter().map(|name| {
-            let name = name.into_bytes();
+        let passed = usize::try_from(next.saturating_sub(2)).unwrap_or(usize::MAX);
+        let mut full = false;
+        for name in names.iter().skip(passed) {
+            next += 1;
+            let name = name.clone().into_bytes();
             let parts = Self::parts(path, &name);
-            let ino = if parts.len() < self.session.settings.layout.depth() {
+            let layout = &self.session.settings.layout;
+            let ino = if parts.len() < layout.depth() {
                 self.above_ino(&parts)
             } else {
-                self.session
-                    .settings
-                    .layout
-                    .user_of(&parts)
-                    .map_or(ino, |user| self.session.user(&user, &parts).ino)
+                layout.user_of(&parts).map_or(ino, |user| self.session.user(&user, &parts).ino)
             };
-            (name, ino)
-        });
-        let mut next = 0;
-        for (name, ino) in dots.into_iter().chain(others) {
-            next += 1;
-            if next <= cookie {
-                continue;
-            }
-            let entry = DirEntry { ino, name, kind: FileKind::Directory, cookie: next };
-            if !emit(&entry) {
+            if !emit(&DirEntry { ino, name, kind: FileKind::Directory, cookie: next }) {
+                full = true;
                 break;
             }
         }
+        *self.listed_above.lock() = full.then_some((ino, names));
         Step::Done(Ok(()))
+    }
+
+    /// The names in a directory above the users, in order; `None` while it is not known who is there.
+    fn names_above(&self, path: &[Vec<u8>]) -> Option<Arc<Vec<String>>> {
+        let mut names = std::collections::BTreeSet::new();
+        let listed = self.session.user_list.lock();
+        let fits = |found: &[String]| {
+            found.len() > path.len()
+                && found.iter().zip(path).all(|(a, b)| a.as_bytes() == b.as_slice())
+        };
+        names.extend(listed.as_ref()?.iter().filter(|p| fits(p)).map(|p| p[path.len()].clone()));
+        for cell in self.session.all_users() {
+            if cell.root.lock().exists == Exists::Yes && fits(&cell.path) {
+                names.insert(cell.path[path.len()].clone());
+            }
+        }
+        Some(Arc::new(names.into_iter().collect()))
     }
 }

@@ -29,6 +29,8 @@ pub struct VmailFs {
     pub(super) handles: Handles,
     dirs: OpenDirs,
     pub(super) above: Mutex<HashMap<Vec<Vec<u8>>, Ino>>,
+    /// Of the directory above the users that somebody is listing: its names.
+    pub(super) listed_above: Mutex<Option<(Ino, Arc<Vec<String>>)>>,
     pub(super) shown: OnceLock<Shown>,
 }
 
@@ -61,6 +63,7 @@ impl VmailFs {
             handles: Handles::default(),
             dirs: OpenDirs::default(),
             above: Mutex::default(),
+            listed_above: Mutex::default(),
             shown: OnceLock::new(),
         }
     }

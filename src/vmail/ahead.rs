@@ -4,14 +4,19 @@
 //! another, in the order in which the folder got them (which is the order of the directory's
 //! cookies, and what a flush keeps) or the other way round. Each open would wait for a request of
 //! its own. So once some opens in a row were near each other and something was missing, the mails
-//! that follow are brought as well, at first a few, then more with every time the reader has come
-//! half-way.
+//! that follow are brought as well.
+//!
+//! **How far ahead.** At first a few; twice as far each time the reader catches up with what is on its
+//! way, and no further while it does not: a slow reader needs few, and a fast one of a distant store
+//! needs as many as it reads in the time of a request, and some more. Each quarter that was read is asked for
+//! again at once, in small lots, so that requests are in flight all the time and do not come in waves.
 //!
 //! **What it costs others.** Mails ahead take their own slots (`store_limits.read_ahead`), fewer
 //! than there are requests in flight; their copies make room in fscache only by what was read once
-//! ([`Arrival::Ahead`]), so nobody's fresh mail goes for them. Large mails are left to their reader:
-//! a wrong guess would be dear. An open of a mail that is on its way waits for it and asks for
-//! nothing.
+//! ([`Arrival::Ahead`]), so nobody's fresh mail goes for them. What is ahead of a reader is a small part
+//! of fscache ([`Fscache::room_ahead`]): what comes would else push out what came before it and was not
+//! read yet. Large mails are left to their reader: a wrong guess would be dear. An open of a mail
+//! that is on its way waits for it and asks for nothing.
 //!
 //! **What it costs where nothing is missing**: nothing is noted of a directory until an open in it
 //! misses its copy, and the note goes once all that would be brought is there.
@@ -19,12 +24,13 @@
 //! Errors are left to the reader: its own open asks again and tells.
 
 use super::fetch;
-use super::node::{Kind, NodeIx};
+use super::node::{Kind, Node, NodeIx};
 use super::session::Session;
 use super::tree::{Entries, Target};
 use super::user::User;
+use crate::cache::disk::BLOCK;
 #[cfg(doc)]
-use crate::cache::fscache::Arrival;
+use crate::cache::fscache::{Arrival, Fscache};
 use crate::format::Place;
 use crate::format::key::KeyTail;
 use std::sync::Arc;
@@ -33,12 +39,12 @@ use std::sync::Arc;
 const STEADY: u32 = 3;
 /// How far apart they may be, in names: some mails need not be read.
 const NEAR: u64 = 16;
-/// Mails brought at first, and at most.
-const FIRST: u64 = 8;
-const MOST: u64 = 64;
+/// Names ahead of the reader at first, and at most.
+const FIRST: u64 = 16;
+const MOST: u64 = 128;
 /// A larger mail is left to its reader.
 const LARGE: u64 = 8 << 20;
-/// Bytes that are brought at a time.
+/// Bytes of mails ahead of a reader, where fscache is large.
 const BYTES: u64 = 64 << 20;
 
 /// How somebody goes through a directory. Two at once look like nobody, unless one is much ahead.
@@ -77,16 +83,27 @@ impl Walk {
     }
 
     /// From which cookie on mails are to be brought, and how many names; `None`: enough is here.
-    fn next(&mut self, entries: &Entries) -> Option<(u64, u64)> {
+    fn next(&mut self, entries: &Entries, missed: bool) -> Option<(u64, u64)> {
         let passed = if self.back { self.until >= self.at } else { self.until <= self.at };
         let left = if passed { 0 } else { entries.between(self.at, self.until) };
-        if left > self.window / 2 {
+        if missed || self.window == 0 {
+            self.window = (self.window * 2).clamp(FIRST, MOST);
+        }
+        if left > self.window / 4 * 3 {
             return None;
         }
-        self.window = (self.window * 2).clamp(FIRST, MOST);
         let from = if passed { self.at } else { self.until };
         Some((from, self.window - left))
     }
+}
+
+/// What is to be brought.
+struct Lot {
+    /// Up to here names were looked at.
+    until: u64,
+    wanted: Vec<(KeyTail, u64)>,
+    /// It ends before what was asked for, as enough is ahead.
+    short: bool,
 }
 
 impl User {
@@ -106,46 +123,64 @@ impl User {
             if !walk.step(&dir.entries, name.cookie) {
                 continue;
             }
-            let Some((from, count)) = walk.next(&dir.entries) else { continue };
-            let back = walk.back;
-            let (until, wanted) = self.missing(name.at, from, count, back);
+            let Some((from, count)) = walk.next(&dir.entries, missed) else { continue };
+            let (at, back) = (walk.at, walk.back);
+            let lot = self.missing(name.at, (at, from), count, back);
             if let Some(dir) = self.tree.dir_mut(name.at) {
                 match &mut dir.walk {
-                    _ if wanted.is_empty() && count >= MOST / 2 => dir.walk = None,
-                    Some(walk) => walk.until = until,
+                    // All that lies before the reader is here, and will be left to it.
+                    _ if lot.wanted.is_empty() && !lot.short && !missed && count >= FIRST => {
+                        dir.walk = None;
+                    }
+                    Some(walk) => walk.until = lot.until,
                     None => {}
                 }
             }
-            for (key, size) in wanted {
+            for (key, size) in lot.wanted {
                 bring(&self.session, &self.name, key, size);
             }
         }
     }
 
-    /// Which mails behind a name are not here, and how far it was looked.
-    fn missing(&self, at: Place, from: u64, count: u64, back: bool) -> (u64, Vec<(KeyTail, u64)>) {
-        let mut wanted = Vec::new();
-        let (mut until, mut bytes) = (from, 0);
-        let Some(dir) = self.tree.dir(at) else { return (until, wanted) };
+    /// Which mails behind `from` are not here, for a reader who is `at` a name before it.
+    fn missing(&self, dir: Place, (at, from): (u64, u64), count: u64, back: bool) -> Lot {
+        let mut lot = Lot { until: from, wanted: Vec::new(), short: false };
+        let Some(dir) = self.tree.dir(dir) else { return lot };
+        let most = BYTES.min(self.session.fscache.room_ahead(&self.name));
+        let mut ahead = 0;
         let names: Box<dyn Iterator<Item = (u64, _, Target)>> = match back {
-            false => Box::new(dir.entries.after(from)),
-            true => Box::new(dir.entries.before(from)),
+            false => Box::new(dir.entries.after(at)),
+            true => Box::new(dir.entries.before(at)),
         };
-        for (cookie, _, target) in names.take(usize::try_from(count).unwrap_or(0)) {
-            until = cookie;
-            let Target::Node(ix) = target else { continue };
-            let Some(node) = self.tree.nodes.get(ix) else { continue };
-            let Kind::Published(key) = &node.kind else { continue };
-            if node.size > LARGE || self.session.fscache.holds(&self.name, key.id()) {
-                continue;
-            }
-            bytes += node.size;
-            if bytes > BYTES {
+        let mut looked = 0;
+        for (cookie, _, target) in names {
+            // What was asked for before is ahead as well, here or not yet.
+            let new = if back { cookie < from } else { cookie > from };
+            if new && looked == count {
                 break;
             }
-            wanted.push((key.clone(), node.size));
+            let node = match target {
+                Target::Node(ix) => self.tree.nodes.get(ix),
+                _ => None,
+            };
+            let mail = node.filter(|node| node.size <= LARGE && node.object().is_some());
+            ahead += mail.map_or(0, |node| node.size.max(BLOCK));
+            if new && ahead > most {
+                lot.short = true;
+                break;
+            }
+            if !new {
+                continue;
+            }
+            looked += 1;
+            lot.until = cookie;
+            if let Some(Node { kind: Kind::Published(key), size, .. }) = mail
+                && !self.session.fscache.holds(&self.name, key.id())
+            {
+                lot.wanted.push((key.clone(), *size));
+            }
         }
-        (until, wanted)
+        lot
     }
 }
 
@@ -177,19 +212,27 @@ mod tests {
         entries
     }
 
-    /// Cookies of the names asked for, by a reader that opens these.
-    fn asked(entries: &Entries, opens: impl IntoIterator<Item = u64>) -> Vec<(u64, u64)> {
+    /// Cookies of the names asked for, by a reader that opens these; it waits for each that `missed` says.
+    fn asked_by(
+        entries: &Entries,
+        opens: impl IntoIterator<Item = u64>,
+        missed: impl Fn(u64) -> bool,
+    ) -> Vec<(u64, u64)> {
         let mut walk = Walk::default();
         let mut asked = Vec::new();
         for cookie in opens {
             if walk.step(entries, cookie)
-                && let Some((from, count)) = walk.next(entries)
+                && let Some((from, count)) = walk.next(entries, missed(cookie))
             {
                 walk.until = if walk.back { from - count } else { from + count };
                 asked.push((from, count));
             }
         }
         asked
+    }
+
+    fn asked(entries: &Entries, opens: impl IntoIterator<Item = u64>) -> Vec<(u64, u64)> {
+        asked_by(entries, opens, |_| true)
     }
 
     #[test]
@@ -206,6 +249,21 @@ mod tests {
         for pair in back.windows(2) {
             assert_eq!(pair[0].0 - pair[0].1, pair[1].0);
         }
+    }
+
+    #[test]
+    fn only_who_catches_up_gets_more_ahead() {
+        let entries = entries(1000);
+        let ahead = |lots: &[(u64, u64)], at: u64| {
+            lots.iter().map(|(from, count)| from + count).max().unwrap_or(at) - at
+        };
+        // Three opens that wait tell that somebody walks; from then on all is there in time.
+        let slow = asked_by(&entries, 100..300, |cookie| cookie < 103);
+        assert!(ahead(&slow, 299) <= FIRST, "{slow:?}");
+        // In lots of a quarter, not one by one.
+        assert!(slow.len() <= 200 / (FIRST as usize / 4) + 1, "{slow:?}");
+        let fast = asked_by(&entries, 100..300, |cookie| cookie < 103 || cookie % 16 == 0);
+        assert!(ahead(&fast, 299) > MOST / 4 * 3 && ahead(&fast, 299) <= MOST, "{fast:?}");
     }
 
     #[test]

@@ -16,7 +16,8 @@
 //! A mailbox is so read from three bundles at most, and all light folders from one.
 //!
 //! Folding needs to know what the folded diff holds ([`Layer`]). That is not on the local disk:
-//! after a restart a second diff may be put on the first, but then a base is due.
+//! after a restart a second diff may be put on the first, but then a base is due. Of a large folder the
+//! diffs are read again instead ([`User::unknown_layers`]), or each session would write all of it once.
 
 use super::tree::{Folder, Layer, NameBytes};
 use super::user::User;
@@ -32,6 +33,11 @@ const LIGHT_TOTAL: u64 = 256 * 1024;
 const NAME_BYTES: u64 = 200;
 /// Bytes, not compressed, up to which a diff is always folded into the next one.
 const SMALL_DIFF: u64 = 32 * 1024;
+
+/// A base of so many bytes, not compressed, is not written for want of what small diffs hold,
+const WORTH_READING: u64 = 4 << 20;
+/// which have no more than this.
+const READ_MOST: u64 = 32 << 20;
 
 /// The next part of a folder: how many of the parts before stay under it. None: it is a base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -178,6 +184,53 @@ impl User {
             all.insert(id, Next::BASE);
         }
         all
+    }
+
+    /// Diffs of which must be known what they hold, by the places of their layers: if it were, no base
+    /// would be written of these large folders.
+    pub fn unknown_layers(&self) -> Vec<(FolderId, Vec<(usize, PartRef)>)> {
+        let changed: HashSet<FolderId> = self
+            .tree
+            .folders
+            .values()
+            .filter(|f| f.loaded && !f.unflushed.is_empty() && f.layers.iter().any(Option::is_none))
+            .filter(|f| f.parts.first().is_some_and(|base| base.raw_len >= WORTH_READING))
+            .map(|f| f.id)
+            .collect();
+        if changed.is_empty() {
+            return Vec::new();
+        }
+        let (due, mailboxes) = (self.next_parts(&changed), self.mailboxes());
+        let if_known = |folder: &Folder| {
+            let known = vec![Some(Layer::default()); folder.layers.len()];
+            next(&folder.parts, &known, folder.unflushed.names.len() as u64)
+        };
+        let mut unknown = BTreeMap::new();
+        for id in changed.iter().filter(|id| due.get(id) == Some(&Next::BASE)) {
+            // Those that decide together.
+            let others = mailboxes.others(self, *id).into_iter();
+            let together: Vec<&Folder> = std::iter::once(*id)
+                .chain(others)
+                .filter_map(|id| self.tree.folders.get(&id))
+                .filter(|f| f.id == *id || f.loaded && !f.parts.is_empty() && !is_light(&f.parts))
+                .collect();
+            let keep = together.iter().map(|folder| if_known(folder).keep).min().unwrap_or(0);
+            if keep == 0 {
+                continue;
+            }
+            for folder in together {
+                let diffs = folder.parts.iter().skip(1).zip(&folder.layers).enumerate();
+                let wanted: Vec<(usize, PartRef)> = diffs
+                    .skip(keep - 1)
+                    .filter(|(_, (part, layer))| layer.is_none() && part.raw_len <= READ_MOST)
+                    .map(|(n, (part, _))| (n, part.clone()))
+                    .collect();
+                if !wanted.is_empty() {
+                    unknown.insert(folder.id, wanted);
+                }
+            }
+        }
+        unknown.into_iter().collect()
     }
 
     /// Light folders that did not change and are written again.

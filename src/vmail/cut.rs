@@ -16,7 +16,7 @@ use super::node::{Kind, NodeIx, Since};
 use super::tree::{Layer, NameBytes, Target, Unflushed};
 use super::user::{Changes, User};
 use crate::cache::disk::DiskFile;
-use crate::dovecot::classes::Class;
+use crate::dovecot::classes::{self, Class};
 use crate::format::head::{HeadFolder, PartKind, PartRef};
 use crate::format::key::KeyTail;
 use crate::format::listing::{Entry, Line, Owner};
@@ -103,13 +103,18 @@ impl User {
         self.tree.folders.values().filter(changed).map(|f| f.id).collect()
     }
 
-    fn unshipped_cache(&self, id: FolderId) -> bool {
-        let Some(dir) = self.tree.dir(Place::own(id)) else { return false };
-        dir.entries.after(0).take(4096).any(|(_, _, target)| match target {
-            Target::Node(ix) => self.tree.nodes.get(ix).is_some_and(|n| {
-                n.class.is_cache() && matches!(&n.kind, Kind::Local(l) if !l.shipped)
-            }),
-            _ => false,
+    /// The caches of a folder: they have one name, so that no other need be looked at.
+    fn caches(&self, id: FolderId) -> impl Iterator<Item = (Sub, u64, NodeIx)> {
+        Sub::ALL.into_iter().filter_map(move |sub| {
+            let dir = self.tree.dir(Place { folder: id, sub })?;
+            let (cookie, Target::Node(ix)) = dir.entries.get(classes::CACHE)? else { return None };
+            self.tree.nodes.get(ix).filter(|n| n.class.is_cache()).map(|_| (sub, cookie, ix))
+        })
+    }
+
+    pub(super) fn unshipped_cache(&self, id: FolderId) -> bool {
+        self.caches(id).any(|(_, _, ix)| {
+            self.tree.nodes.get(ix).is_some_and(|n| matches!(&n.kind, Kind::Local(l) if !l.shipped))
         })
     }
 
@@ -129,14 +134,21 @@ impl User {
         if waits(Sub::Tmp) {
             return true;
         }
-        let temporary =
-            |(sub, name): &(Sub, NameBytes)| *sub == Sub::Own && super::recover::is_temporary(name);
         let names: Vec<&[u8]> = changed.names.iter().map(|(_, name)| &**name).collect();
         if self.unindexed(id, &names) {
             return true;
         }
-        let look = folder.unfinished || changed.names.iter().any(temporary);
-        look && waits(Sub::Own)
+        // What an earlier cut did not find is there only if it changed since.
+        let came = changed.names.iter().any(|(sub, name)| {
+            *sub == Sub::Own
+                && folder.dir(*sub).is_some_and(|dir| match dir.entries.get(name) {
+                    Some((_, Target::Node(ix))) => {
+                        self.safe_under_temporary(Place::own(id), name, ix)
+                    }
+                    _ => false,
+                })
+        });
+        came || folder.unfinished && waits(Sub::Own)
     }
 
     /// Takes a cut. All changed folders are loaded.
@@ -284,17 +296,27 @@ impl User {
                 None => {}
             }
         }
-        // Every name of a base; of a diff those that changed, and the caches.
+        // Every name of a base; of a diff those that changed, and the caches: a flush costs what
+        // changed, however large the folder is. In the order of the directory, which loading keeps.
         let mut names: Vec<(Sub, NameBytes)> = Vec::new();
-        for (sub, dir) in folder.dirs() {
-            for (_, name, target) in dir.entries.after(0) {
-                let Target::Node(ix) = target else { continue };
-                let cache = self.tree.nodes.get(ix).is_some_and(|n| n.class.is_cache());
-                let known = kind == PartKind::Base || cache;
-                if known || layer.names.contains(&(sub, name.clone())) {
-                    names.push((sub, name.clone()));
-                }
+        if kind == PartKind::Base {
+            for (sub, dir) in folder.dirs() {
+                let nodes = dir.entries.after(0).filter(|e| matches!(e.2, Target::Node(_)));
+                names.extend(nodes.map(|(_, name, _)| (sub, name.clone())));
             }
+        } else {
+            let changed = layer.names.iter().filter_map(|(sub, name)| {
+                match folder.dir(*sub)?.entries.get(name)? {
+                    (cookie, Target::Node(_)) => Some((*sub, cookie, name.clone())),
+                    _ => None,
+                }
+            });
+            let caches =
+                self.caches(id).map(|(sub, cookie, _)| (sub, cookie, classes::CACHE.into()));
+            let mut some: Vec<(Sub, u64, NameBytes)> = changed.chain(caches).collect();
+            some.sort_unstable_by_key(|(sub, cookie, _)| (*sub as usize, *cookie));
+            some.dedup_by_key(|(sub, cookie, _)| (*sub as usize, *cookie));
+            names.extend(some.into_iter().map(|(sub, _, name)| (sub, name)));
         }
         if kind == PartKind::Diff {
             let here: HashSet<_> = names.iter().cloned().collect();

@@ -5,6 +5,7 @@
 //! an empty mail.
 
 use super::error::{During, Error, Plain, Result};
+use super::hedge;
 use super::lost;
 use super::need::NodeRef;
 use super::node::{Kind, Node};
@@ -183,13 +184,10 @@ async fn download_once(
             let file = file.clone();
             return Ok(blocking(move || digest(&*file)).await?.map_err(local)? == wanted);
         }
-        (None, _) => {
-            let got = session.env.store.get(&store_key, None, size, Reason("fetch")).await;
-            match got {
-                Ok((_, bytes)) => bytes,
-                Err(error) => return Err(failed(session, user, key, error).await),
-            }
-        }
+        (None, _) => match hedge::get(session, &store_key, size).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(failed(session, user, key, error).await),
+        },
     };
     let file = file.clone();
     let written = blocking(move || {

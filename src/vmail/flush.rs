@@ -30,7 +30,7 @@ use super::publish::blocking;
 use super::session::{CellState, UserCell};
 use super::swap::swap_head;
 use super::wait::Patience;
-use super::{close, dropped, later, load, need, restore};
+use super::{close, dropped, later, load, need, parts, restore};
 use crate::cache::metacache::Purpose;
 use crate::failpoint;
 use crate::format::head::{Head, PartKind, PartRef};
@@ -120,6 +120,7 @@ async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report>
         }
         // What is in no index yet would be in none after the loss of the machine.
         later::show_later_mails(cell, Purpose::Flush).await?;
+        know_layers(cell).await?;
         match attempt(cell, options, tried + 1 == TRIES).await {
             Ok(Some(report)) => return Ok(report),
             Ok(None) => cell.session.env.clock.sleep(PAUSE.saturating_mul(1 << tried)).await,
@@ -133,6 +134,44 @@ async fn flush_changes(cell: &Arc<UserCell>, options: Options) -> Result<Report>
         "user {}: index files change faster than they can be copied",
         cell.name
     )))
+}
+
+/// Reads what the diffs of large folders hold that an earlier session wrote. Without it the next
+/// part is a base, which is always right.
+async fn know_layers(cell: &Arc<UserCell>) -> Result<()> {
+    for (folder, unknown) in cell.open_user(|user| Ok(user.unknown_layers()))? {
+        let refs: Vec<&PartRef> = unknown.iter().map(|(_, part)| part).collect();
+        let frames = match parts::fetch_ranges_for(cell, &refs, Reason("flush")).await {
+            Ok(frames) => frames,
+            Err(error) => {
+                tracing::warn!(user = %cell.name, %folder, %error, "a folder is written anew as its diffs cannot be read");
+                continue;
+            }
+        };
+        let name = cell.name.clone();
+        let read = move || {
+            let both = unknown.into_iter().zip(frames);
+            both.map(|((n, part), raw)| Ok((n, parts::read_layer(&name, &part, &raw)?, part)))
+                .collect::<Result<Vec<_>>>()
+        };
+        match blocking(read).await? {
+            Ok(layers) => cell.open_user(|user| {
+                let Some(found) = user.tree.folders.get_mut(&folder) else { return Ok(()) };
+                for (n, layer, part) in layers {
+                    if found.parts.get(n + 1) == Some(&part)
+                        && let Some(unknown) = found.layers.get_mut(n)
+                    {
+                        *unknown = Some(layer);
+                    }
+                }
+                Ok(())
+            })?,
+            Err(error) => {
+                tracing::warn!(user = %cell.name, %folder, %error, "a folder is written anew as its diffs cannot be read");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `None`: to be tried again. The `last` time, what cannot be waited for is taken as it is.
@@ -515,11 +554,8 @@ impl super::user::User {
 
     /// Whether a cache is not in any part.
     pub fn caches_wait(&self) -> bool {
-        self.tree.nodes.iter().any(|(_, n)| {
-            n.class.is_cache()
-                && n.nlink > 0
-                && matches!(&n.kind, super::node::Kind::Local(l) if !l.shipped)
-        })
+        let loaded = self.tree.folders.values().filter(|folder| folder.loaded);
+        loaded.into_iter().any(|folder| self.unshipped_cache(folder.id))
     }
 }
 

@@ -32,6 +32,7 @@ pub mod gc;
 mod gc_scan;
 pub mod gc_users;
 pub mod heads;
+pub mod hedge;
 pub mod history;
 pub mod idle;
 pub mod io;

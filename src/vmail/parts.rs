@@ -125,11 +125,7 @@ pub(super) fn read_parts(user: &str, parts: Vec<(PartRef, bytes::Bytes)>) -> Res
             let key = (member.sub, NameBytes::from(member.name));
             let old = found.contents.get(&key).map(Vec::as_slice);
             let new = apply_content(old, &member.content).map_err(corrupt)?;
-            let since = match &member.content {
-                Content::Tail { offset, .. } => Since::nothing(*offset),
-                Content::Whole(_) | Content::Blocks { .. } => Since::everything(),
-            };
-            layer.members.insert(key.clone(), since);
+            layer.members.insert(key.clone(), since_of(&member.content));
             found.contents.insert(key, new);
         }
         if i > 0 {
@@ -137,6 +133,30 @@ pub(super) fn read_parts(user: &str, parts: Vec<(PartRef, bytes::Bytes)>) -> Res
         }
     }
     Ok(Source { state, parts: Some(found) })
+}
+
+fn since_of(content: &Content) -> Since {
+    match content {
+        Content::Tail { offset, .. } => Since::nothing(*offset),
+        Content::Whole(_) | Content::Blocks { .. } => Since::everything(),
+    }
+}
+
+/// What a diff holds, to fold it into the next one.
+pub(super) fn read_layer(user: &str, part: &PartRef, raw: &[u8]) -> Result<Layer> {
+    let corrupt = |e| Error::corrupt(format!("user {user}: bundle {}", part.bundle), e);
+    part.check(raw).map_err(corrupt)?;
+    let limit = part.raw_len.saturating_add(4096).min(PART_LIMIT);
+    let mut layer = Layer::default();
+    let members = read_part(raw, limit, |line| {
+        if let Line::Set { sub, name, .. } | Line::Unset { sub, name } = line {
+            layer.names.insert((sub, name.into()));
+        }
+    });
+    for member in members.map_err(corrupt)? {
+        layer.members.insert((member.sub, member.name.into()), since_of(&member.content));
+    }
+    Ok(layer)
 }
 
 fn too_short(user: &str, bundle: ObjectId) -> Error {

@@ -106,12 +106,19 @@ pub async fn run(session: Arc<Session>) {
         retry_publishes(&session);
         sync::sync_those_due(&session);
         let now = session.env.clock.boot();
-        for cell in session.all_users() {
+        // Many users are known and few have anything to do: only these are put in order.
+        let mut all: Vec<(Arc<UserCell>, Due)> = session
+            .users_in_any_order()
+            .into_iter()
+            .filter_map(|cell| cell.if_open(|user| due(user, now)).map(|due| (cell, due)))
+            .filter(|(_, due)| *due != Due::Nothing)
+            .collect();
+        all.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        for (cell, due) in all {
             if pauses.lock().get(&cell.name).is_some_and(|(until, _)| now < *until) {
                 continue;
             }
-            let due = cell.if_open(|user| due(user, now)).unwrap_or(Due::Nothing);
-            if due == Due::Nothing || cell.flushing.try_lock().is_err() {
+            if cell.flushing.try_lock().is_err() {
                 continue;
             }
             if due == (Due::Flush { caches: true })

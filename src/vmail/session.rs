@@ -38,6 +38,8 @@ pub struct Settings {
     pub stream_memory: u64,
     /// Requests in flight for mails that are read ahead; 0: none are.
     pub read_ahead: usize,
+    /// Of a hundred mails read, how many may be asked for a second time; 0: none.
+    pub hedge: u32,
     pub staging_dir: PathBuf,
     pub staging_max: u64,
     pub metacache: Metacache,
@@ -231,6 +233,7 @@ pub struct Session {
     pub aside: super::aside::Aside,
     /// Slots for what is read ahead.
     pub(super) ahead: tokio::sync::Semaphore,
+    pub(super) hedge: super::hedge::Hedge,
     /// Objects that are being brought to fscache.
     pub(super) fetching: Turns<(Arc<str>, ObjectId)>,
     pub lease: Lease,
@@ -294,6 +297,7 @@ impl Session {
             promises: super::promise::Promises::default(),
             aside: super::aside::Aside::default(),
             ahead: tokio::sync::Semaphore::new(settings.read_ahead),
+            hedge: super::hedge::Hedge::default(),
             fetching: Turns::default(),
             started: env.clock.boot(),
             env,
@@ -396,9 +400,13 @@ impl Session {
 
     /// All users mentioned so far, in the order of their names.
     pub fn all_users(&self) -> Vec<Arc<UserCell>> {
-        let mut all: Vec<_> = self.users.lock().values().cloned().collect();
+        let mut all = self.users_in_any_order();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+
+    pub fn users_in_any_order(&self) -> Vec<Arc<UserCell>> {
+        self.users.lock().values().cloned().collect()
     }
 
     /// The whole mount ends: nobody is opened any more.

@@ -152,6 +152,36 @@ async fn a_cache_that_was_left_out_is_whole_in_the_next_part() {
 
 /// I4, I7: all of fscache may go; a mail is fetched again. One that cannot be fetched is EIO.
 /// A mail whose object is gone, and whose cached copy, too.
+/// However many names the directory of a cache has, and wherever among them it is.
+#[tokio::test]
+async fn a_cache_in_a_large_directory_travels() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.mkdir("u").await.unwrap();
+    client.mkdir("u/box").await.unwrap();
+    for n in 0..4200 {
+        client
+            .create(&format!("u/box/file{n}"))
+            .await
+            .map(|f| client.close_file(f))
+            .unwrap()
+            .await
+            .unwrap();
+    }
+    client.put("u/box/dovecot.index.cache", b"cache").await.unwrap();
+    client.flush("u").await;
+    client.flush_all("u").await;
+    // A diff knows it, too.
+    client.append("u/box/dovecot.index.cache", b" and more").await.unwrap();
+    client.put("u/box/file0", b"first").await.unwrap();
+    client.flush_all("u").await;
+    client.close().await;
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.read("u/box/dovecot.index.cache").await.unwrap(), b"cache and more");
+    assert_eq!(fresh.read("u/box/file0").await.unwrap(), b"first");
+    assert_eq!(fresh.list("u/box").await.unwrap().len(), 4201);
+}
+
 async fn lose(world: &World, client: &Client, name: &str) {
     client.maildir(&["u"]).await;
     client.deliver("u", name, b"Subject: x\n\nbody\n").await.unwrap();

@@ -387,3 +387,48 @@ async fn i3_what_follows_a_flush_without_an_answer_is_not_taken_for_flushed() {
         assert_eq!(fresh.read("u/notes").await.unwrap(), b"one two three four ");
     }
 }
+
+/// A session that finds a large folder's listing on its disk reads what the diffs hold, and does not write all
+/// of the folder because it does not know.
+#[tokio::test]
+async fn a_later_session_writes_no_new_base_of_a_large_folder() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    let long = "x".repeat(200);
+    let name = |mail: usize, n: usize| format!("u/new/{mail}.{n:04}.{long}");
+    for mail in 0..10 {
+        client.deliver("u", &format!("{mail}"), b"mail").await.unwrap();
+        for n in 0..1500 {
+            client.link(&format!("u/new/{mail}"), &name(mail, n)).await.unwrap();
+        }
+    }
+    client.flush("u").await;
+    for n in 0..200 {
+        client.unlink(&name(1, n)).await.unwrap();
+    }
+    client.flush("u").await;
+    client.unlink(&name(2, 0)).await.unwrap();
+    client.flush("u").await;
+    client.close().await;
+    let chain = || {
+        let folders = world.head("u").folders;
+        folders.into_iter().map(|f| f.parts).max_by_key(|parts| parts.len()).unwrap()
+    };
+    let before = chain();
+    assert_eq!(before.len(), 3, "a base and two diffs");
+    assert!(before[0].raw_len > 4 << 20);
+    let mut gone = 201;
+    for _ in 0..3 {
+        let client = world.session(HERE);
+        client.unlink(&name(3, gone)).await.unwrap();
+        gone += 1;
+        client.flush("u").await;
+        client.close().await;
+        let now = chain();
+        assert_eq!((now.len(), &now[0]), (3, &before[0]), "the base is still the same");
+    }
+    let fresh = world.session(FRESH);
+    let names = fresh.list("u/new").await.unwrap();
+    assert_eq!(names.len(), 10 + 10 * 1500 - gone);
+}

@@ -268,3 +268,46 @@ async fn a_number_is_forgotten_under_its_users_lock() {
     forgets.join().unwrap();
     assert!(numbers.target(ino).is_none());
 }
+
+/// A listing of many users goes on where it stopped, and looks at no user twice.
+#[tokio::test]
+async fn users_are_listed_call_by_call() {
+    let world = World::new();
+    let client = world.session(HERE);
+    for n in 0..20 {
+        client.maildir(&[&*format!("u{n:02}")]).await;
+    }
+    client.close().await;
+    let fresh = world.session(FRESH);
+    let (mut names, mut cookie) = (Vec::new(), 0);
+    loop {
+        let some: parking_lot::Mutex<Vec<(String, u64)>> = Default::default();
+        let answer = fresh
+            .go(|fs| {
+                some.lock().clear();
+                fs.readdir(1, 0, cookie, &mut |entry| {
+                    let mut some = some.lock();
+                    let room = some.len() < 7;
+                    if room {
+                        some.push((
+                            String::from_utf8_lossy(&entry.name).into_owned(),
+                            entry.cookie,
+                        ));
+                    }
+                    room
+                })
+            })
+            .await;
+        answer.unwrap();
+        let some = some.into_inner();
+        // One more was shown than there was room for.
+        let known = fresh.session().all_users().len();
+        let Some((_, last)) = some.last() else { break };
+        cookie = *last;
+        names.extend(some.into_iter().map(|(name, _)| name));
+        assert!(known <= names.len() - 2 + 1, "{known} users made for {}", names.len());
+    }
+    let all: Vec<String> = (0..20).map(|n| format!("u{n:02}")).collect();
+    names.retain(|name| !name.starts_with('.'));
+    assert_eq!(names, all);
+}

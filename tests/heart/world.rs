@@ -213,6 +213,7 @@ impl World {
             fscache: vec![Place { path: dir.join("fscache"), max: 64 << 20 }],
             stream_memory: 8 << 20,
             read_ahead: 16,
+            hedge: 0,
             staging_dir: dir.join("staging"),
             staging_max: 64 << 20,
             metacache: Metacache::default(),

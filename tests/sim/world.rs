@@ -460,6 +460,7 @@ impl Machine {
             fscache: vec![Place { path: "fscache".into(), max: rules.fscache_max }],
             stream_memory: 8 << 20,
             read_ahead: 16,
+            hedge: 0,
             ack: vmailfs::vmail::promise::Ack::Store,
             gc: rules.gc,
             staging_dir: "staging".into(),

@@ -184,6 +184,11 @@ service lmtp {{
         fail(format!("Dovecot does not start: {}", self.log_text(self.log_start)))
     }
 
+    /// The first process, whose group all others are in, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }

@@ -51,6 +51,11 @@ pub fn server() -> &'static Weed {
     })
 }
 
+/// The server's process, if it runs.
+pub fn pid() -> Option<u32> {
+    RUNNING.lock().unwrap().as_ref().map(|(child, _)| child.id())
+}
+
 impl Weed {
     /// `http://127.0.0.1:port`.
     pub fn endpoint(&self) -> String {

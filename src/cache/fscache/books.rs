@@ -242,6 +242,12 @@ impl Books {
         self.bytes_in(segment) > self.share(segment)
     }
 
+    /// How much of what somebody will probably read may be here before it is read: half of what
+    /// arrivals of that kind run through.
+    pub(super) fn room_ahead(&self) -> u64 {
+        self.share(Segment::Probation) / 2
+    }
+
     /// Where a copy belongs.
     pub(super) fn segment_for(&self, key: &CacheKey, arrival: Arrival) -> Segment {
         match arrival {

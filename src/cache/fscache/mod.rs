@@ -133,6 +133,12 @@ impl Fscache {
         self.of(user).books.lock().known(&(user.clone(), id)).is_some()
     }
 
+    /// How many bytes a reader may have before it. More would go again before they are read, once
+    /// the cache is full.
+    pub fn room_ahead(&self, user: &str) -> u64 {
+        self.of(user).books.lock().room_ahead()
+    }
+
     /// Somebody needs an object that is not here.
     pub fn missed(&self, user: &str) {
         self.of(user).misses.fetch_add(1, Ordering::Relaxed);
