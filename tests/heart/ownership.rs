@@ -59,8 +59,7 @@ async fn i5_what_a_fenced_session_had_is_kept() {
         let rival = world.session(FRESH);
         assert_eq!(rival.list("u/new").await.unwrap(), ["1"]);
         rival.close().await;
-        let mut after = 0;
-        while interrupted {
+        for after in (0..).take_while(|_| interrupted) {
             let dying = world.session_with(settings.clone(), disk.clone());
             disk.dies_after(after);
             let opened = dying.list("u/new").await;
@@ -68,7 +67,6 @@ async fn i5_what_a_fenced_session_had_is_kept() {
             if opened.is_ok() {
                 break;
             }
-            after += 1;
         }
         let again = world.session_with(settings.clone(), disk.clone());
         assert_eq!(again.list("u/new").await.unwrap(), ["1"]);
