@@ -60,7 +60,11 @@ async fn i5_what_a_fenced_session_had_is_kept() {
         assert_eq!(rival.list("u/new").await.unwrap(), ["1"]);
         rival.close().await;
         let mut after = 0;
-        while interrupted {
+        // Each opening gets one step further before it dies.
+        loop {
+            if !interrupted {
+                break;
+            }
             let dying = world.session_with(settings.clone(), disk.clone());
             disk.dies_after(after);
             let opened = dying.list("u/new").await;
