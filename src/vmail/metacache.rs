@@ -353,8 +353,10 @@ impl Session {
 
     /// The users that are in memory.
     pub fn open_users(self: &Arc<Self>) -> Vec<Arc<UserCell>> {
-        let mut all = self.all_users();
+        // Of many that are known only these are put in order.
+        let mut all = self.users_in_any_order();
         all.retain(|cell| cell.if_open(|_| ()).is_some());
+        all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
 }
