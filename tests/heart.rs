@@ -19,6 +19,7 @@ mod heart {
     mod gc;
     mod idle;
     mod later;
+    mod leftover;
     mod metacache;
     mod ownership;
     mod publish;

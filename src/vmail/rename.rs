@@ -100,11 +100,15 @@ impl User {
             }
             self.commit(changes)?;
             match class {
-                // A mail gets its name: the delivery itself is safe already. A move, or
-                // other flags, are what a lost machine would undo.
+                // A mail gets its name: the delivery itself is safe already. Nor is it a loss that a
+                // mail was new. A move, or other flags, are what a lost machine would undo.
                 Class::Mail if old_class == Class::MailTemp => self.unimportant(),
                 Class::Growing => self.unimportant(),
-                Class::Mail if from.folder == to.folder && from.sub == Sub::New => {
+                Class::Mail
+                    if from.folder == to.folder
+                        && from.sub == Sub::New
+                        && flags_of(new_name).is_empty() =>
+                {
                     self.unimportant();
                 }
                 Class::Mail => self.important(),
@@ -260,4 +264,9 @@ impl User {
 /// Whether the journal has said that a node is there under the name it has now.
 pub(super) fn node_is_recorded(user: &User, ix: NodeIx, class: Class) -> bool {
     user.tree.nodes.get(ix).is_some_and(|n| n.entry().is_some()) && !class.is_local_only()
+}
+
+/// The flags and keywords that a Maildir name has.
+fn flags_of(name: &[u8]) -> &[u8] {
+    name.windows(3).rposition(|w| w == b":2,").map_or(&[], |at| &name[at + 3..])
 }
