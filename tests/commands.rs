@@ -38,8 +38,8 @@ fn flushes_are_for_whom_they_say() {
     fs::write(&list, "ben\n\nnobody\n").unwrap();
     let list = list.to_str().unwrap();
     let (code, out, _) = run(&mount, &["metacache", "flush", "-F", list]);
-    assert_eq!(code, 75, "one of them is nobody");
-    assert!(out.contains("1 user flushed") && out.contains("nobody: not flushed"), "{out}");
+    assert_eq!(code, 67, "one of them is nobody");
+    assert!(out.contains("1 user flushed") && out.contains("nobody: no such user"), "{out}");
     assert_eq!(run(&mount, &["metacache", "flush", "-F", "/none"]).0, 66);
 
     // Users by another name that they have.
@@ -57,6 +57,36 @@ fn flushes_are_for_whom_they_say() {
     // Quiet where nobody watches, unless asked.
     assert_eq!(run(&mount, &["metacache", "flushall"]).2, "");
     assert!(run(&mount, &["-v", "metacache", "flushall"]).2.contains("3 of 3 users"));
+    mount.umount().unwrap();
+}
+
+/// I3: of a user that nobody has used since its changes were left by a mount that died.
+#[test]
+fn a_flush_uploads_what_a_dead_mount_left() {
+    let mut mount = with_users(&["anna"]);
+    assert_eq!(run(&mount, &["metacache", "flush", "-u", "anna"]).0, 0);
+    fs::write(mount.root().join("anna/subscriptions"), "INBOX\nWork\n").unwrap();
+    mount.kill9();
+    mount.mount().unwrap();
+    let (code, out, err) = run(&mount, &["metacache", "flush", "-p", "0", "-A"]);
+    assert_eq!((code, out.starts_with("1 user flushed")), (0, true), "{out}{err}");
+    mount.kill9();
+    mount.wipe_state().unwrap();
+    mount.mount().unwrap();
+    let text = fs::read_to_string(mount.root().join("anna/subscriptions")).unwrap();
+    assert_eq!(text, "INBOX\nWork\n");
+    mount.umount().unwrap();
+}
+
+#[test]
+fn every_command_takes_the_mount_in_the_same_way() {
+    let mut mount = with_users(&["anna"]);
+    let place = mount.root().display().to_string();
+    let at = ["--mountpoint", &place];
+    for arguments in [&["status"][..], &["top", "--once", "-d", "0.1"], &["metacache", "list"]] {
+        assert_eq!(run(&mount, &[arguments, &at].concat()).0, 0, "{arguments:?}");
+    }
+    assert_eq!(run(&mount, &["status", &place, "--mountpoint", &place]).0, 64);
     mount.umount().unwrap();
 }
 

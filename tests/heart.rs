@@ -20,6 +20,7 @@ mod heart {
     mod hedge;
     mod idle;
     mod later;
+    mod leftover;
     mod metacache;
     mod ownership;
     mod publish;

@@ -45,13 +45,24 @@ pub fn find(
         // A dead mount cannot be resolved itself (ENOTCONN), its parent can.
         let full = resolve(mountpoint)?;
         let link = place::link_of(run_dir, &full);
-        return target(&link).ok_or_else(|| {
-            ClientError::NotFound(format!("no vmailfs is mounted on {}", full.display()))
-        });
+        return match std::fs::read_link(&link) {
+            Ok(socket) => Ok(socket),
+            Err(e) if is_absence(&e) => {
+                Err(ClientError::NotFound(format!("no vmailfs is mounted on {}", full.display())))
+            }
+            Err(source) => {
+                Err(ClientError::NotRunning { what: link.display().to_string(), source })
+            }
+        };
     }
-    let links = place::registered(run_dir)?;
+    let links = place::registered(run_dir).map_err(|source| ClientError::NotRunning {
+        what: run_dir.display().to_string(),
+        source,
+    })?;
+    // Who may not ask a mount is told so by it, not that there is none.
+    let answers = |socket: &PathBuf| connect(socket).err().is_none_or(|e| !is_absence(&e));
     let alive: Vec<PathBuf> =
-        links.iter().filter_map(|l| target(l)).filter(|s| connect(s).is_ok()).collect();
+        links.iter().filter_map(|link| std::fs::read_link(link).ok()).filter(answers).collect();
     match alive.as_slice() {
         [] => Err(ClientError::NotFound("no vmailfs is mounted".to_owned())),
         [one] => Ok(one.clone()),
@@ -59,8 +70,10 @@ pub fn find(
     }
 }
 
-fn target(link: &Path) -> Option<PathBuf> {
-    std::fs::read_link(link).ok()
+/// Whether nobody is there, as opposed to somebody whom we may not ask.
+fn is_absence(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, InvalidInput, NotADirectory, NotFound};
+    matches!(error.kind(), ConnectionRefused | InvalidInput | NotADirectory | NotFound)
 }
 
 /// How a mount is called in a list: by its mount point if it tells it.

@@ -86,6 +86,8 @@ pub struct FlushReport {
     pub bytes: u64,
     /// User and reason, for each that could not be flushed; their changes stay on local disk.
     pub failed: Vec<(String, String)>,
+    /// Names that are nobody's.
+    pub unknown: Vec<String>,
 }
 
 /// How a mount ended.

@@ -214,3 +214,23 @@ fn long_paths_work() {
     let running = start(&deep, "admin.sock");
     assert!(client::call(&running.socket, &Request::Status, &mut |_| {}).is_ok());
 }
+
+/// A place that cannot be looked into is not one with no mount in it.
+#[test]
+fn who_cannot_look_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let round = dir.path().join("round");
+    std::os::unix::fs::symlink(&round, &round).unwrap();
+    let told = |run: &Path, at: Option<&Path>| client::find(run, None, at).unwrap_err();
+    for at in [None, Some(dir.path())] {
+        assert!(matches!(told(&round, at), ClientError::NotRunning { .. }), "{at:?}");
+        assert!(matches!(told(dir.path(), at), ClientError::NotFound(_)), "{at:?}");
+    }
+    // Nor is a mount that cannot be asked one that is not there.
+    let run = dir.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    std::os::unix::fs::symlink(&round, run.join("m.sock")).unwrap();
+    assert_eq!(client::find(&run, None, None).unwrap(), round);
+    std::os::unix::fs::symlink(dir.path().join("none"), run.join("n.sock")).unwrap();
+    assert_eq!(client::find(&run, None, None).unwrap(), round);
+}

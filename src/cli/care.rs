@@ -177,11 +177,14 @@ async fn repaired(
         (Stored::new(session.env.store.clone(), user, Reason("fsck")), fsck::Options { read });
     // With a damaged head in the store nothing can be flushed.
     let flush = Options { caches: false, release: false, important_only: false };
-    if let Err(error) = session.flush_user(user, flush).await {
-        tracing::warn!(user, %error, "not flushed before the check");
-    }
-    let report = fsck::check(&stored, options).await.map_err(told)?;
+    let flushed = async || {
+        let failed = session.flush_user(user, flush).await.err();
+        failed.inspect(|error| tracing::warn!(user, %error, "not flushed before the check"))
+    };
+    let not_flushed = flushed().await.map(|error| error.to_string());
+    let mut report = fsck::check(&stored, options).await.map_err(told)?;
     if report.findings.is_empty() {
+        report.not_flushed = not_flushed;
         return Ok(report);
     }
     let none = || AdminError::new(ErrorKind::NoSuchUser, format!("{user}: no such user"));
@@ -190,6 +193,9 @@ async fn repaired(
     let done = repair(&cell, &stored, &report, wanted, &logs).await.map_err(told)?;
     let mut report = fsck::check(&stored, options).await.map_err(told)?;
     report.repaired = done;
+    if not_flushed.is_some() {
+        report.not_flushed = flushed().await.map(|error| error.to_string());
+    }
     Ok(report)
 }
 

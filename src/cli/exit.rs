@@ -30,7 +30,7 @@ pub enum Code {
     CantCreate = 73,
     /// Input or output failed.
     IoErr = 74,
-    /// It may work later; nothing is lost.
+    /// It may work later; nothing is lost. `fsck`: what was flushed is whole, but not everything was.
     TempFail = 75,
     /// The caller may not do this.
     NoPerm = 77,

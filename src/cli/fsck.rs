@@ -12,7 +12,8 @@ use crate::vmail::version;
 use clap::Args;
 use std::io::Write;
 
-/// Arguments of `vmailfs fsck`.
+/// Arguments of `vmailfs fsck`. Exit codes: 0 all is well, 1 it was repaired, 4 there are findings,
+/// 75 what was checked is well, but a user's latest changes could not be flushed before the check.
 #[derive(Debug, Args)]
 pub(super) struct FsckArgs {
     /// Check in this store itself, without a mount; default: ask the running mount.
@@ -62,12 +63,13 @@ pub(super) fn fsck(args: &FsckArgs) -> Result<(), Failure> {
         return nobody(args, &via);
     }
     let several = args.all || args.user.as_deref().is_some_and(is_mask);
-    let (mut left, mut repaired, mut failed) = (0, 0, None);
+    let (mut left, mut repaired, mut unflushed, mut failed) = (0, 0, 0_u64, None);
     for user in users {
         match one(args, &via, user.clone()) {
             Ok(report) => {
                 left += report.findings.len();
                 repaired += report.repaired.len();
+                unflushed += u64::from(report.not_flushed.is_some());
                 tell(args, &report)?;
             }
             Err(failure) if several => {
@@ -81,6 +83,11 @@ pub(super) fn fsck(args: &FsckArgs) -> Result<(), Failure> {
         return Err(Failure::new(failure.code, "not all users were checked"));
     }
     match (left, repaired) {
+        (0, _) if unflushed > 0 => {
+            let users = show::count(unflushed, "user");
+            let text = format!("what was flushed is whole; of {users} not everything was");
+            Err(Failure::new(Code::TempFail, text))
+        }
         (0, 0) => Ok(()),
         (0, _) => Err(Failure::new(Code::Repaired, "everything that was wrong is repaired")),
         (1, _) => Err(Failure::new(Code::Found, "1 finding")),

@@ -22,6 +22,7 @@ use crate::vmail::evict;
 use crate::vmail::gc;
 use crate::vmail::idle;
 use crate::vmail::lease::Lease;
+use crate::vmail::leftover;
 use crate::vmail::schedule;
 use crate::vmail::session::{self, Session};
 use crate::vmail::version;
@@ -78,6 +79,7 @@ pub(super) async fn start(
     }
     tokio::spawn(Lease::keep(session.clone()));
     tokio::spawn(schedule::run(session.clone()));
+    tokio::spawn(leftover::run(session.clone()));
     tokio::spawn(evict::run(session.clone()));
     tokio::spawn(idle::run(session.clone()));
     tokio::spawn(gc::run(session.clone()));

@@ -90,6 +90,9 @@ enum Command {
         /// The mount's admin socket.
         #[arg(long, short = 'S', conflicts_with = "mountpoint")]
         socket: Option<PathBuf>,
+        /// The mount, as other commands name it.
+        #[arg(long = "mountpoint", value_name = "DIR", conflicts_with_all = ["mountpoint", "socket"])]
+        at: Option<PathBuf>,
         /// Everything as one JSON object.
         #[arg(long)]
         json: bool,
@@ -101,6 +104,9 @@ enum Command {
         /// The mount's admin socket.
         #[arg(long, short = 'S', conflicts_with = "mountpoint")]
         socket: Option<PathBuf>,
+        /// The mount, as other commands name it.
+        #[arg(long = "mountpoint", value_name = "DIR", conflicts_with_all = ["mountpoint", "socket"])]
+        at: Option<PathBuf>,
         /// Seconds between two looks.
         #[arg(long, short, default_value_t = 2.0)]
         delay: f64,
@@ -193,8 +199,8 @@ pub fn main() -> ExitCode {
                 false => talk::umount(&m, socket.as_deref()),
             }),
         Command::Config { config } => print_config(config),
-        Command::Status { mountpoint, socket, json } => {
-            talk::status(mountpoint.as_deref(), socket.as_deref(), json)
+        Command::Status { mountpoint, socket, at, json } => {
+            talk::status(mountpoint.or(at).as_deref(), socket.as_deref(), json)
         }
         Command::Gc { user, all, dry_run, full, json, target } => {
             gc::command(&target, gc::request(user, all, dry_run, full), json)
@@ -206,9 +212,9 @@ pub fn main() -> ExitCode {
         Command::Metacache(command) => caches::metacache(command, cli.format),
         Command::Fscache(command) => fscache::fscache(command, cli.format),
         Command::Obox(command) => caches::obox(command),
-        Command::Top { mountpoint, socket, delay, once } => {
+        Command::Top { mountpoint, socket, at, delay, once } => {
             let every = Duration::try_from_secs_f64(delay).unwrap_or(Duration::from_secs(2));
-            top::top(mountpoint.as_deref(), socket.as_deref(), every, once)
+            top::top(mountpoint.or(at).as_deref(), socket.as_deref(), every, once)
         }
     };
     match result {

@@ -266,6 +266,9 @@ pub(super) fn flushed(report: &FlushReport) -> String {
     for (user, reason) in &report.failed {
         let _ = writeln!(out, "{user}: not flushed: {reason}");
     }
+    for user in &report.unknown {
+        let _ = writeln!(out, "{user}: no such user");
+    }
     out
 }
 

@@ -57,11 +57,14 @@ fn flushed(answer: Answer) -> Result<(), Failure> {
         return Err(unexpected());
     };
     out(&show::flushed(&report))?;
-    let FlushReport { failed, .. } = &report;
-    if failed.is_empty() {
-        return Ok(());
-    }
+    let FlushReport { failed, unknown, .. } = &report;
     let n = failed.len();
+    if n == 0 {
+        return match unknown.len() {
+            0 => Ok(()),
+            n => Err(Failure::new(Code::NoUser, format!("{n} of the names are no user's"))),
+        };
+    }
     Err(Failure::new(
         Code::TempFail,
         format!("{n} of the users could not be flushed; their changes are kept on local disk"),

@@ -2,6 +2,7 @@
 
 use super::close;
 use super::error::{Error, Result};
+use super::evict::is_settled;
 use super::flush::{self, Options, Report};
 use super::io::is_dirty;
 use super::node::Kind;
@@ -88,6 +89,7 @@ impl Session {
                 all.extend(Some(waiting).filter(Waiting::anything));
             }
         }
+        all.extend(self.left_over(now));
         all.sort_by_key(|w| std::cmp::Reverse((w.important, w.oldest)));
         (open, all)
     }
@@ -114,6 +116,18 @@ impl Session {
             open::open_now(&cell, Purpose::Load).await?;
         }
         flush::flush(&cell, options).await.map(Some)
+    }
+
+    /// Flushes a user, and what an earlier session left of one that is not open.
+    pub async fn flush_cell(
+        self: &Arc<Self>,
+        cell: &Arc<UserCell>,
+        options: Options,
+    ) -> Result<Report> {
+        if cell.if_open(|_| ()).is_none() && !is_settled(cell).await? {
+            open::open_now(cell, Purpose::Load).await?;
+        }
+        flush::flush(cell, options).await
     }
 
     /// After the kernel is gone: hands over every user. Gives those that could not be, and why.

@@ -319,6 +319,9 @@ impl Session {
                 user.cleanup_weight = Some(least);
             }
         }
+        for (_, user) in all.iter_mut().filter(|(name, _)| self.leftovers.has(name)) {
+            user.pending = Pending::Important;
+        }
         for cell in self.all_users() {
             let Some(found) = cell.if_open(|user| InMemory::of(user)) else { continue };
             let Some(user) = all.get_mut(&cell.name) else { continue };

@@ -39,6 +39,7 @@ pub mod io;
 pub mod journal;
 mod later;
 pub mod lease;
+pub mod leftover;
 pub mod lines;
 pub mod load;
 pub mod local;

@@ -260,6 +260,7 @@ pub struct Session {
     /// Paths of all users in the store, as listed lately.
     pub user_list: Mutex<Option<Vec<Vec<String>>>>,
     pub heads: super::heads::Heads,
+    pub leftovers: super::leftover::Leftovers,
 }
 
 impl fmt::Debug for Session {
@@ -319,6 +320,7 @@ impl Session {
             flushes: tokio::sync::Semaphore::new(flushes),
             user_list: Mutex::new(None),
             heads: super::heads::Heads::default(),
+            leftovers: super::leftover::Leftovers::default(),
         });
         session.count_all()?;
         Ok(session)

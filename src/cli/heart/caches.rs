@@ -5,7 +5,7 @@ use super::{told, whom};
 use crate::admin::caches::{CacheAnswer, CacheRequest, Deleted, FlushRequest, Whom};
 use crate::admin::{AdminError, ErrorKind, FlushReport, Progress};
 use crate::vmail::erase::{Erased, Outcome, erase};
-use crate::vmail::flush::{Options, flush as flush_one};
+use crate::vmail::flush::Options;
 use crate::vmail::session::{Session, UserCell};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,11 +21,17 @@ pub(super) async fn flush(
 ) -> Result<FlushReport, AdminError> {
     let FlushRequest { whom, important_only, min_priority } = what;
     let options = Options { caches: !important_only, release: false, important_only };
-    let (mut cells, failed) = whom::cells(session, &whom).await?;
+    let (mut cells, missing) = whom::cells(session, &whom).await?;
     if let Some(least) = min_priority {
         super::metacache::keep_changed(&mut cells, least);
     }
-    let mut report = FlushReport { failed, ..FlushReport::default() };
+    let mut report = FlushReport::default();
+    for (name, why) in missing {
+        match why.kind {
+            ErrorKind::NoSuchUser => report.unknown.push(name),
+            _ => report.failed.push((name, why.text)),
+        }
+    }
     let total = cells.len() as u64;
     let mut next = cells.into_iter();
     let mut running = tokio::task::JoinSet::new();
@@ -33,8 +39,9 @@ pub(super) async fn flush(
     loop {
         while running.len() < session.settings.max_flushes.max(1) {
             let Some(cell) = next.next() else { break };
+            let session = session.clone();
             running.spawn(async move {
-                let result = flush_one(&cell, options).await;
+                let result = session.flush_cell(&cell, options).await;
                 (cell.name.to_string(), result)
             });
         }
@@ -102,7 +109,7 @@ async fn delete(
     let (cells, nobody) = whom::cells(session, whom).await?;
     let mut report: Vec<Deleted> = nobody
         .into_iter()
-        .map(|(user, why)| Deleted { user, error: Some(why), ..Deleted::default() })
+        .map(|(user, why)| Deleted { user, error: Some(why.text), ..Deleted::default() })
         .collect();
     let total = cells.len() as u64;
     for (done, cell) in (1..).zip(cells) {
@@ -133,7 +140,7 @@ async fn wait(
 ) -> Result<CacheAnswer, AdminError> {
     let (mut cells, nobody) = whom::cells(session, whom).await?;
     if let Some((_, why)) = nobody.into_iter().next() {
-        return Err(AdminError::new(ErrorKind::NoSuchUser, why));
+        return Err(why);
     }
     let clock = &session.env.clock;
     let (end, total) = (clock.boot().saturating_add(limit), cells.len() as u64);

@@ -56,7 +56,7 @@ pub(super) async fn serve(
 async fn names(session: &Arc<Session>, whom: &Whom) -> Result<Vec<String>, AdminError> {
     let (cells, nobody) = whom::cells(session, whom).await?;
     match nobody.into_iter().next() {
-        Some((_, why)) => Err(AdminError::new(ErrorKind::NoSuchUser, why)),
+        Some((_, why)) => Err(why),
         None => Ok(cells.iter().map(|cell| cell.name.to_string()).collect()),
     }
 }
@@ -190,6 +190,7 @@ pub(super) fn keep_changed(cells: &mut Vec<Arc<UserCell>>, least: u8) {
             let listing = least == 0 && user.has_unflushed();
             listing || changed.into_iter().any(|id| user.priority(id) >= usize::from(least))
         })
-        .unwrap_or(false)
+        // Of what an earlier session left only an opening tells.
+        .unwrap_or(true)
     });
 }

@@ -34,11 +34,12 @@ pub(super) async fn one(session: &Arc<Session>, name: &str) -> Result<Arc<UserCe
     session.user_by_name(name).ok_or_else(none)
 }
 
-/// Users, and names that are nobody's with the reason.
+/// Users, and names of which none was found, with the reason: they may be nobody's, or the store may not
+/// say.
 pub(super) async fn cells(
     session: &Arc<Session>,
     whom: &Whom,
-) -> Result<(Vec<Arc<UserCell>>, Vec<(String, String)>), AdminError> {
+) -> Result<(Vec<Arc<UserCell>>, Vec<(String, AdminError)>), AdminError> {
     let known = |keep: &dyn Fn(&str) -> bool| -> Vec<Arc<UserCell>> {
         let mut all: BTreeMap<Arc<str>, Arc<UserCell>> =
             session.all_users().into_iter().map(|cell| (cell.name.clone(), cell)).collect();
@@ -61,7 +62,7 @@ pub(super) async fn cells(
             for name in names {
                 match one(session, name).await {
                     Ok(cell) => found.push(cell),
-                    Err(error) => nobody.push((name.clone(), error.text)),
+                    Err(error) => nobody.push((name.clone(), error)),
                 }
             }
             Ok((found, nobody))

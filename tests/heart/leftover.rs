@@ -1,0 +1,88 @@
+//! What a session that died had not flushed is at risk, and is flushed, though nobody uses its user.
+
+use super::world::*;
+use std::sync::Arc;
+use vmailfs::vmail::flush::Options;
+use vmailfs::vmail::leftover;
+use vmailfs::vmail::metacache::Pending;
+use vmailfs::vmail::session::Session;
+
+const ALL: Options = Options { caches: true, release: false, important_only: false };
+
+/// A machine whose process died with a flag that is in no flush, and which runs again.
+async fn died(world: &World) -> Client {
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    drop(client);
+    world.session(HERE)
+}
+
+fn at_risk(session: &Arc<Session>) -> Vec<String> {
+    session.waiting().1.into_iter().filter(|w| w.important).map(|w| w.user).collect()
+}
+
+async fn elsewhere(world: &World, again: Client) {
+    again.close().await;
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.list("u/cur").await.unwrap(), ["1:2,S"]);
+}
+
+#[tokio::test]
+async fn i3_a_flush_finds_what_a_dead_session_left() {
+    let world = World::new();
+    let again = died(&world).await;
+    let before = world.head("u").write_id;
+    let report =
+        again.session().flush_cell(&again.session().user_by_name("u").unwrap(), ALL).await.unwrap();
+    assert!(report.flushed);
+    assert_ne!(world.head("u").write_id, before);
+    assert_eq!(at_risk(again.session()), [""; 0]);
+    // Nor is somebody opened who left nothing.
+    again.close().await;
+    let again = world.session(HERE);
+    let report =
+        again.session().flush_cell(&again.session().user_by_name("u").unwrap(), ALL).await.unwrap();
+    assert!(!report.flushed && again.session().open_users().is_empty());
+    leftover::look(again.session()).await;
+    assert_eq!(at_risk(again.session()), [""; 0]);
+}
+
+#[tokio::test]
+async fn i3_what_a_dead_session_left_is_told_and_opened() {
+    let world = World::new();
+    let again = died(&world).await;
+    let session = again.session().clone();
+    leftover::look(&session).await;
+    assert_eq!(at_risk(&session), ["u"]);
+    assert_eq!(session.metacache_list()[0].pending, Pending::Important);
+    world.store.set_down(true);
+    assert_eq!(leftover::open_all(&session).await, 1);
+    assert_eq!(at_risk(&session), ["u"], "still");
+    world.store.set_down(false);
+    assert_eq!(leftover::open_all(&session).await, 0);
+    // It waits for its flush, as it did before the death.
+    assert_eq!(at_risk(&session), ["u"]);
+    assert!(session.metacache_list()[0].upload_within.is_some());
+    again.flush("u").await;
+    assert_eq!(at_risk(&session), [""; 0]);
+    elsewhere(&world, again).await;
+}
+
+/// Whoever moves a mail out of `new` and sets its flags in one step has set flags.
+#[tokio::test]
+async fn flags_that_come_with_the_move_from_new_are_important() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    for name in ["1", "2"] {
+        client.deliver("u", name, b"mail").await.unwrap();
+    }
+    client.flush("u").await;
+    client.rename("u/new/1", "u/cur/1:2,").await.unwrap();
+    assert_eq!(at_risk(client.session()), [""; 0]);
+    client.rename("u/new/2", "u/cur/2:2,S").await.unwrap();
+    assert_eq!(at_risk(client.session()), ["u"]);
+}
