@@ -9,6 +9,7 @@
 use super::{
     bytes::u32_at,
     index_snapshot::SnapshotHeader,
+    keywords,
     records::{self, LogError, LogHeader, Next, Record, header, kind, record_at},
 };
 
@@ -219,11 +220,8 @@ fn record_important(record: &Record<'_>) -> bool {
         | kind::EXT_HDR_UPDATE32
         | kind::EXT_REC_UPDATE
         | kind::MODSEQ_UPDATE => false,
-        // Dovecot derives these two keywords from the mail, by itself.
-        kind::KEYWORD_UPDATE => !matches!(
-            records::keyword_update(record.body),
-            Some((_, b"$HasAttachment" | b"$HasNoAttachment", _))
-        ),
+        kind::KEYWORD_UPDATE => !records::keyword_update(record.body)
+            .is_some_and(|(_, keyword, _)| keywords::is_derived(keyword)),
         kind::HEADER_UPDATE => {
             records::header_updates(record.body).any(|(at, data)| !is_counter(at, data.len()))
         }

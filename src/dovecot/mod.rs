@@ -10,6 +10,7 @@ pub mod dbox_file;
 mod guid;
 pub mod index_log;
 pub mod index_snapshot;
+pub mod keywords;
 pub mod mask;
 pub mod records;
 pub mod recover;

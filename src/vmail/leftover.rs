@@ -27,6 +27,11 @@ impl Leftovers {
         self.0.lock().contains(user)
     }
 
+    /// Whoever opened it: from here on it is told of as every open user is.
+    pub(super) fn opened(&self, user: &str) {
+        self.0.lock().remove(user);
+    }
+
     fn all(&self) -> Vec<Arc<str>> {
         self.0.lock().iter().cloned().collect()
     }
@@ -55,7 +60,10 @@ pub async fn look(session: &Arc<Session>) {
             false
         });
         if !settled && cell.if_open(|_| ()).is_none() {
-            session.leftovers.0.lock().insert(name);
+            session.leftovers.0.lock().insert(name.clone());
+            if cell.if_open(|_| ()).is_some() {
+                session.leftovers.opened(&name);
+            }
         }
     }
 }
@@ -68,9 +76,7 @@ pub async fn open_all(session: &Arc<Session>) -> usize {
             break;
         }
         match open_now(&cell, Purpose::Load).await {
-            Ok(()) => {
-                session.leftovers.0.lock().remove(&name);
-            }
+            Ok(()) => session.leftovers.opened(&name),
             Err(error) => {
                 tracing::debug!(user = %name, %error, "left by an earlier session, not opened yet");
             }

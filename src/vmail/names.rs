@@ -4,7 +4,6 @@
 use super::error::{Error, Plain, Result};
 use super::need::Op;
 use super::node::{Growing, Kind, Local, Mail, Names, Node, NodeIx, Since};
-use super::rename::has_flags;
 use super::tree::Target;
 use super::user::User;
 use crate::dovecot::classes::{Class, IndexKind};
@@ -251,7 +250,7 @@ impl User {
                 self.tree.links.insert(object, count);
                 self.tree.shared.insert(object, ix);
             }
-            if from_class != Class::MailTemp || has_flags(name) {
+            if from_class != Class::MailTemp || self.tells_flags(at.folder, name) {
                 self.important();
             } else if class == Class::Mail {
                 self.note_new_mail();

@@ -213,6 +213,7 @@ async fn open_once(cell: &Arc<UserCell>, purpose: Purpose) -> Result<()> {
     let finished = finish(cell, follows, before, named, begun).await;
     if finished.is_ok() {
         session.counts.opened(known_here);
+        session.leftovers.opened(&cell.name);
     } else {
         // Not ready to be served: the next call starts again, and finds our own epoch.
         *cell.state.lock() = CellState::Closed;

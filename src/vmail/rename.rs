@@ -7,6 +7,7 @@ use super::node::{Kind, NodeIx, Since, Tracker};
 use super::tree::{MAX_DEPTH, NameBytes, Target};
 use super::user::User;
 use crate::dovecot::classes::{Class, IndexKind};
+use crate::dovecot::keywords;
 use crate::format::journal::{Change, DiskOp};
 use crate::format::listing::Line;
 use crate::format::{FolderId, Place, Sub, Timestamp};
@@ -102,7 +103,7 @@ impl User {
             match class {
                 // A mail gets its name: the delivery itself is safe already. A move, or
                 // flags, are what a lost machine would undo.
-                Class::Mail if has_flags(new_name) => self.important(),
+                Class::Mail if self.tells_flags(to.folder, new_name) => self.important(),
                 Class::Mail if old_class == Class::MailTemp => self.unimportant(),
                 Class::Growing => self.unimportant(),
                 Class::Mail if from.folder == to.folder && from.sub == Sub::New => {
@@ -258,10 +259,23 @@ impl User {
     }
 }
 
-/// Whether a Maildir name says more than that somebody has seen it arrive.
-pub(super) fn has_flags(name: &[u8]) -> bool {
-    let info = name.windows(3).rposition(|w| w == b":2,");
-    info.is_some_and(|at| name.len() > at + 3)
+impl User {
+    /// Whether a Maildir name says more than that somebody has seen the mail arrive, and what the
+    /// server derives from the mail. Of a letter that cannot be looked up that is not known.
+    pub(super) fn tells_flags(&self, folder: FolderId, name: &[u8]) -> bool {
+        let letters = keywords::letters(name);
+        if letters.is_empty() {
+            return false;
+        }
+        let both = [Some(folder), self.counterpart(folder)].into_iter().flatten();
+        let content = both
+            .filter_map(|id| self.child_content(id, b"dovecot-keywords").ok().flatten())
+            .find(|content| !content.is_empty())
+            .unwrap_or_default();
+        !letters
+            .iter()
+            .all(|letter| keywords::of_letter(&content, *letter).is_some_and(keywords::is_derived))
+    }
 }
 
 /// Whether the journal has said that a node is there under the name it has now.

@@ -286,8 +286,14 @@ async fn i3_flags_given_with_a_name_are_due_in_their_time() {
     let world = World::new();
     let client = world.session(HERE);
     client.maildir(&["u"]).await;
+    // What Dovecot derives from a mail at its delivery is no flag that anybody gave.
+    client.put("u/dovecot-keywords", b"0 $HasAttachment\n1 work\n").await.unwrap();
     let cell = client.cell("u");
     for (name, from, to, linked, important) in [
+        ("g", "u/tmp/g", "u/cur/g:2,a", false, false),
+        ("h", "u/tmp/h", "u/cur/h:2,ab", false, true),
+        ("i", "u/tmp/i", "u/cur/i:2,c", false, true),
+        ("j", "u/tmp/j", "u/cur/j:2,a", true, false),
         ("a", "u/new/a", "u/cur/a:2,S", false, true),
         ("b", "u/tmp/b", "u/cur/b:2,S", false, true),
         ("c", "u/tmp/c", "u/cur/c:2,Fa", true, true),

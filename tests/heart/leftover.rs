@@ -71,6 +71,18 @@ async fn i3_what_a_dead_session_left_is_told_and_opened() {
     elsewhere(&world, again).await;
 }
 
+/// Whoever opens such a user, a clean end leaves nothing to be told of.
+#[tokio::test]
+async fn i3_a_user_that_somebody_opened_is_not_left() {
+    let world = World::new();
+    let again = died(&world).await;
+    let session = again.session().clone();
+    leftover::look(&session).await;
+    assert_eq!(again.list("u/cur").await.unwrap(), ["1:2,S"]);
+    again.close().await;
+    assert_eq!(at_risk(&session), [""; 0]);
+}
+
 /// Whoever moves a mail out of `new` and sets its flags in one step has set flags.
 #[tokio::test]
 async fn flags_that_come_with_the_move_from_new_are_important() {
