@@ -9,7 +9,7 @@ use super::node::Kind;
 use super::open;
 use super::session::{CellState, Session, UserCell};
 use super::swap::read_head;
-use super::user::User;
+use super::user::{UnderWay, User};
 use super::wait::is_known_here;
 use crate::cache::metacache::Purpose;
 use crate::store::Reason;
@@ -40,14 +40,20 @@ impl Waiting {
     fn of(user: &User, now: Duration) -> Waiting {
         let changes = &user.changes;
         let unflushed = user.has_unflushed();
-        let important = changes.important.is_some() && unflushed;
-        let since = if important { changes.important } else { changes.unimportant };
+        let under_way = user.cut_out.as_ref();
+        let sent = under_way.and_then(UnderWay::important);
+        let left = changes.important.filter(|_| unflushed);
+        let important = sent.or(left);
+        let since = important.or(under_way.and_then(|w| w.changes.unimportant));
         let mut waiting = Waiting {
             user: user.name.to_string(),
-            important,
-            unimportant: unflushed || changes.unimportant.is_some(),
-            oldest: since.map(|s| now.saturating_sub(s)),
-            new_mails: changes.new_mails,
+            important: important.is_some(),
+            unimportant: unflushed
+                || changes.unimportant.is_some()
+                || under_way.is_some_and(|w| w.unflushed),
+            oldest: since.or(changes.unimportant).map(|s| now.saturating_sub(s)),
+            new_mails: changes.new_mails + under_way.map_or(0, |w| w.changes.new_mails),
+            changed_bytes: under_way.map_or(0, |w| w.bytes),
             promised: user.promised.len() as u64,
             promised_bytes: user.promised.values().map(|held| held.len).sum(),
             lost: user.lost,

@@ -98,7 +98,7 @@ pub(super) fn build(
         cache_dir,
         state_dir: state_dir.clone(),
         lost: false,
-        cut_out: false,
+        cut_out: None,
         leaving: Leaving::No,
         handed_over: None,
         ready: false,

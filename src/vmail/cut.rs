@@ -14,7 +14,7 @@ use super::chain::{Next, stays_light};
 use super::error::{Error, Result};
 use super::node::{Kind, NodeIx, Since};
 use super::tree::{Layer, NameBytes, Target, Unflushed};
-use super::user::{Changes, User};
+use super::user::{Changes, UnderWay, User};
 use crate::cache::disk::DiskFile;
 use crate::dovecot::classes::{self, Class};
 use crate::format::head::{HeadFolder, PartKind, PartRef};
@@ -43,6 +43,7 @@ pub struct CutFile {
     /// What is taken from the node, to give back if the flush fails.
     taken: Since,
     inplace: u64,
+    cache: bool,
     /// The object that is to hold it.
     pub large: Option<ObjectId>,
 }
@@ -88,6 +89,16 @@ pub struct Cut {
     links_changed: HashSet<ObjectId>,
     folders_changed: bool,
     changes: Changes,
+}
+
+impl Cut {
+    /// What of it is at risk until its flush is answered. Before it was taken, there were so many
+    /// changes, and something that no head names.
+    pub fn under_way(&self, unflushed: bool, number: u64) -> UnderWay {
+        let files = self.folders.iter().flat_map(|folder| &folder.files);
+        let bytes = files.map(|f| if f.cache { 0 } else { f.taken.bytes_of(f.len) }).sum();
+        UnderWay { changes: self.changes.clone(), unflushed, bytes, number }
+    }
 }
 
 /// What a flush takes along.
@@ -426,7 +437,8 @@ impl User {
         if let Kind::Local(local) = &mut self.node_mut(ix)?.kind {
             local.since = Since::nothing(len);
         }
-        cut.files.push(CutFile { at, name, ix, file, len, since, taken, inplace, large });
+        let cache = class.is_cache();
+        cut.files.push(CutFile { at, name, ix, file, len, since, taken, inplace, cache, large });
         Ok(())
     }
 
@@ -459,7 +471,7 @@ impl User {
 
     /// The flush failed: everything counts as unflushed again.
     pub fn undo_cut(&mut self, cut: Cut) {
-        self.cut_out = false;
+        self.cut_out = None;
         for folder in cut.folders {
             self.give_back(folder);
         }
@@ -484,7 +496,7 @@ impl User {
 
     /// The flush succeeded: what it carried is what the parts hold.
     pub fn settle_cut(&mut self, cut: Cut, parts: &HashMap<FolderId, PartRef>) {
-        self.cut_out = false;
+        self.cut_out = None;
         for folder in cut.folders {
             for file in &folder.files {
                 if let Some(node) = self.tree.nodes.get_mut(file.ix)

@@ -210,7 +210,7 @@ impl User {
     pub(super) fn evict(&mut self, priority: usize, what: What) -> Result<()> {
         self.may_write()?;
         // What is being flushed counts as unchanged, and is in no part yet.
-        if self.cut_out {
+        if self.cut_out.is_some() {
             return Ok(());
         }
         let ids: Vec<FolderId> = self.tree.folders.keys().copied().collect();

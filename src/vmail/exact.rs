@@ -21,7 +21,7 @@ impl User {
                 continue;
             }
             // What is being flushed counts as unchanged, and is in no part yet.
-            if self.cut_out {
+            if self.cut_out.is_some() {
                 return Ok(false);
             }
             if let Some(content) = self.in_parts(&file, contents)? {

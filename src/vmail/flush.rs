@@ -196,8 +196,9 @@ async fn attempt(cell: &Arc<UserCell>, options: Options, last: bool) -> Result<O
             );
         }
         user.mend_journal()?;
+        let (unflushed, number) = (user.has_unflushed(), user.number_of_changes());
         let cut = user.cut(extent)?;
-        user.cut_out = true;
+        user.cut_out = Some(cut.under_way(unflushed, number));
         if options.release {
             user.leaving = Leaving::Sealed;
         }

@@ -368,7 +368,7 @@ impl User {
     /// A journal whose sync failed is written anew. While a cut is out, what that carries is in no
     /// memory that a new journal is made from: then it stays as it is, and so does the failure.
     pub(super) fn mend_journal(&mut self) -> Result<()> {
-        if !self.journal.failed() || self.cut_out {
+        if !self.journal.failed() || self.cut_out.is_some() {
             return Ok(());
         }
         if !self.journal.is_inherited() {

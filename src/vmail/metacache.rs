@@ -80,7 +80,10 @@ impl InMemory {
         let changes = &user.changes;
         let important = unflushed && changes.important.is_some();
         let caches = user.caches_wait();
-        let pending = match (important, unflushed || caches || changes.unimportant.is_some()) {
+        let under_way = user.cut_out.as_ref();
+        let sent = under_way.is_some_and(|w| w.important().is_some());
+        let waits = unflushed || caches || changes.unimportant.is_some();
+        let pending = match (important || sent, waits || under_way.is_some_and(|w| w.unflushed)) {
             (true, _) => Pending::Important,
             (false, true) => Pending::Unimportant,
             (false, false) => Pending::None,
@@ -95,16 +98,9 @@ impl InMemory {
             left(changes.new_since.filter(|_| many), settings.upload_interval),
             left(Some(user.used), settings.idle_upload),
         ];
-        let number: usize = user
-            .tree
-            .folders
-            .values()
-            .map(|f| f.unflushed.names.len() + f.unflushed.dirs.len())
-            .sum();
-        let rest = user.dropped.len() + user.again.len() + user.links_changed.len();
         InMemory {
             pending,
-            changes: (number + rest) as u64 + u64::from(user.folders_changed),
+            changes: user.number_of_changes() + under_way.map_or(0, |w| w.number),
             upload_within: within.into_iter().flatten().min().filter(|_| pending != Pending::None),
             lost: user.lost,
         }

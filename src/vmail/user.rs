@@ -43,6 +43,25 @@ pub struct Changes {
     pub new_since: Option<Duration>,
 }
 
+/// What a cut took along: at risk until its flush is answered.
+#[derive(Debug, Clone)]
+pub struct UnderWay {
+    pub changes: Changes,
+    /// The cut has something that no head names, besides caches.
+    pub unflushed: bool,
+    /// Bytes of index files, caches left out.
+    pub bytes: u64,
+    /// How many things changed.
+    pub number: u64,
+}
+
+impl UnderWay {
+    /// Since when an important change has been under way.
+    pub fn important(&self) -> Option<Duration> {
+        self.changes.important.filter(|_| self.unflushed)
+    }
+}
+
 #[derive(Debug)]
 pub struct User {
     pub name: Arc<str>,
@@ -98,7 +117,7 @@ pub struct User {
     /// The old name in the last record, if that is a rename. See [`User::run_unrecorded`].
     pub renamed_from: Option<(Place, Vec<u8>)>,
     /// A cut is taken and neither settled nor undone.
-    pub cut_out: bool,
+    pub cut_out: Option<UnderWay>,
     /// How far it is on its way out.
     pub leaving: Leaving,
     /// The write id of a head without an owner that was sent, while its answer is missing.
@@ -538,6 +557,14 @@ impl User {
     }
 
     /// Everything that is not in the head.
+    /// How many things changed since the last flush.
+    pub fn number_of_changes(&self) -> u64 {
+        let of = |f: &super::tree::Folder| f.unflushed.names.len() + f.unflushed.dirs.len();
+        let number: usize = self.tree.folders.values().map(of).sum();
+        let rest = self.dropped.len() + self.again.len() + self.links_changed.len();
+        (number + rest) as u64 + u64::from(self.folders_changed)
+    }
+
     pub fn has_unflushed(&self) -> bool {
         self.folders_changed
             || !self.dropped.is_empty()

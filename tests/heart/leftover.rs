@@ -2,7 +2,9 @@
 
 use super::world::*;
 use std::sync::Arc;
-use vmailfs::vmail::flush::Options;
+use vmailfs::store::Op;
+use vmailfs::store::faulty::Fault;
+use vmailfs::vmail::flush::{self, Options};
 use vmailfs::vmail::leftover;
 use vmailfs::vmail::metacache::Pending;
 use vmailfs::vmail::session::Session;
@@ -69,6 +71,46 @@ async fn i3_what_a_dead_session_left_is_told_and_opened() {
     again.flush("u").await;
     assert_eq!(at_risk(&session), [""; 0]);
     elsewhere(&world, again).await;
+}
+
+/// What a flush has taken along is at risk until the store has answered.
+#[tokio::test]
+async fn i3_what_is_on_its_way_is_still_at_risk() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    client.put("u/dovecot.index.log", b"some log").await.unwrap();
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    let session = client.session().clone();
+    let told = |session: &Arc<Session>| session.waiting().1.first().cloned().unwrap();
+    let before = told(&session);
+    let (held, sent) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicBool::new(false)));
+    let (wait, seen) = (held.clone(), sent.clone());
+    world.faults(move |r| match r.op == Op::Put && r.key.contains("/bundle/") {
+        true => {
+            seen.store(true, Ordering::SeqCst);
+            Fault::HangBefore(wait.clone())
+        }
+        false => Fault::None,
+    });
+    let cell = client.cell("u");
+    let flushing = tokio::spawn(async move { flush::flush(&cell, ALL).await });
+    while !sent.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    let now = told(&session);
+    assert!(now.important && now.user == "u" && now.oldest >= before.oldest, "{now:?}");
+    assert_eq!(now.changed_bytes, before.changed_bytes);
+    let listed = session.metacache_list();
+    assert!(listed[0].pending == Pending::Important && listed[0].changes > 0, "{listed:?}");
+    world.faults(|_| Fault::None);
+    held.notify_one();
+    assert!(flushing.await.unwrap().unwrap().flushed);
+    assert_eq!(at_risk(&session), [""; 0]);
+    assert_eq!(session.metacache_list()[0].pending, Pending::None);
 }
 
 /// Whoever opens such a user, a clean end leaves nothing to be told of.
