@@ -119,15 +119,15 @@ fn i8_caches_stay_inside_their_bounds_and_nobody_sees_an_error() {
         stop.store(true, Ordering::Relaxed);
         moved
     });
-    let [fscache, staging] = watches.map(|watch| watch.end().0);
+    let [fscache, staging] = watches.map(|watch| watch.end());
     println!(
-        "{} MB moved in {:?}; du at most: fscache {fscache} of {FSCACHE}, staging {staging} of {STAGING}",
+        "{} MB moved in {:?}; fscache of {FSCACHE}: {fscache:?}; staging of {STAGING}: {staging:?}",
         moved / MB,
         begun.elapsed()
     );
     assert!(moved > 10 * (FSCACHE + 10 * MB), "{moved}");
-    assert!(fscache <= FSCACHE && fscache > FSCACHE / 4, "{fscache}");
-    assert!(staging <= STAGING && staging > 10 * MB, "{staging}");
+    assert!(fscache.bytes <= FSCACHE && fscache.walked > FSCACHE / 4, "{fscache:?}");
+    assert!(staging.bytes <= STAGING && staging.walked > 10 * MB, "{staging:?}");
     let log = mount.log();
     assert!(!log.contains("ERROR") && !log.contains("panicked"), "{log}");
     mount.umount().unwrap();
