@@ -139,5 +139,5 @@ fn long() {
     let bounds = Bounds { fscache: 8 * MB, staging: 224 * MB, space: 3 * MB, grace: 2 * MB };
     let large = vec![50_000_000, 20_000_000, 6_000_000, 2_000_000];
     let time = Duration::from_secs(time);
-    hold(bounds, &Plan { users: 40, workers: 3, large, turns: 40, time, apart: false });
+    hold(bounds, &Plan { users: 48, workers: 3, large, turns: 40, time, apart: false });
 }
