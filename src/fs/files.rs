@@ -34,10 +34,12 @@ impl VmailFs {
         let written = AtomicU64::new(0);
         let handle = Handle { cell: cell.clone(), ix, ino, write: how.write, copy, written };
         // What stands in for a lost mail must not stay in the kernel.
-        let blank = matches!(&user.node(ix)?.kind, Kind::Mail(mail) if mail.blank.is_some());
+        let kind = &user.node(ix)?.kind;
+        let blank = matches!(kind, Kind::Mail(mail) if mail.blank.is_some());
+        let quiet_close = matches!(kind, Kind::Local(_));
         let keep_cache = self.session.blanks.keeps_pages(ino, blank);
         let fh = self.handles.add(handle);
-        Ok(Opened { fh, keep_cache, uncached: blank, backing })
+        Ok(Opened { fh, keep_cache, uncached: blank, backing, quiet_close })
     }
 
     pub(super) fn open_file(&self, caller: Caller, ino: Ino, how: OpenMode) -> Step<Opened> {
