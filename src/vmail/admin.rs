@@ -8,7 +8,7 @@ use super::io::is_dirty;
 use super::node::Kind;
 use super::open;
 use super::session::{CellState, Session, UserCell};
-use super::swap::read_head;
+use super::swap::{is_nobody, read_head};
 use super::user::{UnderWay, User};
 use super::wait::is_known_here;
 use crate::cache::metacache::Purpose;
@@ -116,7 +116,10 @@ impl Session {
             if !is_known_here(self, &cell) {
                 return match read_head(&cell, Reason("flush")).await? {
                     Some(_) => Ok(None),
-                    None => Err(no_user()),
+                    None => {
+                        is_nobody(&cell, Reason("flush")).await?;
+                        Err(no_user())
+                    }
                 };
             }
             open::open_now(&cell, Purpose::Load).await?;

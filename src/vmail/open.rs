@@ -1,6 +1,7 @@
 //! Opening a user: who owns it, what is known of it here, and what was lost.
 //!
-//! 1. The head is read. Another backend that lives keeps its user.
+//! 1. The head is read. Another backend that lives keeps its user. Without a head it is a new user,
+//!    unless this machine or the store has something else of it: then it is a doubt.
 //! 2. Local state is good if the head in the store is the one it goes with (or the one whose
 //!    swap was under way when we died). Otherwise it is obsolete: put aside if it holds changes,
 //!    removed if not.
@@ -24,7 +25,7 @@ use super::parts;
 use super::promise;
 use super::publish::blocking;
 use super::session::{CellState, Exists, UserCell};
-use super::swap::{ours, read_head, swap_head};
+use super::swap::{is_nobody, ours, read_head, swap_head};
 use super::wait::Patience;
 use super::{ceilings, close, load, recover, restore, space, sync};
 use crate::cache::metacache::Purpose;
@@ -122,7 +123,11 @@ async fn open_once(cell: &Arc<UserCell>, purpose: Purpose) -> Result<()> {
         blocking(move || local::read(&*disk, &dir, &name, &boot)).await??
     };
     let local = match (&remote, found) {
-        (_, None) => None,
+        (Some(_), None) => None,
+        (None, None) => {
+            is_nobody(cell, Reason("open")).await?;
+            None
+        }
         (None, Some(_)) => {
             return Err(Error::Doubt {
                 what: format!(

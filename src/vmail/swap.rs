@@ -2,13 +2,17 @@
 //!
 //! A swap whose answer is lost is read back and known by its write id. One that was given up
 //! may still arrive later; it is known by its session, and the next swap goes on top of it.
+//!
+//! A user without a head does not exist only if nothing else of it is in the store, either: ids
+//! begin at the first epoch again in a head that is made anew, and new bundles would be written over
+//! those of the lost one.
 
 use super::error::{During, Error, Result};
 use super::fetch::SPOILT_TRIES;
 use super::session::UserCell;
-use crate::format::FormatError;
 use crate::format::head::{HEAD_LIMIT, Head};
-use crate::format::key::head_key;
+use crate::format::key::{head_key, user_dir};
+use crate::format::{Epoch, FormatError};
 use crate::store::{Body, ETag, PutMode, Reason, StoreError};
 use bytes::Bytes;
 
@@ -62,6 +66,31 @@ async fn read_head_once(cell: &UserCell, why: Reason) -> Result<Option<(Head, ET
     Ok(Some((head, etag)))
 }
 
+/// What of a user is nothing without its head.
+const KINDS: [&str; 3] = ["bundle", "mail", "file"];
+
+/// Makes sure that a user whose head is not in the store has nothing else there: one request, if it
+/// was never there.
+pub(super) async fn is_nobody(cell: &UserCell, why: Reason) -> Result<()> {
+    let (store, dir) = (&cell.session.env.store, user_dir(&cell.name));
+    let failed = |e| Error::store(format!("looking for {}", cell.name), During::Delivery, e);
+    let dirs = store.list_dirs(&dir, why).await.map_err(failed)?;
+    for kind in KINDS.iter().filter(|kind| dirs.iter().any(|dir| dir == *kind)) {
+        // One that is empty may be named still.
+        let kind = format!("{dir}/{kind}");
+        if store.list_some(&kind, None, 1, why).await.map_err(failed)?.is_empty() {
+            continue;
+        }
+        return Err(Error::Doubt {
+            what: format!(
+                "user {}: the store says that it has no head of this user, but there is {kind}; it is                  asked again, and nothing is served until the head is there. If the head was lost,                  vmailfs fsck --repair makes one; if the user was removed on purpose, remove what                  is left of it below {dir}",
+                cell.name
+            ),
+        });
+    }
+    Ok(())
+}
+
 /// Swaps the head. `Ok(None)`: somebody else has swapped it.
 pub async fn swap_head(
     cell: &UserCell,
@@ -81,6 +110,12 @@ fn sent_last(cell: &UserCell, head: &Head) -> bool {
 /// Whether this session wrote a head.
 pub(super) fn ours(cell: &UserCell, head: &Head) -> bool {
     head.owner.as_ref().is_some_and(|owner| owner.session == cell.session.id)
+}
+
+/// Whether a head that was not expected is a swap of this session's own of this epoch: given up, and
+/// carried out all the same.
+pub(super) fn is_own_swap(cell: &UserCell, head: &Head, epoch: Epoch) -> bool {
+    head.epoch == epoch && (ours(cell, head) || sent_last(cell, head))
 }
 
 pub(super) async fn swap(
@@ -108,11 +143,7 @@ pub(super) async fn swap(
             match read_head(cell, why).await? {
                 Some((now, tag)) if now.write_id == head.write_id => Ok(Some(tag)),
                 // An earlier swap of ours that was given up and has arrived since.
-                Some((now, tag))
-                    if again
-                        && now.epoch == head.epoch
-                        && (ours(cell, &now) || sent_last(cell, &now)) =>
-                {
+                Some((now, tag)) if again && is_own_swap(cell, &now, head.epoch) => {
                     Box::pin(swap(cell, head, Some(tag), why, false)).await
                 }
                 // No rival, and no absence: one of the two answers is wrong.

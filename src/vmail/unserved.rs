@@ -1,4 +1,5 @@
-//! Users and folders that cannot be served because what is stored of them is damaged.
+//! Users and folders that cannot be served because what is stored of them is damaged, or a head is
+//! gone.
 //!
 //! Callers get EAGAIN, so that mail waits with its senders while a person looks (see
 //! [`super::error`]); this is where the person is told.
@@ -43,7 +44,7 @@ impl Unserved {
     pub(super) fn note(&self, subject: Subject, done: &Result<()>) {
         let mut all = self.0.lock();
         match done {
-            Err(error @ (Error::Corrupt { .. } | Error::Damaged { .. })) => {
+            Err(error @ (Error::Corrupt { .. } | Error::Damaged { .. } | Error::Doubt { .. })) => {
                 let text = error.to_string();
                 if all.get(&subject) == Some(&text) {
                     return;

@@ -4,6 +4,7 @@ use super::env::Clock;
 use super::error::{During, Error, Result};
 use super::need::Need;
 use super::session::{Exists, Session, UserCell};
+use super::swap::{is_nobody, read_head};
 use super::{fetch, flush, load, open, publish, restore, space, stage, stream, sync, unserved};
 use crate::cache::staging::Staged;
 use crate::format::key::parse_user_dir;
@@ -134,19 +135,21 @@ async fn satisfy_once(session: &Arc<Session>, need: Need) -> Result<()> {
 /// It is the head that is asked for: whoever looks a user up mostly opens it next, and then has
 /// it.
 async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
-    let asked = super::swap::read_head(cell, Reason("lookup"));
+    let why = Reason("lookup");
+    let asked = async {
+        match read_head(cell, why).await? {
+            Some((head, tag)) => {
+                session.heads.keep(&cell.name, session.env.clock.boot(), head, tag);
+                Ok(Exists::Yes)
+            }
+            // Who has been here is asked for again by whoever opens it.
+            None if is_known_here(session, cell) => Ok(Exists::Yes),
+            None => is_nobody(cell, why).await.map(|()| Exists::No),
+        }
+    };
     let in_time = session.env.clock.sleep(EXISTS_WAIT);
     let answer = tokio::select! {
-        answer = asked => match answer {
-            // Who has been here is asked for again by whoever opens it.
-            Ok(None) if is_known_here(session, cell) => Exists::Yes,
-            Ok(None) => Exists::No,
-            Ok(Some((head, tag))) => {
-                session.heads.keep(&cell.name, session.env.clock.boot(), head, tag);
-                Exists::Yes
-            }
-            Err(_) => Exists::Yes,
-        },
+        answer = asked => answer.unwrap_or_else(|_: Error| Exists::Yes),
         () = in_time => Exists::Yes,
     };
     let mut root = cell.root.lock();

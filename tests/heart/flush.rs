@@ -1,7 +1,11 @@
 //! Flushing, lazy loading, growing files, and what triggers a flush.
 
 use super::world::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
+use vmailfs::format::head::PartRef;
+use vmailfs::format::key::bundle_key;
 use vmailfs::store::Op;
 use vmailfs::store::faulty::Fault;
 use vmailfs::vmail::flush::{self, Options};
@@ -394,47 +398,109 @@ async fn i3_what_follows_a_flush_without_an_answer_is_not_taken_for_flushed() {
     }
 }
 
+/// The name of one of many links to a mail.
+fn many(mail: usize, n: usize) -> String {
+    format!("u/new/{mail}.{n:04}.{}", "x".repeat(200))
+}
+
+/// How many names a folder of [`large_folder`] has.
+const MANY: usize = 10 + 10 * 1500 - 201;
+
+/// A user whose folder is large enough for its diffs to be worth reading: a base and two of them,
+/// and the session that wrote them has ended. The first 200 names of mail 1 are gone, one of mail 2.
+async fn large_folder(world: &World) {
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    for mail in 0..10 {
+        client.deliver("u", &format!("{mail}"), b"mail").await.unwrap();
+        for n in 0..1500 {
+            client.link(&format!("u/new/{mail}"), &many(mail, n)).await.unwrap();
+        }
+    }
+    client.flush("u").await;
+    for n in 0..200 {
+        client.unlink(&many(1, n)).await.unwrap();
+    }
+    client.flush("u").await;
+    client.unlink(&many(2, 0)).await.unwrap();
+    client.flush("u").await;
+    client.close().await;
+    let parts = longest_chain(world);
+    assert_eq!(parts.len(), 3, "a base and two diffs");
+    assert!(parts[0].raw_len > 4 << 20);
+}
+
+fn longest_chain(world: &World) -> Vec<PartRef> {
+    let folders = world.head("u").folders;
+    folders.into_iter().map(|f| f.parts).max_by_key(Vec::len).unwrap()
+}
+
 /// A session that finds a large folder's listing on its disk reads what the diffs hold, and does not write all
 /// of the folder because it does not know.
 #[tokio::test]
 async fn a_later_session_writes_no_new_base_of_a_large_folder() {
     let world = World::new();
-    let client = world.session(HERE);
-    client.maildir(&["u"]).await;
-    let long = "x".repeat(200);
-    let name = |mail: usize, n: usize| format!("u/new/{mail}.{n:04}.{long}");
-    for mail in 0..10 {
-        client.deliver("u", &format!("{mail}"), b"mail").await.unwrap();
-        for n in 0..1500 {
-            client.link(&format!("u/new/{mail}"), &name(mail, n)).await.unwrap();
-        }
-    }
-    client.flush("u").await;
-    for n in 0..200 {
-        client.unlink(&name(1, n)).await.unwrap();
-    }
-    client.flush("u").await;
-    client.unlink(&name(2, 0)).await.unwrap();
-    client.flush("u").await;
-    client.close().await;
-    let chain = || {
-        let folders = world.head("u").folders;
-        folders.into_iter().map(|f| f.parts).max_by_key(|parts| parts.len()).unwrap()
-    };
-    let before = chain();
-    assert_eq!(before.len(), 3, "a base and two diffs");
-    assert!(before[0].raw_len > 4 << 20);
-    let mut gone = 201;
-    for _ in 0..3 {
+    large_folder(&world).await;
+    let base = longest_chain(&world).remove(0);
+    for gone in 0..3 {
         let client = world.session(HERE);
-        client.unlink(&name(3, gone)).await.unwrap();
-        gone += 1;
+        client.unlink(&many(3, gone)).await.unwrap();
         client.flush("u").await;
         client.close().await;
-        let now = chain();
-        assert_eq!((now.len(), &now[0]), (3, &before[0]), "the base is still the same");
+        let now = longest_chain(&world);
+        assert_eq!((now.len(), &now[0]), (3, &base), "the base is still the same");
     }
     let fresh = world.session(FRESH);
-    let names = fresh.list("u/new").await.unwrap();
-    assert_eq!(names.len(), 10 + 10 * 1500 - gone);
+    assert_eq!(fresh.list("u/new").await.unwrap().len(), MANY - 3);
+}
+
+/// Where these diffs cannot be read, the flush does not wait for them: the folder is written whole,
+/// with a warning, and the next flush of that session is a diff on top of it.
+#[tokio::test]
+async fn a_large_folder_whose_diffs_cannot_be_read_is_written_whole() {
+    let world = World::new();
+    large_folder(&world).await;
+    let faults = [
+        Fault::Before(down()),
+        Fault::Before(vmailfs::store::StoreError::NotFound { key: "a bundle".into() }),
+        // An answer, and of something else.
+        Fault::WrongBody(bytes::Bytes::from(noise(1 << 20))),
+    ];
+    for (gone, fault) in faults.into_iter().enumerate() {
+        let before = longest_chain(&world);
+        let client = world.session(HERE);
+        client.unlink(&many(3, gone)).await.unwrap();
+        let refused = Arc::new(AtomicUsize::new(0));
+        let (count, of) = (refused.clone(), before.clone());
+        world.faults(move |r| {
+            let diff = of[1..].iter().any(|part| r.key == bundle_key("u", part.bundle));
+            if r.op == Op::Get && r.why.0 == "flush" && diff {
+                count.fetch_add(1, SeqCst);
+                return fault.clone();
+            }
+            Fault::None
+        });
+        let said = Said::default();
+        let listening = said.listen();
+        let report = client.flush("u").await;
+        drop(listening);
+        assert!(report.flushed && refused.load(SeqCst) > 0, "{report:?} {refused:?}");
+        let now = longest_chain(&world);
+        assert_eq!(now.len(), 1, "a base alone");
+        assert_ne!(now[0], before[0]);
+        assert_eq!(said.count("a folder is written anew as its diffs cannot be read"), 1);
+        // What is known from here on needs no reading.
+        for n in 0..200 {
+            client.unlink(&many(4 + gone, n)).await.unwrap();
+        }
+        client.flush("u").await;
+        client.unlink(&many(8, gone)).await.unwrap();
+        client.flush("u").await;
+        world.no_faults();
+        client.close().await;
+        let after = longest_chain(&world);
+        assert_eq!((after.len(), &after[0]), (3, &now[0]), "two diffs on the new base");
+    }
+    let fresh = world.session(FRESH);
+    assert_eq!(fresh.list("u/new").await.unwrap().len(), MANY - 3 * 202);
 }

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use vmailfs::cache::disk::RealDisk;
+use vmailfs::format::key::{head_key, user_dir};
 use vmailfs::store::faulty::Fault;
-use vmailfs::store::{ObjectStore, Op};
+use vmailfs::store::{Body, ObjectStore, Op, PutMode, Reason};
 use vmailfs::vmail::env::Env;
 use vmailfs::vmail::error::Error;
 use vmailfs::vmail::flush::{self, Options};
@@ -368,6 +369,107 @@ async fn i4_a_head_that_cannot_be_gone_is_a_doubt() {
     assert_eq!(fresh.list("u/cur").await.unwrap(), ["1:2,S"]);
 }
 
+impl World {
+    /// Takes objects away behind everybody's back.
+    async fn lose(&self, which: impl Fn(&str) -> bool) {
+        let keys: Vec<String> = self.mem.keys().into_iter().filter(|key| which(key)).collect();
+        assert!(!keys.is_empty());
+        self.mem.delete(&keys, Reason("test")).await.unwrap();
+    }
+
+    async fn put_back(&self, key: &str, bytes: bytes::Bytes) {
+        let (body, how) = (Body::Bytes(bytes), PutMode::Overwrite);
+        self.mem.put(key, body, how, &[], Reason("test")).await.unwrap();
+    }
+}
+
+/// What a server meets at a user whom nobody can serve: everything waits with its sender, nothing is
+/// absent, nothing is written.
+async fn nobody_serves(world: &World, client: &Client) {
+    let before = world.mem.keys();
+    client.look("u").await.unwrap();
+    assert_eq!(client.list("u/new").await, Err(libc::EAGAIN));
+    assert_eq!(client.stat("u/new").await.map(drop), Err(libc::EAGAIN));
+    assert_eq!(client.mkdir("u").await, Err(libc::EEXIST));
+    assert_eq!(client.mkdir("u/.New").await, Err(libc::EAGAIN));
+    assert_eq!(client.deliver("u", "2", b"mail").await, Err(libc::EAGAIN));
+    let told = client.session().unserved.all();
+    assert!(told.iter().any(|d| d.user == "u" && d.error.contains("no head")), "{told:?}");
+    let flushed = client.session().flush_user("u", Options::default()).await;
+    assert!(matches!(flushed, Err(Error::Doubt { .. })), "{flushed:?}");
+    assert_eq!(world.mem.keys(), before);
+}
+
+/// I4: a head that is really gone from the store is not made anew by a session that has the user
+/// open, nor by one that finds the user's state on its disk. Once it is back, all is as it was.
+#[tokio::test]
+async fn i4_a_head_that_is_gone_is_not_made_anew() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    let key = head_key("u");
+    let head = world.mem.bytes_of(&key).unwrap();
+    world.lose(|k| k == key).await;
+    // What is here is served, and mails are safe without a head; flags wait.
+    client.rename("u/new/1", "u/cur/1:2,S").await.unwrap();
+    client.deliver("u", "2", b"mail").await.unwrap();
+    let flushed = flush::flush(&client.cell("u"), Options::default()).await;
+    assert!(matches!(flushed, Err(Error::Doubt { .. })), "{flushed:?}");
+    assert!(world.mem.bytes_of(&key).is_none());
+    world.put_back(&key, head).await;
+    client.flush("u").await;
+    // The same after the death of the process.
+    client.rename("u/new/2", "u/cur/2:2,S").await.unwrap();
+    drop(client);
+    let head = world.mem.bytes_of(&key).unwrap();
+    world.lose(|k| k == key).await;
+    let client = world.session(HERE);
+    nobody_serves(&world, &client).await;
+    world.put_back(&key, head).await;
+    assert_eq!(client.list("u/cur").await.unwrap(), ["1:2,S", "2:2,S"]);
+    client.close().await;
+    assert_eq!(world.session(FRESH).list("u/cur").await.unwrap(), ["1:2,S", "2:2,S"]);
+}
+
+/// I4: a machine that knows nothing of a user makes no empty one over what the store has of it, even
+/// if the head is gone: its ids would be given again, and its bundles written over.
+#[tokio::test]
+async fn i4_no_new_user_is_made_over_what_is_left_of_one() {
+    for left in ["/mail/", "/bundle/", "/u/"] {
+        let world = World::new();
+        let client = world.session(HERE);
+        client.maildir(&["u"]).await;
+        client.deliver("u", "1", b"mail").await.unwrap();
+        client.close().await;
+        let key = head_key("u");
+        let head = world.mem.bytes_of(&key).unwrap();
+        world.lose(|k| k == key || !k.contains(left)).await;
+        let fresh = world.session(FRESH);
+        nobody_serves(&world, &fresh).await;
+        // Nor while the store does not say what is left.
+        world.faults(|r| match r.op {
+            Op::List | Op::ListDirs => Fault::Before(down()),
+            _ => Fault::None,
+        });
+        let before = world.mem.keys();
+        assert_eq!(fresh.deliver("u", "2", b"mail").await, Err(libc::EAGAIN));
+        assert_eq!(world.mem.keys(), before);
+        world.no_faults();
+        if left == "/u/" {
+            world.put_back(&key, head).await;
+            assert_eq!(fresh.list("u/new").await.unwrap(), ["1"]);
+        } else {
+            // What fsck sets aside is no user.
+            let aside = format!("{}/aside/head", user_dir("u"));
+            world.put_back(&aside, head).await;
+            world.lose(|k| k.contains(left)).await;
+            assert_eq!(fresh.list("u").await.unwrap(), [""; 0]);
+        }
+    }
+}
+
 /// I4: what goes wrong in here while a mail is made safe is no reason to bounce it.
 #[tokio::test]
 async fn i4_a_mail_whose_staged_bytes_are_gone_is_deferred() {
@@ -393,7 +495,6 @@ async fn i4_a_mail_whose_staged_bytes_are_gone_is_deferred() {
 #[tokio::test]
 async fn i5_a_sign_of_a_lease_without_end_ends() {
     use std::time::Duration;
-    use vmailfs::store::{Body, ObjectStore, PutMode, Reason};
     let world = World::new();
     let mut settings = world.settings(HERE);
     settings.single_backend = false;

@@ -175,34 +175,40 @@ async fn all_there(client: &Client) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn i1_i2_no_mail_and_no_uid_is_lost_with_a_damaged_head() {
-    let world = World::new();
-    let a = some_mail(&world).await;
-    a.replace("u/dovecot-uidlist", b"3 V1 N400 G0\n1 :1.M0\n").await.unwrap();
-    a.rename("u/new/1.M1", "u/cur/1.M1:2,S").await.unwrap();
-    a.deliver("u", "1.M9", b"the last").await.unwrap();
-    a.close().await;
-    let good = world.mem.bytes_of(&head_key("u")).unwrap();
-    let ceiling = world.head("u").folders.iter().filter_map(|f| f.uid_ceiling).max().unwrap();
-    let mut bad = good.to_vec();
-    bad[40] ^= 4;
-    put(&world, &head_key("u"), &bad).await;
-    // It still is JSON, and still our head: damage, not somebody's error page.
-    assert_eq!(world.session(FRESH).list("u/new").await, Err(libc::EAGAIN));
-    let no = Rescue { random: (1, 2), owner_gone: false };
-    let refused = rescue(&stored(&world), &no).await;
-    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
-    assert_eq!(world.mem.bytes_of(&head_key("u")).unwrap(), bad);
+    for gone in [false, true] {
+        let world = World::new();
+        let a = some_mail(&world).await;
+        a.replace("u/dovecot-uidlist", b"3 V1 N400 G0\n1 :1.M0\n").await.unwrap();
+        a.rename("u/new/1.M1", "u/cur/1.M1:2,S").await.unwrap();
+        a.deliver("u", "1.M9", b"the last").await.unwrap();
+        a.close().await;
+        let good = world.mem.bytes_of(&head_key("u")).unwrap();
+        let ceiling = world.head("u").folders.iter().filter_map(|f| f.uid_ceiling).max().unwrap();
+        let mut bad = good.to_vec();
+        bad[40] ^= 4;
+        match gone {
+            false => put(&world, &head_key("u"), &bad).await,
+            true => delete(&world, &head_key("u")).await,
+        }
+        let bad = (!gone).then(|| bad.into());
+        // It still is JSON, and still our head: damage, not somebody's error page.
+        assert_eq!(world.session(FRESH).list("u/new").await, Err(libc::EAGAIN));
+        let no = Rescue { random: (1, 2), owner_gone: false };
+        let refused = rescue(&stored(&world), &no).await;
+        assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+        assert_eq!(world.mem.bytes_of(&head_key("u")), bad);
 
-    let b = world.session(FRESH);
-    let done = repaired(&world, &b, ALL).await;
-    all_there(&b).await;
-    let aside = world.mem.keys().into_iter().find(|k| k.contains("/aside/head-")).unwrap();
-    assert_eq!(world.mem.bytes_of(&aside).unwrap(), bad, "{done:?}");
-    let list = b.read("u/dovecot-uidlist").await.unwrap();
-    assert!(uidlist::parse(&list).unwrap().next_uid() >= ceiling);
-    b.deliver("u", "1.M10", b"and on").await.unwrap();
-    b.close().await;
-    assert_eq!(check(&world, true).await.findings, []);
+        let b = world.session(FRESH);
+        let done = repaired(&world, &b, ALL).await;
+        all_there(&b).await;
+        let aside = world.mem.keys().into_iter().find(|k| k.contains("/aside/head-"));
+        assert_eq!(aside.and_then(|key| world.mem.bytes_of(&key)), bad, "{done:?}");
+        let list = b.read("u/dovecot-uidlist").await.unwrap();
+        assert!(uidlist::parse(&list).unwrap().next_uid() >= ceiling);
+        b.deliver("u", "1.M10", b"and on").await.unwrap();
+        b.close().await;
+        assert_eq!(check(&world, true).await.findings, []);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

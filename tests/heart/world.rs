@@ -578,3 +578,31 @@ impl Client {
         bytes
     }
 }
+
+/// What the log says on this thread while somebody listens.
+#[derive(Clone, Default)]
+pub struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Said {
+    pub fn listen(&self) -> tracing::subscriber::DefaultGuard {
+        let said = self.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || said.clone()).with_ansi(false);
+        tracing::subscriber::set_default(log.finish())
+    }
+
+    /// How many lines of the log hold a text.
+    pub fn count(&self, text: &str) -> usize {
+        String::from_utf8_lossy(&self.0.lock()).lines().filter(|line| line.contains(text)).count()
+    }
+}
+
+impl std::io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
