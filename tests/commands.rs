@@ -90,6 +90,25 @@ fn every_command_takes_the_mount_in_the_same_way() {
     mount.umount().unwrap();
 }
 
+/// A daemon that hangs keeps nobody waiting who asks how it is.
+#[test]
+fn a_stopped_daemon_is_told_of() {
+    use nix::sys::signal::{Signal, kill};
+    let mut mount = with_users(&["anna"]);
+    let daemon = nix::unistd::Pid::from_raw(mount.running().unwrap() as i32);
+    kill(daemon, Signal::SIGSTOP).unwrap();
+    let root = mount.root();
+    let begun = Instant::now();
+    let (code, out, err) = run(&mount, &["status", root.to_str().unwrap()]);
+    let took = begun.elapsed();
+    assert_eq!((code, out.as_str()), (75, ""), "{err}");
+    assert!(err.contains(&format!("(process {daemon}) does not answer")), "{err}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    kill(daemon, Signal::SIGCONT).unwrap();
+    assert_eq!(run(&mount, &["status"]).0, 0);
+    mount.umount().unwrap();
+}
+
 #[test]
 fn a_user_in_use_is_waited_for() {
     let mut mount = with_users(&["anna"]);

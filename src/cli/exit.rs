@@ -68,6 +68,7 @@ impl From<ClientError> for Failure {
             }
             ClientError::NotRunning { .. } | ClientError::NotFound(_) => Code::Unavailable,
             ClientError::Several(_) => Code::Usage,
+            ClientError::Silent(_) => Code::TempFail,
             ClientError::Broken(_) => Code::IoErr,
             ClientError::Protocol(_) => Code::Software,
             ClientError::Refused(e) => match e.kind {
