@@ -47,6 +47,19 @@ fn flushes_are_for_whom_they_say() {
     assert_eq!(run(&mount, &set).0, 0);
     let bad = ["metacache", "update", "userdb", "carl", "alias", "c@example.com"];
     assert_eq!(run(&mount, &bad).0, 64);
+    // Nobody gets another name, and none is made by it; who is gone can lose it.
+    let set = |value| ["metacache", "update", "userdb", "nobody", "user_alias", value];
+    for value in ["n@example.com", ""] {
+        let (code, out, err) = run(&mount, &set(value));
+        assert_eq!((code, out.as_str()), (67, ""), "{err}");
+        assert!(err.contains("nobody: no such user"), "{err}");
+    }
+    let fields = mount.state().join("userdb-fields.json");
+    let text = fs::read_to_string(&fields).unwrap();
+    assert!(text.contains("carl") && !text.contains("nobody"), "{text}");
+    fs::write(&fields, text.replacen('{', r#"{"nobody":{"user_alias":"n"},"#, 1)).unwrap();
+    assert_eq!(run(&mount, &set("")).0, 0);
+    assert!(!fs::read_to_string(&fields).unwrap().contains("nobody"));
     let by_alias = ["metacache", "flushall", "-i", "-f", "user_alias", "*@example.com"];
     let (code, out, _) = run(&mount, &by_alias);
     assert_eq!((code, out.starts_with("1 user flushed")), (0, true), "{out}");
