@@ -103,6 +103,24 @@ fn every_command_takes_the_mount_in_the_same_way() {
     mount.umount().unwrap();
 }
 
+/// Nothing is refused to whom asks for what there is not.
+#[test]
+fn what_never_was_is_not_there() {
+    let mut mount = with_users(&["anna"]);
+    assert_eq!(run(&mount, &["metacache", "flush", "-u", "anna"]).0, 0);
+    let dir = mount.beside("restored").display().to_string();
+    let restore = ["user", "restore", "-u", "anna", "--at", "2h"];
+    for how in [&["--in-place"][..], &["--in-place", "--dry-run"], &["--to", &dir]] {
+        let (code, out, err) = run(&mount, &[&restore[..], how].concat());
+        assert_eq!((code, out.as_str()), (66, ""), "{err}");
+        assert!(err.contains("no state of that time: there was no such user yet"), "{err}");
+    }
+    let store = mount.store().to_owned();
+    mount.umount().unwrap();
+    let outside = [&restore[..], &["--to", &dir, "--store", &store]].concat();
+    assert_eq!(run(&mount, &outside).0, 66);
+}
+
 /// A daemon that hangs keeps nobody waiting who asks how it is.
 #[test]
 fn a_stopped_daemon_is_told_of() {

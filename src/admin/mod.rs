@@ -125,6 +125,8 @@ pub enum ErrorKind {
     Usage,
     /// There is no such user.
     NoSuchUser,
+    /// There is no such state or folder of the user.
+    NotThere,
     /// The store or another resource fails for now: try again.
     TempFail,
     /// The caller may not do this.

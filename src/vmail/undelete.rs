@@ -84,8 +84,8 @@ pub struct Report {
 /// Brings mails of a user of this session back. With `dry_run` only says which.
 ///
 /// # Errors
-/// [`Error::Refused`] for mdbox, and for a time of which no state is left; those of opening and
-/// flushing the user.
+/// [`Error::Refused`] for mdbox; [`Error::NotThere`] for a time of which no state is left; those of
+/// opening and flushing the user.
 pub async fn undelete(
     cell: &Arc<UserCell>,
     which: &Which,
