@@ -115,6 +115,10 @@ fn what_never_was_is_not_there() {
         assert_eq!((code, out.as_str()), (66, ""), "{err}");
         assert!(err.contains("no state of that time: there was no such user yet"), "{err}");
     }
+    let (code, out, err) = run(&mount, &["user", "undelete", "-u", "anna", "--folder", "Snt"]);
+    assert_eq!((code, out.as_str()), (66, ""), "{err}");
+    assert!(err.contains("anna: no folder Snt"), "{err}");
+    assert_eq!(run(&mount, &["user", "undelete", "-u", "anna", "--folder", "INBOX"]).0, 0);
     let store = mount.store().to_owned();
     mount.umount().unwrap();
     let outside = [&restore[..], &["--to", &dir, "--store", &store]].concat();
