@@ -47,6 +47,19 @@ fn flushes_are_for_whom_they_say() {
     assert_eq!(run(&mount, &set).0, 0);
     let bad = ["metacache", "update", "userdb", "carl", "alias", "c@example.com"];
     assert_eq!(run(&mount, &bad).0, 64);
+    // Nobody gets another name, and none is made by it; who is gone can lose it.
+    let set = |value| ["metacache", "update", "userdb", "nobody", "user_alias", value];
+    for value in ["n@example.com", ""] {
+        let (code, out, err) = run(&mount, &set(value));
+        assert_eq!((code, out.as_str()), (67, ""), "{err}");
+        assert!(err.contains("nobody: no such user"), "{err}");
+    }
+    let fields = mount.state().join("userdb-fields.json");
+    let text = fs::read_to_string(&fields).unwrap();
+    assert!(text.contains("carl") && !text.contains("nobody"), "{text}");
+    fs::write(&fields, text.replacen('{', r#"{"nobody":{"user_alias":"n"},"#, 1)).unwrap();
+    assert_eq!(run(&mount, &set("")).0, 0);
+    assert!(!fs::read_to_string(&fields).unwrap().contains("nobody"));
     let by_alias = ["metacache", "flushall", "-i", "-f", "user_alias", "*@example.com"];
     let (code, out, _) = run(&mount, &by_alias);
     assert_eq!((code, out.starts_with("1 user flushed")), (0, true), "{out}");
@@ -87,6 +100,47 @@ fn every_command_takes_the_mount_in_the_same_way() {
         assert_eq!(run(&mount, &[arguments, &at].concat()).0, 0, "{arguments:?}");
     }
     assert_eq!(run(&mount, &["status", &place, "--mountpoint", &place]).0, 64);
+    mount.umount().unwrap();
+}
+
+/// Nothing is refused to whom asks for what there is not.
+#[test]
+fn what_never_was_is_not_there() {
+    let mut mount = with_users(&["anna"]);
+    assert_eq!(run(&mount, &["metacache", "flush", "-u", "anna"]).0, 0);
+    let dir = mount.beside("restored").display().to_string();
+    let restore = ["user", "restore", "-u", "anna", "--at", "2h"];
+    for how in [&["--in-place"][..], &["--in-place", "--dry-run"], &["--to", &dir]] {
+        let (code, out, err) = run(&mount, &[&restore[..], how].concat());
+        assert_eq!((code, out.as_str()), (66, ""), "{err}");
+        assert!(err.contains("no state of that time: there was no such user yet"), "{err}");
+    }
+    let (code, out, err) = run(&mount, &["user", "undelete", "-u", "anna", "--folder", "Snt"]);
+    assert_eq!((code, out.as_str()), (66, ""), "{err}");
+    assert!(err.contains("anna: no folder Snt"), "{err}");
+    assert_eq!(run(&mount, &["user", "undelete", "-u", "anna", "--folder", "INBOX"]).0, 0);
+    let store = mount.store().to_owned();
+    mount.umount().unwrap();
+    let outside = [&restore[..], &["--to", &dir, "--store", &store]].concat();
+    assert_eq!(run(&mount, &outside).0, 66);
+}
+
+/// A daemon that hangs keeps nobody waiting who asks how it is.
+#[test]
+fn a_stopped_daemon_is_told_of() {
+    use nix::sys::signal::{Signal, kill};
+    let mut mount = with_users(&["anna"]);
+    let daemon = nix::unistd::Pid::from_raw(mount.running().unwrap() as i32);
+    kill(daemon, Signal::SIGSTOP).unwrap();
+    let root = mount.root();
+    let begun = Instant::now();
+    let (code, out, err) = run(&mount, &["status", root.to_str().unwrap()]);
+    let took = begun.elapsed();
+    assert_eq!((code, out.as_str()), (75, ""), "{err}");
+    assert!(err.contains(&format!("(process {daemon}) does not answer")), "{err}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    kill(daemon, Signal::SIGCONT).unwrap();
+    assert_eq!(run(&mount, &["status"]).0, 0);
     mount.umount().unwrap();
 }
 

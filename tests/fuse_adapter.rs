@@ -338,6 +338,11 @@ fn closing_asks_only_for_writers() {
     assert_eq!(place.fs.calls("flush"), flushes);
     drop(OpenOptions::new().read(true).write(true).open(place.at("f")).unwrap());
     assert_eq!(place.fs.calls("flush"), flushes + 1);
+    place.fs.quiet_closes();
+    fs::write(place.at("f"), "y").unwrap();
+    fs::write(place.at("g"), "z").unwrap();
+    assert_eq!(place.fs.calls("flush"), flushes + 1);
+    soon(|| place.fs.open_handles() == 0);
 }
 
 #[test]
@@ -737,6 +742,27 @@ fn what_is_stored_through_a_mapping_arrives() {
     let mut byte = [0];
     file.read_exact_at(&mut byte, 7).unwrap();
     assert_eq!(&byte, b"!");
+}
+
+/// Also without msync, and where no close is asked for.
+#[test]
+fn what_is_stored_through_a_mapping_arrives_with_its_end() {
+    let place = Place::new();
+    place.fs.quiet_closes();
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(place.at("f"));
+    let file = file.unwrap();
+    file.set_len(4096).unwrap();
+    // SAFETY: a new shared mapping of one page of an open file, unmapped below.
+    unsafe {
+        let (prot, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        let at = libc::mmap(std::ptr::null_mut(), 4096, prot, shared, file.as_raw_fd(), 0);
+        assert_ne!(at, libc::MAP_FAILED);
+        drop(file);
+        std::ptr::write_volatile(at.cast::<u8>().add(7), b'!');
+        libc::munmap(at, 4096);
+    }
+    soon(|| place.fs.calls("write") == 1 && place.fs.open_handles() == 0);
+    assert_eq!(place.fs.calls("flush"), 0);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! How a running mount is asked about and told things: a unix socket in its state directory.
 //!
 //! One connection carries one request: a JSON object on one line. The answer is JSON objects,
-//! one a line: any number of `progress`, then `done` or `error`. Who may connect is decided by
+//! one a line: any number of `progress` and `alive`, then `done` or `error`. `alive` comes every two
+//! seconds while there is nothing else to tell, so that a silent daemon is known to be one. Who may connect is decided by
 //! the credentials the kernel reports for the peer: root, or the account the daemon runs as.
 //!
 //! After the final answer to `stop` the daemon keeps the connection until it is gone, so that
@@ -124,6 +125,8 @@ pub enum ErrorKind {
     Usage,
     /// There is no such user.
     NoSuchUser,
+    /// There is no such state or folder of the user.
+    NotThere,
     /// The store or another resource fails for now: try again.
     TempFail,
     /// The caller may not do this.
@@ -146,6 +149,8 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Reply {
+    /// The work goes on.
+    Alive,
     Progress(Told),
     Done(Answer),
     Error(AdminError),

@@ -19,6 +19,9 @@ const MAX_REQUEST: u64 = 4 << 20;
 const MAX_CONNECTIONS: usize = 32;
 /// How long a peer may take to send its request, or to take one line of the answer.
 const PEER_PATIENCE: Duration = Duration::from_secs(10);
+/// Whoever waits for an answer hears of us so often. Well below the patience of `super::client`: a
+/// loaded machine is late.
+pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 /// A listening socket, removed when dropped.
 #[derive(Debug)]
@@ -149,6 +152,8 @@ async fn connection(
     let (progress, mut lines) = Progress::channel();
     let work = answer(request, api, progress);
     tokio::pin!(work);
+    let mut signs = tokio::time::interval(SIGN_OF_LIFE);
+    signs.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let reply = loop {
         tokio::select! {
             biased;
@@ -157,6 +162,9 @@ async fn connection(
                 let _ = send(&mut write, &Reply::Progress(text)).await;
             }
             reply = &mut work => break reply,
+            _ = signs.tick() => {
+                let _ = send(&mut write, &Reply::Alive).await;
+            }
         }
     };
     while let Ok(text) = lines.try_recv() {

@@ -26,6 +26,10 @@ impl AdminApi for Fake {
         let FlushRequest { whom, important_only, .. } = what;
         self.asked.lock().push(format!("{whom:?} {important_only}"));
         match whom {
+            Whom::User(user) if user == "slow" => {
+                tokio::time::sleep(Duration::from_secs(8)).await;
+                Ok(FlushReport { flushed: 1, ..FlushReport::default() })
+            }
             Whom::User(user) if user == "nobody" => {
                 Err(AdminError::new(ErrorKind::NoSuchUser, "nobody: no such user"))
             }
@@ -233,4 +237,32 @@ fn who_cannot_look_is_told_so() {
     assert_eq!(client::find(&run, None, None).unwrap(), round);
     std::os::unix::fs::symlink(dir.path().join("none"), run.join("n.sock")).unwrap();
     assert_eq!(client::find(&run, None, None).unwrap(), round);
+}
+
+/// Work may take as long as it does, and a daemon that hangs is not waited for.
+#[test]
+fn silence_is_not_waited_for_and_long_work_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(dir.path(), "a.sock");
+    let whom = Whom::User("slow".into());
+    let slow = Request::Flush(FlushRequest { whom, important_only: false, min_priority: None });
+    let patience = Duration::from_secs(6);
+    let answer = client::call_within(patience, &running.socket, &slow, &mut |_| {});
+    assert!(matches!(answer, Ok(Answer::Flush(r)) if r.flushed == 1));
+
+    // The kernel lets us in; nobody ever reads.
+    let silent = dir.path().join("silent.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+    let patience = Duration::from_millis(200);
+    let ask = || client::call_within(patience, &silent, &Request::Status, &mut |_| {});
+    let told = |answer| match answer {
+        Err(error @ ClientError::Silent(_)) => ClientError::to_string(&error),
+        other => panic!("{other:?}"),
+    };
+    let text = told(ask());
+    assert!(text.contains(&format!("silent.sock (process {})", std::process::id())), "{text}");
+    // Nor is a place in its queue waited for.
+    nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let text = told(ask());
+    assert!(text.contains("silent.sock does not answer"), "{text}");
 }

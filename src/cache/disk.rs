@@ -94,6 +94,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn device(&self, _path: &Path) -> io::Result<(u32, u32)> {
         Ok((0, 0))
     }
+    /// Size and stamp of a file, without opening it where that can be spared.
+    fn look(&self, path: &Path) -> io::Result<(u64, (u64, i64, i64))> {
+        let file = self.open(path, How::Read)?;
+        Ok((file.size()?, file.stamp()?))
+    }
     /// Bytes that a directory takes by itself, as its file system says.
     fn dir_size(&self, path: &Path) -> io::Result<u64> {
         let _ = path;
@@ -182,12 +187,15 @@ impl DiskFile for RealFile {
         Some(self.0.clone())
     }
     fn stamp(&self) -> io::Result<(u64, i64, i64)> {
-        let meta = self.0.metadata()?;
-        Ok((meta.ino(), meta.mtime(), meta.mtime_nsec()))
+        Ok(stamp_of(&self.0.metadata()?))
     }
     fn allocated(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.blocks() * 512)
     }
+}
+
+fn stamp_of(meta: &fs::Metadata) -> (u64, i64, i64) {
+    (meta.ino(), meta.mtime(), meta.mtime_nsec())
 }
 
 fn not_found_is_ok(result: io::Result<()>) -> io::Result<()> {
@@ -208,6 +216,14 @@ impl Disk for RealDisk {
             How::CreateNew => _ = options.write(true).create_new(true),
         }
         Ok(Arc::new(RealFile(Arc::new(options.open(path)?))))
+    }
+    fn look(&self, path: &Path) -> io::Result<(u64, (u64, i64, i64))> {
+        let meta = fs::symlink_metadata(path)?;
+        if meta.is_symlink() {
+            // As `open` says it.
+            return Err(io::Error::from_raw_os_error(libc::ELOOP));
+        }
+        Ok((meta.len(), stamp_of(&meta)))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)

@@ -16,7 +16,7 @@ pub enum Code {
     Usage = 64,
     /// Stored data is damaged.
     DataErr = 65,
-    /// A file that is to be read cannot be.
+    /// What is to be read is not there: a file, a state, a folder.
     NoInput = 66,
     /// No such user.
     NoUser = 67,
@@ -68,11 +68,13 @@ impl From<ClientError> for Failure {
             }
             ClientError::NotRunning { .. } | ClientError::NotFound(_) => Code::Unavailable,
             ClientError::Several(_) => Code::Usage,
+            ClientError::Silent(_) => Code::TempFail,
             ClientError::Broken(_) => Code::IoErr,
             ClientError::Protocol(_) => Code::Software,
             ClientError::Refused(e) => match e.kind {
                 ErrorKind::Usage => Code::Usage,
                 ErrorKind::NoSuchUser => Code::NoUser,
+                ErrorKind::NotThere => Code::NoInput,
                 ErrorKind::TempFail => Code::TempFail,
                 ErrorKind::Denied => Code::NoPerm,
                 ErrorKind::Internal => Code::Software,

@@ -190,6 +190,7 @@ pub(super) fn told(error: &Error) -> AdminError {
         | Error::Disk { .. }
         | Error::Vanished { .. } => ErrorKind::TempFail,
         Error::NoUser { .. } => ErrorKind::NoSuchUser,
+        Error::NotThere(_) => ErrorKind::NotThere,
         Error::Refused(_) => ErrorKind::Denied,
         Error::Plain(_)
         | Error::Corrupt { .. }

@@ -41,7 +41,7 @@ use std::time::Duration;
 #[derive(Debug, Parser)]
 #[command(name = "vmailfs", version, disable_help_subcommand = true)]
 #[command(after_help = "Exit codes are those of sysexits.h: 64 usage, 65 the data are not as \
-    asked for, 66 no such file, 67 no such user, 69 no such mount, 70 defect, 75 try again (nothing is lost), 77 not allowed, 78 configuration.")]
+    asked for, 66 no such file, state or folder, 67 no such user, 69 no such mount, 70 defect, 75 try again (nothing is lost), 77 not allowed, 78 configuration.")]
 struct Cli {
     /// How tables are written; before the command, as with doveadm.
     #[arg(short, value_name = "FORMAT")]

@@ -120,6 +120,8 @@ pub struct Opened {
     pub keep_cache: bool,
     /// The kernel must keep nothing of what this handle reads.
     pub uncached: bool,
+    /// A close has nothing to make safe, whatever was written.
+    pub quiet_close: bool,
     /// An immutable local copy to which the kernel may pass reads directly; the driver may
     /// ignore it. All opens of one inode get the same file while one of them lives.
     pub backing: Option<Arc<File>>,

@@ -4,18 +4,13 @@ use super::api::{Caller, Fh, Ino, OpenMode, Opened, Step};
 use super::calls::{VmailFs, plain, reading, step};
 use super::handles::Handle;
 use crate::vmail::error::{Error, Plain};
+use crate::vmail::io::HELD_OPEN;
 use crate::vmail::need::Op;
 use crate::vmail::node::{Kind, NodeIx};
 use crate::vmail::session::{InoTarget, UserCell};
 use crate::vmail::user::User;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// From this size on the kernel may read a mail's copy past the daemon. That costs two system calls at
-/// open and close, and a GETATTR at the next `fstat` after each read (the kernel then counts the access
-/// time as unknown, mount option or not); a smaller mail is one READ, and none while the kernel
-/// has its pages.
-const DIRECT: u64 = 128 * 1024;
 
 impl VmailFs {
     pub(super) fn open_in(
@@ -29,15 +24,20 @@ impl VmailFs {
         let copy = user.open(ix, how)?;
         user.used_by(caller.pid);
         let ino = user.node(ix)?.ino;
-        let direct = user.node(ix)?.size >= DIRECT;
+        // That costs two system calls at open and close, and a GETATTR at the next `fstat` after each
+        // read (the kernel then counts the access time as unknown, mount option or not); a smaller mail is
+        // one READ, and none while the kernel has its pages.
+        let direct = user.node(ix)?.size >= HELD_OPEN;
         let backing = copy.as_ref().filter(|_| direct).and_then(|copy| copy.file.real());
         let written = AtomicU64::new(0);
         let handle = Handle { cell: cell.clone(), ix, ino, write: how.write, copy, written };
         // What stands in for a lost mail must not stay in the kernel.
-        let blank = matches!(&user.node(ix)?.kind, Kind::Mail(mail) if mail.blank.is_some());
+        let kind = &user.node(ix)?.kind;
+        let blank = matches!(kind, Kind::Mail(mail) if mail.blank.is_some());
+        let quiet_close = matches!(kind, Kind::Local(_));
         let keep_cache = self.session.blanks.keeps_pages(ino, blank);
         let fh = self.handles.add(handle);
-        Ok(Opened { fh, keep_cache, uncached: blank, backing })
+        Ok(Opened { fh, keep_cache, uncached: blank, backing, quiet_close })
     }
 
     pub(super) fn open_file(&self, caller: Caller, ino: Ino, how: OpenMode) -> Step<Opened> {

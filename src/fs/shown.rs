@@ -186,7 +186,13 @@ impl VmailFs {
         }
         let fh = self.handles.number();
         open.insert(fh, text);
-        Step::Done(Ok(Opened { fh, keep_cache: false, uncached: true, backing: None }))
+        Step::Done(Ok(Opened {
+            fh,
+            keep_cache: false,
+            uncached: true,
+            backing: None,
+            quiet_close: false,
+        }))
     }
 
     pub(super) async fn make_shown(&self, name: &'static str) {

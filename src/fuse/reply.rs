@@ -189,8 +189,8 @@ impl Core {
         if opened.uncached {
             flags |= FopenFlags::FOPEN_DIRECT_IO;
         }
-        if !writes && !created {
-            // Nothing to make safe at its close: spares a round trip.
+        if opened.quiet_close || !writes && !created {
+            // Spares a round trip.
             flags |= FopenFlags::FOPEN_NOFLUSH;
         }
         match self.passthrough.opened(ino, opened.fh, writes, backing, register) {

@@ -49,6 +49,9 @@ pub enum Error {
     /// Refused by policy, with what to do instead.
     #[error("{0}")]
     Refused(String),
+    /// Somebody names a state or a folder that there is not.
+    #[error("{0}")]
+    NotThere(String),
     #[error("{what}: {source}")]
     Store { what: String, during: During, source: StoreError },
     /// Head, bundle or journal do not decode: this user (or folder) cannot be served.
@@ -154,7 +157,7 @@ impl Error {
                 Plain::TooManyLinks => libc::EMLINK,
             },
             Error::Refused(_) => libc::EPERM,
-            Error::NoUser { .. } => libc::ENOENT,
+            Error::NoUser { .. } | Error::NotThere(_) => libc::ENOENT,
             Error::Store { during, source, .. } => match (during, source) {
                 (During::Delivery, StoreError::Full { .. }) => libc::ENOSPC,
                 (During::Delivery, _) => libc::EAGAIN,

@@ -103,7 +103,7 @@ impl History {
     /// The state that held at a time, seconds since 1970.
     ///
     /// # Errors
-    /// [`Error::Refused`] if nothing so old can be read.
+    /// [`Error::NotThere`] if nothing so old can be read.
     pub fn at(&self, time: i64) -> Result<&State> {
         if let Some(state) = self.states.iter().find(|state| state.time <= time) {
             return Ok(state);
@@ -113,7 +113,7 @@ impl History {
             Ends::Retention => "older states were deleted after retention".to_string(),
             Ends::Broken(why) => format!("an older state cannot be read: {why}"),
         };
-        Err(Error::Refused(format!("no state of that time: {why}")))
+        Err(Error::NotThere(format!("no state of that time: {why}")))
     }
 }
 

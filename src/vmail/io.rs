@@ -15,6 +15,11 @@ use crate::format::{ObjectId, Timestamp};
 use crate::fs::api::OpenMode;
 use std::sync::Arc;
 
+/// From this size on, in bytes, a handle holds its mail's copy open, for the kernel to read it past the
+/// daemon. The copy of a smaller one is opened at its first READ, which mostly does not come, because the
+/// kernel has its pages.
+pub const HELD_OPEN: u64 = 128 * 1024;
+
 pub(super) fn disk(e: &std::io::Error) -> Error {
     Error::disk("local file", e)
 }
@@ -88,8 +93,13 @@ impl User {
                     object.ok_or_else(|| Error::Internal("mail without object or bytes".into()))?;
                 copy = mail.fetched.take().or_else(|| mail.cached.upgrade());
                 if copy.is_none() && !mail.through && mail.blank.is_none() {
-                    copy = fscache.get(&name, object, size);
-                    if copy.is_none() {
+                    let here = if size < HELD_OPEN {
+                        fscache.use_unopened(&name, object, size)
+                    } else {
+                        copy = fscache.get(&name, object, size);
+                        copy.is_some()
+                    };
+                    if !here {
                         self.walks(ix, true);
                         return Err(Stop::Wait(Need::Fetch(reference)));
                     }

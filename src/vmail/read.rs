@@ -49,8 +49,9 @@ impl User {
                 let key = mail.object.clone().ok_or(Plain::BadHandle)?;
                 let copy = copy.cloned().or_else(|| mail.fetched.clone());
                 let copy = copy.or_else(|| mail.cached.upgrade()).or_else(|| {
-                    // It was being written when this handle was opened.
-                    let found = (!mail.through).then(|| fscache.get(&name, key.id(), size))??;
+                    // It was being written when this handle was opened, or is small.
+                    let found =
+                        (!mail.through).then(|| fscache.reopen(&name, key.id(), size))??;
                     mail.fetched = Some(found.clone());
                     Some(found)
                 });

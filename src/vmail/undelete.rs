@@ -84,8 +84,8 @@ pub struct Report {
 /// Brings mails of a user of this session back. With `dry_run` only says which.
 ///
 /// # Errors
-/// [`Error::Refused`] for mdbox, and for a time of which no state is left; those of opening and
-/// flushing the user.
+/// [`Error::Refused`] for mdbox; [`Error::NotThere`] for a time of which no state is left, and for a
+/// folder that neither is nor was there; those of opening and flushing the user.
 pub async fn undelete(
     cell: &Arc<UserCell>,
     which: &Which,
@@ -121,6 +121,9 @@ pub async fn undelete(
                     is_called(&mail.path, folder)
                         || today(mail).is_some_and(|path| is_called(&path, folder))
                 });
+                if found.is_empty() {
+                    must_have_been(&stored, &head, folder).await?;
+                }
             }
             found
         }
@@ -146,6 +149,24 @@ pub async fn undelete(
         flush::flush(cell, Options::default()).await?;
     }
     Ok(report)
+}
+
+/// A name that no folder has or had in any state that is left is a mistake of whoever asks.
+async fn must_have_been(stored: &Stored, head: &Head, folder: &str) -> Result<()> {
+    let has = |head: &Head| {
+        let paths = Paths::new(head);
+        head.folders.iter().any(|f| is_called(&paths.of(Place::own(f.id)), folder))
+    };
+    if has(head) {
+        return Ok(());
+    }
+    let history = history::follow(stored, head.clone(), None).await?;
+    if history.states.iter().any(|state| has(&state.head)) {
+        return Ok(());
+    }
+    let text =
+        format!("{}: no folder {folder}, neither today nor in a state that is kept", stored.user);
+    Err(Error::NotThere(text))
 }
 
 /// What leads to a folder that is still there.

@@ -2,6 +2,7 @@
 
 use super::repair::{all, back, now};
 use super::world::*;
+use vmailfs::vmail::error::Error;
 use vmailfs::vmail::undelete::Which;
 
 /// What the mails of a directory hold, sorted.
@@ -99,6 +100,33 @@ async fn a_renamed_folder_gets_its_mails_under_its_new_name() {
         assert_eq!(&*done.mails[0].path[0], b".Renamed");
         assert_eq!(bodies(&client, "u/.Renamed/new").await, ["mail"]);
         assert_eq!(bodies(&client, "u/.Old/new").await, Vec::<String>::new());
+    }
+}
+
+/// A mistyped folder is no folder without deleted mails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_never_was_is_told() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u", "u/.Old", "u/.Gone", "u/.Empty"]).await;
+    client.deliver("u/.Old", "1.M1", b"mail").await.unwrap();
+    client.flush("u").await;
+    remove_folder(&client, "u/.Gone").await;
+    client.unlink("u/.Old/new/1.M1").await.unwrap();
+    client.flush("u").await;
+    let of = |folder: &str| Which::Expunged { folder: Some(folder.into()), since: None };
+    for (folder, mails) in [("inbox", 0), ("Empty", 0), (".Empty", 0), ("Gone", 0), ("Old", 1)] {
+        let done = back(&client, &of(folder), true).await.unwrap();
+        assert_eq!(done.mails.len(), mails, "{folder}");
+    }
+    // None is due, and there it is all the same.
+    let late = Which::Expunged { folder: Some("Old".into()), since: Some(now(&world) + 3600) };
+    assert_eq!(back(&client, &late, true).await.unwrap().mails.len(), 0);
+    for (folder, dry_run) in [("Odl", true), ("Odl", false), ("old", true)] {
+        match back(&client, &of(folder), dry_run).await {
+            Err(Error::NotThere(text)) => assert!(text.contains(&format!("no folder {folder}"))),
+            other => panic!("{folder}: {other:?}"),
+        }
     }
 }
 

@@ -128,6 +128,19 @@ impl Fscache {
         hit
     }
 
+    /// Whether [`Fscache::get`] would give a copy, which is not opened but counts as used.
+    pub fn use_unopened(&self, user: &Arc<str>, id: ObjectId, size: u64) -> bool {
+        let volume = self.of(user);
+        let hit = volume.has(&(user.clone(), id), size);
+        volume.hits.fetch_add(u64::from(hit), Ordering::Relaxed);
+        hit
+    }
+
+    /// The copy of an object whose use is counted already.
+    pub fn reopen(&self, user: &Arc<str>, id: ObjectId, size: u64) -> Option<Arc<Cached>> {
+        self.of(user).get(&(user.clone(), id), size)
+    }
+
     /// Whether there is a copy, right or not.
     pub fn holds(&self, user: &Arc<str>, id: ObjectId) -> bool {
         self.of(user).books.lock().known(&(user.clone(), id)).is_some()

@@ -221,6 +221,23 @@ fn a_rescan_removes_what_is_older_than_asked_for() {
 }
 
 #[test]
+fn a_copy_can_be_used_before_it_is_opened() {
+    let site = Site::new(4 << 20);
+    drop(site.put("u", 1, 5_000, Arrival::Read));
+    let unopened = |n, size| site.cache.use_unopened(&user("u"), id(n), size);
+    assert!(unopened(1, 5_000) && !unopened(1, 4_999) && !unopened(2, 5_000));
+    // Of another size than the mail: it was no copy of that.
+    assert!(!unopened(1, 5_000));
+    drop(site.put("u", 1, 5_000, Arrival::Read));
+    let hits = site.usage().hits;
+    assert!(unopened(1, 5_000));
+    assert_eq!((site.usage().pinned, site.usage().hits), (0, hits + 1));
+    let copy = site.cache.reopen(&user("u"), id(1), 5_000);
+    assert!(copy.is_some() && site.usage().pinned > 0);
+    assert_eq!(site.usage().hits, hits + 1, "one use");
+}
+
+#[test]
 fn altered_copies_are_not_shown() {
     let site = Site::new(4 << 20);
     for n in 0..3 {
@@ -233,7 +250,9 @@ fn altered_copies_are_not_shown() {
     site.put("u", 3, 5_000, Arrival::Read);
     fs::remove_file(path(3)).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", path(3)).unwrap();
-    assert!((0..4).all(|n| !site.has("u", n, 5_000)));
+    let unopened = |n| site.cache.use_unopened(&user("u"), id(n), 5_000);
+    assert!((0..2).all(|n| !site.has("u", n, 5_000)));
+    assert!((2..4).all(|n| !unopened(n) && !site.has("u", n, 5_000)));
     assert!(!site.usage().failing && fs::symlink_metadata(path(3)).is_err());
     assert!(
         site.cache.doubtful(&user("u"), id(0)).is_some(),

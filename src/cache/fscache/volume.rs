@@ -96,43 +96,73 @@ impl Volume {
 
     /// The open copy of an object, if it is whole and known to be right.
     pub(super) fn get(&self, key: &CacheKey, size: u64) -> Option<Arc<Cached>> {
-        let known = {
+        if let Some(open) = self.known(key, size)? {
+            return Some(open);
+        }
+        let open = |path: &Path| {
+            let file = self.disk.open(path, How::Read)?;
+            Ok(((file.size()?, file.stamp()?), file))
+        };
+        self.on_disk(key, size, open, |known, file| {
+            if let Some(open) = known.open.upgrade() {
+                return open;
+            }
+            let cached = Cached::new(file, self.counters.clone(), known.charge);
+            known.open = Arc::downgrade(&cached);
+            cached
+        })
+    }
+
+    /// Whether there is such a copy, without opening it.
+    pub(super) fn has(&self, key: &CacheKey, size: u64) -> bool {
+        match self.known(key, size) {
+            None => false,
+            Some(Some(_)) => true,
+            Some(None) => {
+                let look = |path: &Path| Ok((self.disk.look(path)?, ()));
+                self.on_disk(key, size, look, |_, ()| ()).is_some()
+            }
+        }
+    }
+
+    /// Whether the books know a copy of this size, and that copy if it is open. It counts as used.
+    fn known(&self, key: &CacheKey, size: u64) -> Option<Option<Arc<Cached>>> {
+        let (there, open) = {
             let mut books = self.books.lock();
             let known = books.known(key)?;
             let found = (known.size, known.open.upgrade());
             books.used(key);
             found
         };
-        match known {
-            (there, _) if there != size => {
-                self.remove(key);
-                return None;
-            }
-            (_, Some(open)) => return Some(open),
-            _ => {}
+        if there != size {
+            self.remove(key);
+            return None;
         }
+        Some(open)
+    }
+
+    /// What `look` finds of a copy, if that is the file which was known to be right; one that was
+    /// deleted or altered by hand is a miss from then on.
+    fn on_disk<T, R>(
+        &self,
+        key: &CacheKey,
+        size: u64,
+        look: impl FnOnce(&Path) -> io::Result<((u64, Stamp), T)>,
+        found: impl FnOnce(&mut Known, T) -> R,
+    ) -> Option<R> {
         if !self.usable(false) {
             return None;
         }
         let stripe = self.stripe(hash_of(&user_dir(&key.0)));
-        let opened = self.disk.open(&self.path(key), How::Read);
-        match opened.and_then(|file| Ok((file.size()?, file.stamp()?, file))) {
-            Ok((len, stamp, file)) if len == size => {
+        match look(&self.path(key)) {
+            Ok(((len, stamp), it)) if len == size => {
                 let mut books = self.books.lock();
                 let known = books.known(key)?;
-                if known.stamp != Some(stamp) {
-                    return None;
-                }
-                if let Some(open) = known.open.upgrade() {
-                    return Some(open);
-                }
-                let cached = Cached::new(file, self.counters.clone(), known.charge);
-                known.open = Arc::downgrade(&cached);
-                Some(cached)
+                (known.stamp == Some(stamp)).then(|| found(known, it))
             }
             other => {
                 drop(stripe);
-                // Deleted or altered by hand, or the disk fails: a miss, and it is fetched anew.
+                // Or the disk fails: it is fetched anew.
                 if let Err(error) = other {
                     self.failed("opening a copy", &error);
                     if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {

@@ -1,13 +1,14 @@
 //! Other names of users (`user_*` fields), as an admin has set them: shown in lists, and users can be
 //! found by them. One small JSON file in the state directory.
 
-use super::whom::fits;
+use super::whom::{fits, one};
 use crate::admin::{AdminError, ErrorKind};
 use crate::cache::disk::How;
 use crate::vmail::session::Session;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 type Fields = BTreeMap<String, String>;
 
@@ -41,10 +42,11 @@ impl Aliases {
         serde_json::from_slice(&bytes).map(Aliases).map_err(|e| failed("reading", e))
     }
 
-    /// Sets a field, or takes it away if the value is empty. Requests of this kind come one at a
-    /// time or overwrite one another; admins set fields from one place.
-    pub(super) fn set(
-        session: &Session,
+    /// Sets a field of a user that there is, or takes it away if the value is empty: also from one
+    /// that is gone. Requests of this kind come one at a time or overwrite one another; admins set
+    /// fields from one place.
+    pub(super) async fn set(
+        session: &Arc<Session>,
         user: &str,
         field: &str,
         value: &str,
@@ -52,6 +54,10 @@ impl Aliases {
         if !field.starts_with("user_") || field.chars().any(|c| c.is_control() || c == '=') {
             let text = format!("{field}: fields are called user_ and something");
             return Err(AdminError::new(ErrorKind::Usage, text));
+        }
+        let takes_away = value.is_empty() && Aliases::read(session)?.0.contains_key(user);
+        if !takes_away {
+            one(session, user).await?;
         }
         let mut all = Aliases::read(session)?.0;
         let fields = all.entry(user.to_owned()).or_default();

@@ -72,7 +72,7 @@ pub(super) async fn serve(
 ) -> Result<CacheAnswer, AdminError> {
     match what {
         CacheRequest::UpdateUserdb { user, field, value } => {
-            Aliases::set(session, &user, &field, &value)?;
+            Aliases::set(session, &user, &field, &value).await?;
             Ok(CacheAnswer::Done)
         }
         CacheRequest::UserWait { whom, secs } => {
