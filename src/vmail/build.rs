@@ -48,6 +48,7 @@ pub(super) fn build(
         },
         head: head.clone(),
         next: None,
+        head_is_newer: false,
         records: Vec::new(),
         journal_len: 0,
         last_seq: 0,

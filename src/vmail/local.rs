@@ -58,6 +58,8 @@ pub struct LocalState {
     pub head: Head,
     /// A swap that may or may not have happened.
     pub next: Option<(Stamp, Head)>,
+    /// `head` is of a swap that happened, and the file of that name does not have it.
+    pub head_is_newer: bool,
     pub records: Vec<Record>,
     /// End of the last whole record.
     pub journal_len: u64,
@@ -177,6 +179,7 @@ pub fn read(disk: &dyn Disk, dir: &Path, user: &str, boot: &str) -> Result<Optio
         stamp,
         head,
         next,
+        head_is_newer: false,
         records,
         journal_len,
         last_seq,

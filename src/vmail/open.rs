@@ -142,6 +142,13 @@ async fn open_once(cell: &Arc<UserCell>, purpose: Purpose) -> Result<()> {
         }
         (Some((head, _)), Some(local)) => usable(cell, head, local),
     };
+    if let Some(local) = local.as_ref().filter(|local| local.head_is_newer) {
+        // The note that tells whose the store's head is must outlive the next one.
+        let bytes = local::encode_stamped(&local.stamp, &local.head)?;
+        let (disk, path) = (session.env.disk.clone(), state_dir.join("head"));
+        let done = blocking(move || disk.replace(&path, &bytes, true)).await?;
+        done.map_err(|e| Error::disk("state", &e))?;
+    }
     if local.is_none() {
         promise::set_aside(&session, &cell.name, &state_dir)?;
         let (disk, dir, cache) = (session.env.disk.clone(), state_dir.clone(), cache_dir.clone());
@@ -312,9 +319,16 @@ async fn load_links(cell: &Arc<UserCell>) -> Result<()> {
 fn usable(cell: &UserCell, head: &Head, mut local: LocalState) -> Option<LocalState> {
     if local.head.write_id != head.write_id {
         match local.next.take() {
-            Some((stamp, next)) if next.write_id == head.write_id => {
+            // Or another try of the session that noted it, which arrived after it was given up.
+            Some((stamp, next))
+                if next.write_id == head.write_id
+                    || next.owner.is_some()
+                        && next.owner == head.owner
+                        && next.epoch == head.epoch =>
+            {
                 local.stamp = stamp;
-                local.head = next;
+                local.head = head.clone();
+                local.head_is_newer = true;
             }
             // A later head of the same session, of which the disk does not know (a swap that
             // arrived after it was given up, or a power cut): the journal was on the disk

@@ -45,6 +45,63 @@ async fn i3_a_dead_process_loses_nothing() {
     assert!(client.list("u").await.unwrap().contains(&".Made".to_string()));
 }
 
+/// I3: of deaths in the middle of an open, one after another, each leaves a note of the head that it
+/// was about to swap in. The store's may be one of the notes before the last.
+#[tokio::test]
+async fn i3_an_open_that_dies_again_and_again_loses_nothing() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    client.put("u/notes", b"notes").await.unwrap();
+    drop(client);
+    // The first is done, and nobody hears of it; the second is not.
+    for done in [true, false] {
+        let put = AtomicBool::new(false);
+        world.faults(move |r| match r.op {
+            Op::Put if r.key.ends_with("/head") => {
+                put.store(true, Ordering::SeqCst);
+                if done { Fault::After(down()) } else { Fault::Before(down()) }
+            }
+            Op::Get if r.key.ends_with("/head") && put.load(Ordering::SeqCst) => {
+                Fault::Before(down())
+            }
+            _ => Fault::None,
+        });
+        let client = world.session(HERE);
+        client.read("u/notes").await.unwrap_err();
+        drop(client);
+        world.no_faults();
+    }
+    assert_eq!(world.session(HERE).read("u/notes").await.unwrap(), b"notes");
+}
+
+/// I3: the store's head may be a try of the last session that arrived when it had noted another.
+#[tokio::test]
+async fn i3_a_try_to_open_that_arrives_late_is_known_by_its_session() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.flush("u").await;
+    client.put("u/notes", b"notes").await.unwrap();
+    drop(client);
+    world.faults(|r| match r.op {
+        Op::Put if r.key.ends_with("/head") => Fault::Before(down()),
+        _ => Fault::None,
+    });
+    let client = world.session(HERE);
+    client.read("u/notes").await.unwrap_err();
+    drop(client);
+    world.no_faults();
+    let note = fs::read(find(&world.machine_dir(HERE), "head.next")).unwrap();
+    let at = note.iter().position(|b| *b == b'\n').unwrap() + 1;
+    let mut head = vmailfs::format::head::Head::decode(&note[at..]).unwrap();
+    head.write_id = "f".repeat(32);
+    let key = vmailfs::format::key::head_key("u");
+    world.mem.damage(&key, head.encode());
+    assert_eq!(world.session(HERE).read("u/notes").await.unwrap(), b"notes");
+}
+
 /// I3: the table of links that came with the head is there again when the process died before
 /// it wrote one of its own.
 #[tokio::test]
