@@ -4,7 +4,7 @@ use super::error::{Error, Result};
 use super::flush::{self, Options};
 use super::publish::blocking;
 use super::session::{Session, UserCell};
-use super::swap::read_head;
+use super::swap::{is_own_swap, read_head};
 use super::user::User;
 use super::{close, evict, idle, space};
 use crate::cache::weight::PRIORITIES;
@@ -265,18 +265,30 @@ impl Session {
         Ok(true)
     }
 
-    /// Looks whether the head of a user is still the one that is known here.
+    /// Looks whether the head of a user is still the one that is known here, or one that this session
+    /// sent and has not heard of.
+    ///
+    /// # Errors
+    /// A store that does not answer; [`Error::Doubt`] if the head is gone, which makes nobody the
+    /// user's owner.
     pub async fn metacache_refresh(self: &Arc<Self>, name: &str) -> Result<Refreshed> {
         let Some(cell) = self.known_user(name) else { return Ok(Refreshed::NotOpen) };
         // No swap of ours in between.
         let one = cell.flushing.lock().await;
-        let Some(known) = cell.if_open(|user| (user.head.write_id.clone(), user.lost)) else {
+        let Some(known) =
+            cell.if_open(|user| (user.head.write_id.clone(), user.head.epoch, user.lost))
+        else {
             return Ok(Refreshed::NotOpen);
         };
-        let found = read_head(&cell, Reason("refresh")).await?;
+        let (write_id, epoch, lost) = known;
+        let Some((head, _)) = read_head(&cell, Reason("refresh")).await? else {
+            return Err(Error::Doubt {
+                what: format!("user {name}: its head is not in the store"),
+            });
+        };
         drop(one);
-        let same = found.is_some_and(|(head, _)| head.write_id == known.0);
-        if same && !known.1 {
+        let same = head.write_id == write_id || is_own_swap(&cell, &head, epoch);
+        if same && !lost {
             return Ok(Refreshed::Unchanged);
         }
         cell.if_open(|user| user.lost = true);

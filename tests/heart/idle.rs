@@ -3,10 +3,16 @@
 use super::metacache::exact;
 use super::world::*;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 use vmailfs::cache::disk::RealDisk;
+use vmailfs::format::key::head_key;
 use vmailfs::fs::VmailFs;
 use vmailfs::fs::api::{Invalidate, MailFs};
+use vmailfs::store::faulty::Fault;
+use vmailfs::store::{Body, ObjectStore, Op, PutMode, Reason};
+use vmailfs::vmail::error::Error;
+use vmailfs::vmail::flush::{self, Options};
 use vmailfs::vmail::metacache::Refreshed;
 use vmailfs::vmail::session::{InoTarget, Metacache};
 use vmailfs::vmail::{evict, idle};
@@ -241,6 +247,62 @@ async fn refresh_looks_at_the_head_again() {
     let failed = rival.session().close(Duration::from_secs(600)).await;
     assert!(failed.is_empty(), "{failed:?} {:?}", world.requests());
     assert_eq!(client.list("u/new").await.unwrap().len(), 2);
+}
+
+/// A swap of this session's own whose answer was lost, and that nobody read back, is no rival's: the
+/// user stays open, and the next flush goes on top of it. A head that is gone is no rival's either.
+#[tokio::test]
+async fn refresh_takes_no_swap_of_its_own_for_a_rivals() {
+    for release in [false, true] {
+        let world = World::new();
+        let client = session(&world, 100, 100);
+        user(&client, "u").await;
+        client.flush("u").await;
+        let here = client.session().clone();
+        let file = client.open("u/dovecot.index.log", WRITE).await.unwrap();
+        client.write(file, 0, b"changed").await.unwrap();
+        let before = world.head("u").write_id;
+        let swapped = AtomicBool::new(false);
+        world.faults(move |r| match (r.op, r.key.ends_with("/head")) {
+            (Op::Put, true) => {
+                swapped.store(true, SeqCst);
+                Fault::After(down())
+            }
+            (Op::Get, true) if swapped.load(SeqCst) => Fault::Before(down()),
+            _ => Fault::None,
+        });
+        let options = Options { release, ..Options::default() };
+        assert!(flush::flush(&client.cell("u"), options).await.is_err());
+        world.no_faults();
+        let after = world.head("u");
+        assert_ne!(after.write_id, before, "the swap was made");
+        assert_eq!(after.owner.is_none(), release);
+        assert_eq!(here.metacache_refresh("u").await.unwrap(), Refreshed::Unchanged);
+        client.write(file, 0, b"CHANGED").await.unwrap();
+        client.close_file(file).await.unwrap();
+        client.flush("u").await;
+        assert_eq!(here.metacache_refresh("u").await.unwrap(), Refreshed::Unchanged);
+        // A head that is gone is a doubt.
+        let key = head_key("u");
+        let head = world.mem.bytes_of(&key).unwrap();
+        world.mem.delete(std::slice::from_ref(&key), Reason("test")).await.unwrap();
+        let refreshed = here.metacache_refresh("u").await;
+        assert!(matches!(refreshed, Err(Error::Doubt { .. })), "{refreshed:?}");
+        let (body, how) = (Body::Bytes(head), PutMode::Overwrite);
+        world.mem.put(&key, body, how, &[], Reason("test")).await.unwrap();
+        let file = client.open("u/dovecot.index.log", WRITE).await.unwrap();
+        client.write(file, 7, b"!").await.unwrap();
+        client.close_file(file).await.unwrap();
+        client.close().await;
+        let log = world.session(FRESH).read("u/dovecot.index.log").await.unwrap();
+        assert!(log.starts_with(b"CHANGED!"));
+        // Somebody else's is one, whatever was lost before.
+        let rival = world.session(On { machine: "b", ..HERE });
+        let client = session(&world, 100, 100);
+        client.list("u/new").await.unwrap();
+        rival.list("u/new").await.unwrap();
+        assert_eq!(client.session().metacache_refresh("u").await.unwrap(), Refreshed::Changed);
+    }
 }
 
 /// A number is taken away while nobody can look its directory up. Otherwise a lookup that came in
