@@ -95,6 +95,7 @@ install: all
 	ln -sf umount.vmailfs $(DESTDIR)$(SBIN)/umount.fuse.vmailfs
 	install -D -m 755 mount-scripts/vmailfs-stop $(DESTDIR)$(PREFIX)/bin/vmailfs-stop
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/vmailfs
+	install -d $(DESTDIR)/etc/vmailfs
 	for unit in mount-scripts/*.service mount-scripts/*.timer; do \
 		sed "s|/usr/local/bin|$(PREFIX)/bin|" "$$unit" \
 			> "$(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}" || exit 1; \

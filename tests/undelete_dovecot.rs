@@ -243,7 +243,9 @@ fn mdbox_is_told_the_other_way() {
     let then = now();
     a_moment();
     let (good, text) = site.mount.vmailfs(&["user", "undelete", "-u", USER]).unwrap();
-    assert!(!good && text.contains("doveadm") && text.contains("--to"), "{text}");
+    assert!(!good && text.contains("--at TIME --to DIR"), "{text}");
+    let way = format!("doveadm import -u {USER} mdbox:DIR/mail:INDEX=DIR/index \"\" all");
+    assert!(text.contains(&way), "{text}");
     let mut imap = site.login();
     imap.select("INBOX").unwrap();
     let all = ids(&imap.fetch_all().unwrap());

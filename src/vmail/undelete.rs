@@ -103,7 +103,7 @@ pub async fn undelete(
         return Err(Error::Refused(format!(
             "{}: mails of mdbox share files, so none can be brought back by itself: write the \
              state into a directory (vmailfs user restore -u {0} --at TIME --to DIR) and take \
-             mails from there (doveadm -o mail_location=mdbox:DIR/... import)",
+             mails from there (doveadm import -u {0} mdbox:DIR/mail:INDEX=DIR/index \"\" all)",
             cell.name
         )));
     }

@@ -149,7 +149,7 @@ async fn exists(session: &Arc<Session>, cell: &Arc<UserCell>) {
     };
     let in_time = session.env.clock.sleep(EXISTS_WAIT);
     let answer = tokio::select! {
-        answer = asked => answer.unwrap_or_else(|_: Error| Exists::Yes),
+        answer = asked => answer.unwrap_or(Exists::Yes),
         () = in_time => Exists::Yes,
     };
     let mut root = cell.root.lock();
