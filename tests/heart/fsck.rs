@@ -190,7 +190,7 @@ async fn earlier_states_can_be_listed_and_written_out() {
     // The first mail of a new folder is flushed at once.
     assert_eq!(counts, [6, 5, 7, 5, 1, 0]);
     assert!(all.states.is_sorted_by_key(|s| std::cmp::Reverse(s.time)));
-    assert!(matches!(all.at(12), Err(Error::Refused(_))));
+    assert!(matches!(all.at(12), Err(Error::NotThere(_))));
 
     let place = tempfile::tempdir().unwrap();
     let dir = place.path().join("then");
