@@ -28,6 +28,7 @@ mod heart {
     mod repair;
     mod reset;
     mod sdbox;
+    mod strict;
     mod trickle;
     mod uids;
     mod undelete;

@@ -131,6 +131,35 @@ pub trait Disk: Send + Sync + fmt::Debug {
     }
 }
 
+/// Makes a directory, and those above it, as [`Disk::create_dirs`] does, and syncs the parents of those
+/// that were not there: a file in it that is synced is there after a power cut, wherever it lies.
+///
+/// For one caller at a time: whoever finds a directory that another one is just making does not wait
+/// for its name to be on the disk ([`sync_above`] does).
+pub fn make_dirs(disk: &dyn Disk, path: &Path) -> io::Result<()> {
+    let mut parents = Vec::new();
+    for dir in path.ancestors() {
+        if dir.as_os_str().is_empty() || disk.exists(dir)? {
+            break;
+        }
+        parents.extend(dir.parent());
+    }
+    disk.create_dirs(path)?;
+    // From the top: what is on the disk can be reached.
+    for parent in parents.into_iter().rev() {
+        let here = parent.as_os_str().is_empty();
+        disk.sync_dir(if here { Path::new(".") } else { parent })?;
+    }
+    Ok(())
+}
+
+/// Syncs the directories above `path`, up to `top` and with it, whoever made what is in them.
+pub fn sync_above(disk: &dyn Disk, path: &Path, top: &Path) -> io::Result<()> {
+    let above: Vec<&Path> =
+        path.ancestors().skip(1).take_while(|dir| dir.starts_with(top)).collect();
+    above.into_iter().rev().try_for_each(|dir| disk.sync_dir(dir))
+}
+
 /// A new file in the directory of `path`. Its name is short whatever the other's is, and nobody
 /// else's: any name may be a mail server's.
 fn new_beside(path: &Path) -> io::Result<(File, PathBuf)> {

@@ -7,6 +7,7 @@
 use super::exit::{Code, Failure};
 use super::options::MountArgs;
 use super::{logging, run};
+use crate::cache::disk::{RealDisk, make_dirs};
 use crate::config::Settings;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{DirBuilder, File};
@@ -45,7 +46,7 @@ fn prepare(settings: &Settings) -> Result<Claim, Failure> {
         return claim(&settings.state_dir);
     }
     for dir in [&settings.state_dir, &settings.staging.path, &settings.metacache.path] {
-        make(dir).map_err(|e| cannot_make(dir, &e))?;
+        make_dirs(&RealDisk, dir).map_err(|e| cannot_make(dir, &e))?;
     }
     for cache in &settings.fscache {
         match make(&cache.path) {

@@ -117,6 +117,7 @@ pub(super) fn build(
         uidvalidity_ceiling: head.uidvalidity_ceiling,
         uidvalidity_burnt: head.uidvalidity_burnt,
         recovering: follows == Follows::Loss || unclean,
+        pending_made: false,
         ceiling_wanted: false,
         old_names: std::collections::HashMap::new(),
         idle_flush: None,

@@ -28,6 +28,7 @@ use super::session::{CellState, Exists, UserCell};
 use super::swap::{is_nobody, ours, read_head, swap_head};
 use super::wait::Patience;
 use super::{ceilings, close, load, recover, restore, space, sync};
+use crate::cache::disk::sync_above;
 use crate::cache::metacache::Purpose;
 use crate::failpoint;
 use crate::format::head::{ClosedEpoch, Head, HeadFolder, HeadOwner};
@@ -162,8 +163,16 @@ async fn open_once(cell: &Arc<UserCell>, purpose: Purpose) -> Result<()> {
                 "local state is damaged or older than the store's; what was not flushed of it is kept here"
             );
         }
-        blocking(move || local::put_aside(&*disk, &dir, &cache, keep.as_deref())).await??;
-        session.env.disk.create_dirs(&state_dir).map_err(|e| Error::disk("state", &e))?;
+        let (users, own) = (session.users_dir(), session.settings.state_dir.clone());
+        blocking(move || {
+            local::put_aside(&*disk, &dir, &cache, keep.as_deref())?;
+            // Whoever else is just making one of these: nothing is in it before its name is safe.
+            disk.create_dirs(&dir)
+                .and_then(|()| sync_above(&*disk, &dir, &users))
+                .and_then(|()| keep.map_or(Ok(()), |keep| sync_above(&*disk, &keep, &own)))
+                .map_err(|e| Error::disk("state", &e))
+        })
+        .await??;
     }
     let follows = match (&remote, &local) {
         (None, _) => Follows::Clean,

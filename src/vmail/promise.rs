@@ -32,7 +32,7 @@ use super::error::{During, Error, Result};
 use super::publish::blocking;
 use super::session::{Session, UserCell};
 use super::user::User;
-use crate::cache::disk::How;
+use crate::cache::disk::{How, sync_above};
 use crate::format::ObjectId;
 use crate::format::key::{KeyTail, Piece, mail_key, user_dir};
 use crate::store::{Body, PutMode, Reason};
@@ -169,7 +169,9 @@ pub(super) fn set_aside(session: &Session, user: &str, state_dir: &Path) -> Resu
     }
     let disk = session.disk();
     let failed = |e| Error::disk(to.display().to_string(), &e);
-    disk.create_dirs(&to).map_err(failed)?;
+    disk.create_dirs(&to)
+        .and_then(|()| sync_above(disk, &to, &session.settings.state_dir))
+        .map_err(failed)?;
     for path in paths {
         if let Some(name) = path.file_name() {
             disk.rename(&path, &to.join(name)).map_err(failed)?;
@@ -190,16 +192,22 @@ fn forget(session: &Session, path: &Path) {
 /// Makes a promise durable. Its record follows.
 pub(super) async fn write(cell: &Arc<UserCell>, promise: Promise) -> Result<()> {
     let session = cell.session.clone();
-    let dir = dir_of(&session.state_dir_of(&cell.name));
+    let state = session.state_dir_of(&cell.name);
+    let known = cell.open_user(|user| Ok(user.pending_made))?;
     blocking(move || {
+        let dir = dir_of(&state);
         let path = dir.join(promise.key.id().to_string());
         let content = promise.encode()?;
         let disk = session.disk();
         disk.create_dirs(&dir)
+            // Others may be at their first promise, too, and each waits for this.
+            .and_then(|()| if known { Ok(()) } else { disk.sync_dir(&state) })
             .and_then(|()| disk.replace(&path, &content, true))
             .map_err(|e| Error::disk(path.display().to_string(), &e))
     })
-    .await?
+    .await??;
+    cell.if_open(|user| user.pending_made = true);
+    Ok(())
 }
 
 /// A promise that no record names.

@@ -10,7 +10,7 @@ use super::promise::Ack;
 use super::stream::Streams;
 use super::turns::Turns;
 use super::user::User;
-use crate::cache::disk::Disk;
+use crate::cache::disk::{Disk, make_dirs};
 use crate::cache::fscache::{self, Fscache};
 use crate::cache::metacache::{Books, Limits};
 use crate::cache::staging::Staging;
@@ -274,8 +274,8 @@ impl Session {
     /// that runs the session's tasks.
     pub fn open(env: Env, settings: Settings) -> Result<Arc<Session>> {
         let disk = |what: &str, e: std::io::Error| Error::disk(what.to_string(), &e);
-        for dir in [&settings.state_dir, &settings.metacache_dir] {
-            env.disk.create_dirs(dir).map_err(|e| disk(&dir.display().to_string(), e))?;
+        for dir in [&users_dir(&settings), &settings.metacache_dir] {
+            make_dirs(&*env.disk, dir).map_err(|e| disk(&dir.display().to_string(), e))?;
         }
         let staging = Staging::open(env.disk.clone(), &settings.staging_dir, settings.staging_max)
             .map_err(|e| disk("staging", e))?;
@@ -475,6 +475,15 @@ impl Session {
 
     /// Directory of a user's head, journal and snapshots.
     pub fn state_dir_of(&self, user: &str) -> PathBuf {
-        self.settings.state_dir.join("users").join(crate::format::key::user_dir(user))
+        self.users_dir().join(crate::format::key::user_dir(user))
     }
+
+    /// Where these lie. It is there, for good.
+    pub(super) fn users_dir(&self) -> PathBuf {
+        users_dir(&self.settings)
+    }
+}
+
+fn users_dir(settings: &Settings) -> PathBuf {
+    settings.state_dir.join("users")
 }

@@ -147,6 +147,8 @@ pub struct User {
     pub idle_flush: Option<Duration>,
     /// What a lost session left is being brought back.
     pub recovering: bool,
+    /// The directory of its promises is there, and its name on the disk.
+    pub pending_made: bool,
     /// Some ceiling is nearer than half of its room.
     pub ceiling_wanted: bool,
     /// While a loss is recovered from: what takes the temporary name from an object, to go on

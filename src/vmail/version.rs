@@ -10,6 +10,7 @@
 
 use super::env::Env;
 use super::error::{During, Error, Result};
+use crate::cache::disk::make_dirs;
 use crate::format::FormatError;
 use crate::store::{Body, PutMode, Reason, StoreError};
 use bytes::Bytes;
@@ -49,7 +50,7 @@ pub async fn check_store(env: &Env, state_dir: &Path) -> Result<()> {
     if used.as_deref() == Some(name.as_bytes()) {
         return Ok(());
     }
-    env.disk.create_dirs(state_dir).map_err(failed)?;
+    make_dirs(&*env.disk, state_dir).map_err(failed)?;
     env.disk.replace(&path, name.as_bytes(), true).map_err(failed)
 }
 
@@ -98,6 +99,7 @@ pub fn check_state(env: &Env, dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::{STORE, check, line};
+    use crate::cache::disk::make_dirs;
     use crate::format::FormatError;
 
     #[test]
