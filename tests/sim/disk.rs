@@ -136,7 +136,7 @@ fn apply(names: &mut Names, edits: &[Edit]) {
 }
 
 fn parts(path: &Path) -> impl Iterator<Item = &OsStr> {
-    path.iter().filter(|p| *p != "/")
+    path.iter().filter(|p| *p != "/" && *p != ".")
 }
 
 impl Platter {

@@ -22,6 +22,12 @@ pub fn is_first(path: &str, log: &[u8]) -> bool {
     is_log(path) && maillog::read(log).is_some_and(|s| s.rebuild && s.validity == 0)
 }
 
+/// Whether a log is one that a server began and could not fill.
+pub fn is_empty(path: &str, log: &[u8]) -> bool {
+    let empty = |s: State| s.validity == 0 && s.mails.is_empty() && !s.rebuild;
+    is_log(path) && maillog::read(log).is_some_and(empty)
+}
+
 /// The directory of the mails that a log is about.
 fn mails_of(log: &str) -> String {
     let dir = log.strip_suffix(LOG).unwrap_or(log);

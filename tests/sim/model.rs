@@ -409,6 +409,12 @@ impl Model {
                 (Some(a), Some(b)) if same(a, b, !exact) => {}
                 (Some(Item::File(old)), Some(Item::File(new)))
                     if self.sdbox && indexes::has_only_more(path, old, new, seen, &late) => {}
+                // Filling it failed, and a start that found mails beside it asks for that again.
+                (Some(Item::File(old)), Some(Item::File(new)))
+                    if self.sdbox
+                        && death != Death::None
+                        && indexes::is_empty(path, old)
+                        && indexes::is_first(path, new) => {}
                 (Some(Item::File(old)), Some(Item::File(new))) if self.doubt && exact => {
                     if !mixed(old, new, last.get(path)) {
                         _ = writeln!(wrong, "  {path}: holds what nobody wrote");
