@@ -6,6 +6,10 @@
 //! every UID below the old ceiling for given: the head says so (`burnt_below`) until the
 //! folder was loaded, its next-UID raised in Dovecot's own files, and the result flushed.
 //!
+//! A folder's first UIDs are given without a ceiling: with the machine its UIDVALIDITY would be lost,
+//! too. A power cut may leave that and take the records of UIDs, so these are no more than
+//! `UID_ROOM`, all of which then count as given (`User::burn_unknown`).
+//!
 //! The same holds for the counter from which Dovecot takes the UIDVALIDITY of new folders.
 
 use super::error::Result;
@@ -53,6 +57,7 @@ impl User {
                     self.session.wake_scheduler();
                 }
             }
+            None if next > UID_ROOM => return Err(Stop::Wait(Need::Ceiling(cell, folder, next))),
             None => {
                 // No head knows this folder's UIDVALIDITY together with a UID. The next flush
                 // brings both, soon.

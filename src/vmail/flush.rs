@@ -33,7 +33,7 @@ use super::wait::Patience;
 use super::{close, dropped, later, load, need, parts, restore};
 use crate::cache::metacache::Purpose;
 use crate::failpoint;
-use crate::format::head::{Head, PartKind, PartRef};
+use crate::format::head::{Head, HeadFolder, PartKind, PartRef};
 use crate::format::key::{bundle_key, file_key};
 use crate::format::part::{
     BundleWriter, Dropped, DroppedList, DroppedRow, encode_dropped, encode_head_part, encode_names,
@@ -488,6 +488,10 @@ pub(super) async fn raise_ceilings_alone(
     }
     let (mut head, tag, dir, stamp) = cell.open_user(|user| {
         user.may_finish()?;
+        if wanted.is_some_and(|(id, _)| user.has_unknown(id)) {
+            let what = format!("user {}: a new folder is not flushed yet", user.name);
+            return Err(Error::Crowded(what));
+        }
         user.ceiling_wanted = false;
         let mut next: HashMap<FolderId, u32> =
             user.tree.folders.values().filter_map(|f| Some((f.id, f.next_uid?))).collect();
@@ -496,8 +500,11 @@ pub(super) async fn raise_ceilings_alone(
             *entry = value.max(*entry);
         }
         let mut head = user.head.clone();
-        // A folder whose ceiling the head does not hold gets one with its first flush.
-        next.retain(|id, _| head.folders.iter().any(|f| f.id == *id && f.uid_ceiling.is_some()));
+        // A folder whose ceiling the head does not hold gets one with its first flush, or when
+        // somebody waits for it.
+        let first = wanted.map(|(id, _)| id);
+        let has = |f: &HeadFolder| f.uid_ceiling.is_some() || Some(f.id) == first;
+        next.retain(|id, _| head.folders.iter().any(|f| f.id == *id && has(f)));
         raise(&mut head, &next, uidvalidity.max(user.uidvalidity));
         let stamp = user.stamp(user.flushed_seq, false);
         Ok((head, user.etag.clone(), user.state_dir.clone(), stamp))
@@ -540,6 +547,12 @@ pub(super) async fn save_head(cell: &Arc<UserCell>, clean: bool) -> Result<()> {
 }
 
 impl super::user::User {
+    /// Whether there is such a folder, and the head does not know it.
+    fn has_unknown(&self, id: FolderId) -> bool {
+        let known = self.head.folders.iter().any(|f| f.id == id);
+        !known && self.tree.folders.contains_key(&id)
+    }
+
     /// The head in the store is this one now.
     pub(super) fn take_head(&mut self, head: Head, tag: crate::store::ETag) {
         for named in &head.folders {
@@ -560,6 +573,15 @@ impl super::user::User {
     }
 }
 
+/// A folder that no head has gets into one with its first flush.
+async fn know_folder(cell: &Arc<UserCell>, id: FolderId) -> Result<()> {
+    if cell.open_user(|user| Ok(user.has_unknown(id)))? {
+        // A flush may wait for a ceiling itself, of a folder that came back: that is in a head.
+        Box::pin(flush(cell, Options::default())).await?;
+    }
+    Ok(())
+}
+
 /// Waits that end in a head swap.
 pub async fn await_ceiling(need: need::Need) -> Result<()> {
     let (cell, folder, uidvalidity) = match need {
@@ -569,7 +591,13 @@ pub async fn await_ceiling(need: need::Need) -> Result<()> {
     };
     let mut patience = Patience::new(&cell.session);
     loop {
-        let error = match raise_ceilings(&cell, folder, uidvalidity).await {
+        let raised = async {
+            if let Some((id, _)) = folder {
+                know_folder(&cell, id).await?;
+            }
+            raise_ceilings(&cell, folder, uidvalidity).await
+        };
+        let error = match raised.await {
             Err(error @ Error::Store { .. }) => error,
             done => return done,
         };

@@ -1,6 +1,7 @@
 //! UIDs of a folder that was loaded: what its files say of them, and raising next-UID past what a
 //! session whose changes are lost may have given (I2).
 
+use super::ceilings::UID_ROOM;
 use super::error::{Error, Plain, Result};
 use super::node::{Kind, Since, Tracker};
 use super::tree::{NameBytes, Target};
@@ -52,6 +53,7 @@ impl User {
     /// Reads what the folder's files say of UIDs, and burns those that may have been given by a
     /// session whose changes are lost.
     pub(super) fn follow_uids(&mut self, id: FolderId) -> Result<()> {
+        self.burn_unknown(id);
         let at = Place::own(id);
         let Some(dir) = self.tree.dir(at) else { return Ok(()) };
         let files: Vec<(NameBytes, usize)> = dir
@@ -96,6 +98,17 @@ impl User {
             folder.next_uid = folder.next_uid.max(next);
         }
         Ok(())
+    }
+
+    /// After a power cut the UIDs of a folder without a ceiling count as given, as far as that let any
+    /// be given.
+    fn burn_unknown(&mut self, id: FolderId) {
+        if self.unclean
+            && let Some(folder) = self.tree.folders.get_mut(&id)
+            && folder.uid_ceiling.is_none()
+        {
+            folder.burnt_below = folder.burnt_below.max(Some(UID_ROOM));
+        }
     }
 
     /// Whether the folder's index is of a Maildir. There `dovecot-uidlist` gives UIDs, and the index

@@ -824,3 +824,50 @@ async fn i2_a_uidlist_is_cut_where_dovecot_would_throw_it_away() {
         assert!(next.unwrap().parse::<u32>().unwrap() >= 1003, "{header}");
     }
 }
+
+fn root_ceiling(world: &World) -> Option<u32> {
+    let head = world.head("u");
+    head.folders.iter().find(|f| f.id == vmailfs::format::FolderId::ROOT).unwrap().uid_ceiling
+}
+
+/// I2: the UIDs of a new folder, whose UIDVALIDITY was synced and which no head knows yet.
+#[tokio::test]
+async fn i2_a_power_cut_does_not_give_the_first_uids_again() {
+    for flushed in [false, true] {
+        let world = World::new();
+        let client = world.session(HERE);
+        client.maildir(&["u"]).await;
+        if flushed {
+            client.flush("u").await;
+        }
+        client.put("u/dovecot-uidlist", b"3 V1700000000 N1 G01\n").await.unwrap();
+        client.append("u/dovecot-uidlist", b"1 :a\n2 :b\n").await.unwrap();
+        drop(client);
+        let file = world.machine_dir(HERE).join("meta/u/dovecot-uidlist");
+        fs::write(&file, b"3 V1700000000 N1 G01\n1 :a\n").unwrap();
+        let again = world.session(REBOOTED);
+        let found = again.read("u/dovecot-uidlist").await.unwrap();
+        assert_eq!(String::from_utf8(found).unwrap(), "3 V1700000000 N1000 G01\n1 :a\n");
+        // Beyond them a head must know that they were given.
+        again.append("u/dovecot-uidlist", b"1000 :b\n").await.unwrap();
+        assert_eq!(root_ceiling(&world), Some(2001));
+    }
+}
+
+/// I2: nor does it matter how many they are.
+#[tokio::test]
+async fn i2_many_first_uids_wait_for_a_ceiling() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.put("u/dovecot-uidlist", b"3 V1700000000 N1 G01\n").await.unwrap();
+    assert_eq!(root_ceiling(&world), None);
+    client.append("u/dovecot-uidlist", b"7000 :a\n").await.unwrap();
+    assert!(root_ceiling(&world) > Some(7000));
+    // Without the store no such UID is given.
+    client.mkdir("u/.New").await.unwrap();
+    client.put("u/.New/dovecot-uidlist", b"3 V1700000001 N1 G02\n").await.unwrap();
+    world.store.set_down(true);
+    client.append("u/.New/dovecot-uidlist", b"999 :a\n").await.unwrap();
+    assert_eq!(client.append("u/.New/dovecot-uidlist", b"1000 :b\n").await, Err(libc::EAGAIN));
+}
