@@ -326,29 +326,29 @@ async fn load_links(cell: &Arc<UserCell>) -> Result<()> {
 
 /// Local state that goes with the head in the store.
 fn usable(cell: &UserCell, head: &Head, mut local: LocalState) -> Option<LocalState> {
-    if local.head.write_id != head.write_id {
-        match local.next.take() {
-            // Or another try of the session that noted it, which arrived after it was given up.
-            Some((stamp, next))
-                if next.write_id == head.write_id
-                    || next.owner.is_some()
-                        && next.owner == head.owner
-                        && next.epoch == head.epoch =>
-            {
-                local.stamp = stamp;
-                local.head = head.clone();
-                local.head_is_newer = true;
-            }
-            // A later head of the same session, of which the disk does not know (a swap that
-            // arrived after it was given up, or a power cut): the journal was on the disk
-            // before that swap, so it holds all that is in the head, and is only flushed again.
-            _ if head.owner.is_some()
-                && head.owner == local.head.owner
-                && head.epoch == local.head.epoch => {}
-            _ => {
-                tracing::info!(user = %cell.name, "local state is older than the store's and not used");
-                return None;
-            }
+    let by_session = |known: &Head| {
+        head.owner.is_some() && head.owner == known.owner && head.epoch == known.epoch
+    };
+    match local.next.take() {
+        _ if local.head.write_id == head.write_id => {}
+        Some((stamp, next)) if next.write_id == head.write_id => {
+            local.stamp = stamp;
+            local.head = next;
+            local.head_is_newer = true;
+        }
+        // A later head of the same session, of which the disk does not know (a swap that
+        // arrived after it was given up, or a power cut): the journal was on the disk
+        // before that swap, so it holds all that is in the head, and is only flushed again.
+        _ if by_session(&local.head) => {}
+        // Another try to open of the session that noted one, which arrived after it was given up. It
+        // has flushed nothing, or the head of this disk were its own.
+        Some((_, next)) if by_session(&next) => {
+            local.head = head.clone();
+            local.head_is_newer = true;
+        }
+        _ => {
+            tracing::info!(user = %cell.name, "local state is older than the store's and not used");
+            return None;
         }
     }
     if local.last_seq < local.stamp.flushed_seq {

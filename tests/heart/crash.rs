@@ -102,6 +102,33 @@ async fn i3_a_try_to_open_that_arrives_late_is_known_by_its_session() {
     assert_eq!(world.session(HERE).read("u/notes").await.unwrap(), b"notes");
 }
 
+/// I3: of a session's heads the disk may know one before the store's, and have a note of one that
+/// the store never got. What that would have flushed is not flushed.
+#[tokio::test]
+async fn i3_the_note_of_a_flush_that_failed_is_not_believed() {
+    let world = World::new();
+    let client = world.session(HERE);
+    client.maildir(&["u"]).await;
+    client.deliver("u", "1", b"mail").await.unwrap();
+    client.flush("u").await;
+    client.unlink("u/new/1").await.unwrap();
+    world.faults(|r| match r.op {
+        Op::Put if r.key.ends_with("/head") => Fault::Before(down()),
+        _ => Fault::None,
+    });
+    let failed = vmailfs::vmail::flush::flush(&client.cell("u"), Default::default()).await;
+    failed.unwrap_err();
+    drop(client);
+    world.no_faults();
+    let mut head = world.head("u");
+    head.write_id = "f".repeat(32);
+    world.mem.damage(&vmailfs::format::key::head_key("u"), head.encode());
+    let again = world.session(HERE);
+    assert_eq!(again.list("u/new").await.unwrap(), [""; 0]);
+    again.close().await;
+    assert_eq!(world.session(FRESH).list("u/new").await.unwrap(), [""; 0]);
+}
+
 /// I3: the table of links that came with the head is there again when the process died before
 /// it wrote one of its own.
 #[tokio::test]
