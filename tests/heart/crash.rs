@@ -111,6 +111,7 @@ async fn i3_the_note_of_a_flush_that_failed_is_not_believed() {
     client.maildir(&["u"]).await;
     client.deliver("u", "1", b"mail").await.unwrap();
     client.flush("u").await;
+    let before = world.head("u").dropped;
     client.unlink("u/new/1").await.unwrap();
     world.faults(|r| match r.op {
         Op::Put if r.key.ends_with("/head") => Fault::Before(down()),
@@ -126,6 +127,8 @@ async fn i3_the_note_of_a_flush_that_failed_is_not_believed() {
     let again = world.session(HERE);
     assert_eq!(again.list("u/new").await.unwrap(), [""; 0]);
     again.close().await;
+    let dropped = world.head("u").dropped;
+    assert_ne!(dropped, before, "a full listing would find the mail and name it again");
     assert_eq!(world.session(FRESH).list("u/new").await.unwrap(), [""; 0]);
 }
 
