@@ -99,7 +99,6 @@ pub fn check_state(env: &Env, dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::{STORE, check, line};
-    use crate::cache::disk::make_dirs;
     use crate::format::FormatError;
 
     #[test]
