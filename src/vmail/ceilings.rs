@@ -71,6 +71,19 @@ impl User {
         Ok(())
     }
 
+    /// The same of UIDs whose records are on the disk before anybody sees them: in a folder that no
+    /// head knows they need no ceiling, and whoever flushes it can show them first.
+    pub(super) fn await_ceiling_of_synced(&mut self, folder: FolderId, next: u32) -> Op<()> {
+        match self.tree.folders.get_mut(&folder) {
+            Some(found) if found.uid_ceiling.is_none() => {
+                found.next_uid = found.next_uid.max(Some(next));
+                self.urgent();
+                Ok(())
+            }
+            _ => self.await_ceiling(folder, next),
+        }
+    }
+
     /// A new uidlist is about to be renamed into place.
     pub(super) fn await_uidlist_ceiling(&mut self, to: Place, ix: NodeIx) -> Op<()> {
         let size = self.node(ix)?.size;

@@ -576,8 +576,13 @@ impl super::user::User {
 /// A folder that no head has gets into one with its first flush.
 async fn know_folder(cell: &Arc<UserCell>, id: FolderId) -> Result<()> {
     if cell.open_user(|user| Ok(user.has_unknown(id)))? {
-        // A flush may wait for a ceiling itself, of a folder that came back: that is in a head.
-        Box::pin(flush(cell, Options::default())).await?;
+        // A flush may wait for a ceiling itself, of a folder that came back: that is in a head, or
+        // needs none (`await_ceiling_of_synced`).
+        match Box::pin(flush(cell, Options::default())).await {
+            // Of files that change too fast, not of the disk.
+            Err(Error::Full(why)) => return Err(Error::Crowded(why)),
+            done => done?,
+        };
     }
     Ok(())
 }
@@ -598,7 +603,7 @@ pub async fn await_ceiling(need: need::Need) -> Result<()> {
             raise_ceilings(&cell, folder, uidvalidity).await
         };
         let error = match raised.await {
-            Err(error @ Error::Store { .. }) => error,
+            Err(error @ (Error::Store { .. } | Error::Crowded(_))) => error,
             done => return done,
         };
         tracing::warn!(user = %cell.name, %error, "UID ceiling not raised");

@@ -215,7 +215,7 @@ impl User {
             // An opening has raised it.
             let most = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
             let next = self.free_uid(folder, index).saturating_add(most);
-            self.await_ceiling(id, next)?;
+            self.await_ceiling_of_synced(id, next)?;
         }
         let mut uids = Vec::new();
         for old in waiting {

@@ -83,7 +83,10 @@ pub(super) async fn is_nobody(cell: &UserCell, why: Reason) -> Result<()> {
         }
         return Err(Error::Doubt {
             what: format!(
-                "user {}: the store says that it has no head of this user, but there is {kind}; it is                  asked again, and nothing is served until the head is there. If the head was lost,                  vmailfs fsck --repair makes one; if the user was removed on purpose, remove what                  is left of it below {dir}",
+                "user {}: the store says that it has no head of this user, but there is {kind}; it is \
+                 asked again, and nothing is served until the head is there. If the head was lost, \
+                 vmailfs fsck --repair makes one; if the user was removed on purpose, remove what \
+                 is left of it below {dir}",
                 cell.name
             ),
         });

@@ -9,6 +9,8 @@ use vmailfs::cache::disk::RealDisk;
 use vmailfs::dovecot::records::header;
 use vmailfs::dovecot::replay::{IndexState, replay};
 use vmailfs::dovecot::transaction::Transaction;
+use vmailfs::store::Op;
+use vmailfs::store::faulty::Fault;
 
 pub(super) const MAILS: &str = "u/mail/mailboxes/INBOX/dbox-Mails";
 
@@ -26,7 +28,8 @@ pub(super) async fn folders(client: &Client, index: &str) {
 async fn directories(client: &Client, index: &str) {
     let mut done = String::new();
     for dir in ["u", "u/mail", "u/mail/mailboxes", "u/mail/mailboxes/INBOX", MAILS] {
-        client.mkdir(dir).await.unwrap();
+        let made = client.mkdir(dir).await;
+        assert!(matches!(made, Ok(()) | Err(libc::EEXIST)), "{made:?}");
     }
     for name in index.split('/') {
         done = if done.is_empty() { name.into() } else { format!("{done}/{name}") };
@@ -271,4 +274,32 @@ async fn i7_a_removed_index_leaves_later_mails_shown() {
     let fresh = world.session(FRESH);
     assert_eq!(numbers(&fresh).await, uids);
     assert_eq!(index(&fresh, place).await.records.len(), 2);
+}
+
+/// I4: a mail with a late number, copied into a mailbox that no head knows, whose server died before
+/// it could say so. A flush shows it first, and must not wait for a ceiling that comes with a flush.
+#[tokio::test]
+async fn i4_a_late_number_in_a_new_folder_shows_after_a_death() {
+    let world = World::new();
+    let client = world.session(HERE);
+    folders(&client, "u/index/mailboxes/INBOX").await;
+    deliver(&client, 1).await;
+    client.flush("u").await;
+    let known = world.head("u").folders.len();
+    world.faults(|r| match r.op {
+        Op::Put if r.key.contains("/bundle/") => Fault::Before(down()),
+        _ => Fault::None,
+    });
+    let (place, mails) = ("u/index/mailboxes/New", "u/mail/mailboxes/New/dbox-Mails");
+    client.mkdir("u/mail/mailboxes/New").await.unwrap();
+    client.mkdir(mails).await.unwrap();
+    folders(&client, place).await;
+    client.link(&format!("{MAILS}/u.1"), &format!("{mails}/u.1200")).await.unwrap();
+    drop(client);
+    assert_eq!(world.head("u").folders.len(), known, "no head knows the mailbox");
+    world.no_faults();
+    let again = world.session(HERE);
+    assert_eq!(index(&again, place).await.records.len(), 1);
+    assert_eq!(again.list(mails).await.unwrap().len(), 1);
+    again.flush("u").await;
 }
