@@ -112,6 +112,7 @@ impl Session {
     ) -> Result<Option<Report>> {
         let no_user = || Error::NoUser { user: name.to_string() };
         let cell = self.user_by_name(name).ok_or_else(no_user)?;
+        until_ready(&cell).await?;
         if cell.if_open(|_| ()).is_none() {
             if !is_known_here(self, &cell) {
                 return match read_head(&cell, Reason("flush")).await? {
@@ -133,6 +134,7 @@ impl Session {
         cell: &Arc<UserCell>,
         options: Options,
     ) -> Result<Report> {
+        until_ready(cell).await?;
         if cell.if_open(|_| ()).is_none() && !is_settled(cell).await? {
             open::open_now(cell, Purpose::Load).await?;
         }
@@ -191,4 +193,12 @@ impl Session {
         }
         failed
     }
+}
+
+/// Of one that is just being opened a flush would say that there is nothing to upload.
+async fn until_ready(cell: &Arc<UserCell>) -> Result<()> {
+    if cell.if_open(|user| user.ready) == Some(false) {
+        open::open_now(cell, Purpose::Load).await?;
+    }
+    Ok(())
 }
